@@ -1,0 +1,5 @@
+"""`python -m expo_search` is `expo-search`."""
+
+from expo_search.cli import main
+
+main()

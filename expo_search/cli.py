@@ -1,0 +1,267 @@
+"""The command line: parses, wires the concrete classes, prints. Nothing else in the package prints or exits.
+
+Exit codes: 0 done; 2 the input is at fault, in one line on standard error; 130 stopped by Ctrl-C, with everything
+that was finished kept. Anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from expo_search import __version__
+from expo_search.errors import ExpoError, StoreError, StudyError
+from expo_search.store import default_storage
+from expo_search.study import StudySpec, load_study
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the alpha of an ExPO extrapolation, aligned + alpha * (aligned - sft), on one engine that never reloads.",
+    epilog="Example: expo-search --pair demo --trials 20",
+)
+
+Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]
+_DEFAULT_LOG = Path("expo-search.log")
+
+
+def main() -> None:
+    """Entry point of the `expo-search` command."""
+    # A waiting OpenMP thread that spins makes everything many times slower as soon as another program runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        app()
+    except ExpoError as fault:
+        Console(stderr=True).print(Text(f"expo-search: {_plain(str(fault))}"), soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "expo-search: stopped; what was finished is kept, the same command goes on", soft_wrap=True
+        )
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def search(
+    context: typer.Context,
+    pair: Annotated[str | None, typer.Option(help="A preset; see `expo-search pairs`.")] = None,
+    study: Annotated[Path | None, typer.Option(metavar="FILE", help="A study file in TOML.")] = None,
+    trials: Annotated[int, typer.Option(help="Go on until the study has this many finished trials.")] = 20,
+    sft: Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="The SFT checkpoint.")] = None,
+    aligned: Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="The checkpoint aligned from it.")] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_ID", help="A sequence classifier with one label.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE_OR_DATASET", help="JSONL or Parquet file, or Hub data set.")
+    ] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompts of the search.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="New tokens of an answer at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
+    alpha_min: Annotated[float | None, typer.Option(help="Lower end of the range.")] = None,
+    alpha_max: Annotated[float | None, typer.Option(help="Upper end of the range.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes prompts' order, answers and sampler.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.")] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(help="GPUs of one engine.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
+    ] = False,
+    study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
+    storage: Storage = default_storage(),
+    log: Log = _DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Search for the best alpha of a pair, or go on with the study of that name."""
+    if version:
+        typer.echo(__version__)
+        return
+    if context.invoked_subcommand is not None:
+        return
+    if pair is None and study is None and aligned is None and sft is None:
+        typer.echo(context.get_help())
+        return
+    if trials < 1:
+        raise StudyError(
+            where="--trials", found=str(trials), expected="at least 1", do="give the number of trials wanted"
+        )
+    overrides = _overrides(
+        pair={"sft": sft, "aligned": aligned, "reward_model": reward_model},
+        prompts={"source": prompts, "n": n_prompts},
+        sampling={"max_tokens": max_tokens, "temperature": temperature},
+        search={"alpha_min": alpha_min, "alpha_max": alpha_max, "sampler": sampler, "seed": seed},
+        engine={"dtype": dtype, "max_model_len": max_model_len, "tensor_parallel": tensor_parallel},
+    )
+    spec = load_study(
+        preset=pair, file=study, overrides=overrides, name=study_name, trust_remote_code=trust_remote_code
+    )
+    _search(spec, trials, storage, log, quiet=quiet, as_json=as_json)
+
+
+def _search(spec: StudySpec, n_trials: int, storage: str, log: Path, *, quiet: bool, as_json: bool) -> None:
+    from expo_search.run import check, start
+    from expo_search.search import evaluations
+    from expo_search.search import search as run_search
+    from expo_search.store import Store
+
+    with _terminal(log) as (out, err):
+        say = _say(err, quiet)
+        checked = check(spec, storage, say)
+        done = len(_finished(storage, spec.name))
+        if done < n_trials:
+            from expo_search.progress import Progress
+
+            running = start(checked, say)
+            with Progress(err, n_trials, len(evaluations(running.store.study)), quiet=quiet) as progress:
+                objective = running.objective(progress, checked.search_prompts)
+                run_search(
+                    running.store,
+                    objective,
+                    spec.search,
+                    n_trials,
+                    published_alpha=spec.pair.published_alpha,
+                    on_trial=progress.finished,
+                )
+        else:
+            say(f"study {spec.name} has {done} finished trials already")
+        _print_result(out, Store(storage, spec.name), as_json=as_json)
+
+
+@app.command("pairs")
+def list_pairs(as_json: Json = False) -> None:
+    """List the presets."""
+    from expo_search.study import preset_names
+
+    names = {name: file for name, file in preset_names().items() if file.stem == name}
+    specs = {name: load_study(preset=name, trust_remote_code=True) for name in names}
+    if as_json:
+        typer.echo(json.dumps({name: spec.model_dump(mode="json") for name, spec in specs.items()}, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("pair", "aligned", "sft", "published alpha", "range", "remote code"):
+        table.add_column(heading, overflow="fold")
+    for name, spec in specs.items():
+        p = spec.pair
+        shipped = "built on first use"
+        table.add_row(
+            ", ".join([name, *p.aliases]),
+            p.aligned or shipped,
+            p.sft or shipped,
+            "" if p.published_alpha is None else f"{p.published_alpha:g}",
+            f"{spec.search.alpha_min:g} .. {spec.search.alpha_max:g}",
+            "yes" if p.needs_remote_code else "",
+        )
+    Console().print(table)
+
+
+@app.command()
+def show(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    storage: Storage = default_storage(),
+    as_json: Json = False,
+) -> None:
+    """Show a study's trials, curve and verdict."""
+    from expo_search.store import Store
+
+    _print_result(Console(), Store(storage, _known_study(study, storage)), as_json=as_json)
+
+
+def _known_study(study: str | None, storage: str) -> str:
+    """A study's name, or the only one there is."""
+    from expo_search.store import check_storage, study_names
+
+    check_storage(storage)
+    names = study_names(storage)
+    if study is None and len(names) == 1:
+        return names[0]
+    if study is None or study not in names:
+        raise StoreError(
+            where=f"--storage {storage}",
+            found="no study named" if study is None else f"no study {study!r}",
+            expected=f"one of {', '.join(names)}" if names else "a database with a study in it",
+            do="give a study's name, or --storage",
+        )
+    return study
+
+
+def _finished(storage: str, name: str) -> list[Any]:
+    """The finished trials of a study that may not exist, without writing."""
+    from expo_search.search import evaluations
+    from expo_search.store import Store, study_names
+
+    return evaluations(Store(storage, name).study) if name in study_names(storage) else []
+
+
+def _print_result(console: Console, store: Any, *, as_json: bool) -> None:
+    from expo_search import report
+    from expo_search.search import evaluations
+
+    found = evaluations(store.study)
+    if as_json:
+        console.print(
+            json.dumps(report.summary(store.name, found), indent=2), soft_wrap=True, markup=False, highlight=False
+        )
+        return
+    console.print(report.trial_table(found))
+    if len(found) > 1:
+        console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
+    console.print(Text(report.verdict(found).sentence()), soft_wrap=True, style="bold")
+    console.print(Text(report.stage_seconds(found)), soft_wrap=True)
+    console.print(
+        Text(
+            f"\nNext: expo-search show {store.name} --storage {store.url}        this again\n"
+            f"      optuna-dashboard {store.url}        look into the study in a browser (pip install optuna-dashboard)"
+        ),
+        soft_wrap=True,
+    )
+
+
+def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options that were given, by table of the study file."""
+    return {
+        name: given for name, values in tables.items() if (given := {k: v for k, v in values.items() if v is not None})
+    }
+
+
+@contextmanager
+def _terminal(log: Path) -> Iterator[tuple[Console, Console]]:
+    """Consoles on the real standard output and error, while the libraries' own output goes to `log`."""
+    from expo_search.output import library_output_to
+
+    with library_output_to(log) as (out, err):
+        yield Console(file=out), Console(file=err)
+
+
+def _say(console: Console, quiet: bool) -> Any:
+    def say(line: str) -> None:
+        if not quiet:
+            console.print(Text(_plain(line)), soft_wrap=True)
+
+    return say
+
+
+def _plain(text: str) -> str:
+    """Without control characters: names and messages may come from files that are not ours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

@@ -1,0 +1,60 @@
+"""Every error the package raises, one tree.
+
+    ExpoError
+    ├── StudyError         a study file, preset name or option
+    ├── PromptsError       a prompts file or data set
+    ├── PairError          the two checkpoints do not make a pair; a part of one is missing
+    │   └── CheckpointError    one checkpoint folder or file
+    ├── RewardError        the reward model or one of its rewards
+    ├── StoreError         the database
+    │   └── SettingsChanged    a stored study was made under other settings
+    ├── EngineError        the vLLM engine: not installed, does not fit, died
+    └── MaterializeError   weights that cannot be switched, or a switch that had no effect
+
+A message has four parts: where it is, what was found, what was expected, what to do. The command line prints it
+as one line and exits with code 2; anything that is not an `ExpoError` is our own mistake and keeps its traceback.
+"""
+
+
+class ExpoError(Exception):
+    """Base of all errors; `str()` gives the one line a user sees."""
+
+    def __init__(self, *, where: str, found: str, expected: str, do: str) -> None:
+        self.where, self.found, self.expected, self.do = where, found, expected, do
+        super().__init__(f"{where}: {found}; expected {expected}; {do}")
+
+
+class StudyError(ExpoError):
+    """A study file, a preset name or an option of the command line."""
+
+
+class PromptsError(ExpoError):
+    """A prompts file or data set."""
+
+
+class PairError(ExpoError):
+    """Two checkpoints that do not make a pair, or parts of one that are missing."""
+
+
+class CheckpointError(PairError):
+    """One checkpoint's folder or files."""
+
+
+class RewardError(ExpoError):
+    """The reward model, or a reward that is not a finite number."""
+
+
+class StoreError(ExpoError):
+    """The database."""
+
+
+class SettingsChanged(StoreError):
+    """The stored study was made under other settings than those asked for."""
+
+
+class EngineError(ExpoError):
+    """The vLLM engine: not installed, no room, or died."""
+
+
+class MaterializeError(ExpoError):
+    """A switch of alpha that cannot be made, or that had no effect."""

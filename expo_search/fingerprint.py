@@ -1,0 +1,87 @@
+"""Weights -> one short hash, cheap enough to take after every switch, equal on every device.
+
+A tensor's bytes are read as little-endian 32-bit words x_i (zero padded) and hashed by a multilinear sum
+
+    h = sum_i r_(i mod B) * s_(i div B) * x_i   (mod 2^64),
+
+with r and s fixed pseudo-random 64-bit numbers: two different tensors collide with a probability of about 2^-32
+(Lemire & Kaser, "Strongly universal string hashing is fast", 2014). Sums of integers do not depend on their order,
+so any device and any number of threads give the same number. Names, dtypes and shapes go with the sums into
+SHA-256. It protects against mistakes (a weight not written, written twice), not against an adversary.
+
+Letters: B words of a block, N words of a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+WORDS_PER_BLOCK = 1 << 17
+_SEED = 0x45_78_50_4F  # "ExPO"
+
+
+def keys(start: int, n: int) -> torch.Tensor:
+    """n pseudo-random int64 numbers, (n,), the same on every platform: SplitMix64 of start, start + 1, ..."""
+    import numpy as np
+    import torch
+
+    with np.errstate(over="ignore"):
+        z = (np.arange(start, start + n, dtype=np.uint64) + np.uint64(_SEED)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return torch.from_numpy(z.view(np.int64))
+
+
+def digest(lines: Iterable[str]) -> str:
+    """32 hex digits over the lines of all tensors, sorted by name."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
+
+
+class Fingerprinter:
+    """Hashes tensors on the device they live on; keeps its keys and scratch between calls."""
+
+    def __init__(self) -> None:
+        self._state: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tensor_sum(self, tensor: torch.Tensor) -> int:
+        """The multilinear sum of one tensor's bytes, in 0 .. 2^64 - 1. Reads the tensor once."""
+        import torch
+
+        data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        if data.numel() % 4:
+            data = torch.nn.functional.pad(data, (0, 4 - data.numel() % 4))
+        words = data.view(torch.int32)
+        r, wide = self._buffers(words.device)
+        n_blocks = -(-words.numel() // WORDS_PER_BLOCK)
+        sums = torch.empty(n_blocks, dtype=torch.int64, device=words.device)
+        step = wide.shape[0]
+        n_whole = words.numel() // WORDS_PER_BLOCK
+        whole = words[: n_whole * WORDS_PER_BLOCK].view(n_whole, WORDS_PER_BLOCK)
+        for b in range(0, n_whole, step):
+            rows = whole[b : b + step]
+            torch.mul(rows, r, out=wide[: len(rows)])
+            torch.sum(wide[: len(rows)], dim=1, out=sums[b : b + len(rows)])
+        tail = words[n_whole * WORDS_PER_BLOCK :]
+        if tail.numel():
+            sums[n_whole] = (tail * r[: tail.numel()]).sum()
+        s = keys(1 << 32, n_blocks).to(words.device)
+        return int((sums * s).sum().item()) & 0xFFFF_FFFF_FFFF_FFFF
+
+    def line(self, name: str, tensor: torch.Tensor) -> str:
+        """Name, dtype, shape and sum of one tensor, as `digest` takes it."""
+        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {self.tensor_sum(tensor):016x}"
+
+    def _buffers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        if device not in self._state:
+            rows = 1 if device.type == "cpu" else 64
+            r = keys(0, WORDS_PER_BLOCK).to(device)
+            self._state[device] = (r, torch.empty(rows, WORDS_PER_BLOCK, dtype=torch.int64, device=device))
+        return self._state[device]

@@ -1,0 +1,166 @@
+"""alpha -> the weights of a running vLLM engine, in place. Runs inside a vLLM worker.
+
+The extrapolation is elementwise and linear, so it commutes with fusing, sharding and permuting. Each weight is
+written from its two sources (`loader.py`), in load layout; then the modules that derive something from their weights
+after loading (packed matrices on a CPU, fused experts, absorbed MLA projections) derive it again. The sources are
+never written to, so the weights depend on alpha alone.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import ModelConfig, set_current_vllm_config
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.platforms import current_platform
+
+from expo_search.extrapolate import Extrapolator
+from expo_search.fingerprint import Fingerprinter, digest
+from expo_search.loader import Weight, weights_of
+
+
+class ExpoWorker:
+    """Worker extension: vLLM mixes it into its worker class, and `LLM.collective_rpc` calls it on every rank."""
+
+    model_config: ModelConfig
+    model_runner: Any
+    vllm_config: Any
+    _expo_live: LiveWeights | None = None
+
+    def expo_switch(self, alpha: float) -> dict[str, Any]:
+        """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""
+        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+            return self._live().switch(alpha)
+
+    def expo_poison(self) -> None:
+        """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
+        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+            self._live().poison()
+
+    def expo_sources(self) -> dict[str, Any]:
+        """Fingerprints and size of the two sources on this rank, and the norm of the delta against the weights'."""
+        return _describe(weights_of(self.model_runner.get_model()))
+
+    def _live(self) -> LiveWeights:
+        if self._expo_live is None:
+            model = self.model_runner.get_model()
+            self._expo_live = LiveWeights(model, self.model_config, weights_of(model))
+        return self._expo_live
+
+
+class LiveWeights:
+    """The weights of one worker's model, and the switch between alphas."""
+
+    def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight]) -> None:
+        self._model, self._model_config = model, model_config
+        self._extrapolator, self._fingerprinter = Extrapolator(), Fingerprinter()
+        self._of_module: dict[nn.Module, list[Weight]] = {}
+        for weight in weights:
+            self._of_module.setdefault(weight.module, []).append(weight)
+
+    def switch(self, alpha: float) -> dict[str, Any]:
+        """Write theta(alpha) into every weight, module by module, and derive what hangs on it.
+
+        The fingerprint is taken of each weight in load layout, so it is also that of a fresh engine which loads
+        the exported checkpoint. Every weight is read back from the memory that was written.
+        """
+        seconds = {"write": 0.0, "hash": 0.0, "derive": 0.0}
+        lines: list[str] = []
+        clock = time.perf_counter
+        for module in self._model.modules():
+            own, derives = self._of_module.get(module, []), _derives_from_weights(module)
+            t0 = clock()
+            live = [self._write(weight, alpha) for weight in own]
+            t1 = clock()
+            lines += [self._fingerprinter.line(w.name, t) for w, t in zip(own, live, strict=True)]
+            t2 = clock()
+            if derives:
+                _derive_again(module, own)
+            seconds["write"] += t1 - t0
+            seconds["hash"] += t2 - t1
+            seconds["derive"] += clock() - t2
+        t0 = clock()
+        self._derive_attention()
+        seconds["derive"] += clock() - t0
+        return {"fingerprint": digest(lines), "seconds": seconds}
+
+    def poison(self) -> None:
+        """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
+        weights = [w for own in self._of_module.values() for w in own if w.is_loaded_float]
+        for weight in weights:
+            self._put_back(weight).data.fill_(float("nan"))
+        process_weights_after_loading(self._model, self._model_config, weights[0].aligned.device)
+
+    def _put_back(self, weight: Weight) -> torch.Tensor:
+        """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
+        tensor = weight.tensor
+        if tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
+            # post-load processing dropped or widened it: give it load-layout memory again
+            tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.aligned.device)
+        slots = weight.module._parameters if weight.is_parameter else weight.module._buffers
+        slots[weight.attribute] = tensor  # type: ignore[assignment]
+        return tensor
+
+    def _write(self, weight: Weight, alpha: float) -> torch.Tensor:
+        """Write one weight in load layout, and return the memory that holds it."""
+        tensor = self._put_back(weight)
+        self._extrapolator.into(tensor.data, weight.aligned, weight.sft, alpha)
+        for view, size, stride, offset in weight.views:
+            if view.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+                view.copy_(torch.as_strided(tensor.data, size, stride, offset))
+        return tensor.data
+
+    def _derive_attention(self) -> None:
+        """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
+        for module in self._model.modules():
+            if is_deferred_attention_layer(module):
+                module.process_weights_after_loading(self._model_config.dtype)
+        if hasattr(self._model, "process_weights_after_loading"):
+            self._model.process_weights_after_loading()
+
+
+def _derives_from_weights(module: nn.Module) -> bool:
+    """Whether vLLM's post-load processing of this module makes something from its weights."""
+    method = getattr(module, "quant_method", None)
+    if not isinstance(method, QuantizeMethodBase):
+        return False
+    return current_platform.is_cpu() or not isinstance(method, UnquantizedLinearMethod | UnquantizedEmbeddingMethod)
+
+
+def _derive_again(module: nn.Module, own: list[Weight]) -> None:
+    method = module.quant_method
+    kernel = getattr(method, "moe_kernel", None)
+    method.process_weights_after_loading(module)  # type: ignore[operator]
+    if kernel is not None and current_platform.is_cpu():
+        # vLLM 0.32: a second call skips packing the experts, because the kernel exists; it would read them unpacked.
+        method.moe_kernel.fused_experts.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
+    for weight in own:
+        if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
+            weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: free the load layout
+
+
+def _describe(weights: list[Weight]) -> dict[str, Any]:
+    fingerprinter = Fingerprinter()
+    square_delta = square_weight = 0.0
+    changed = total = 0
+    for w in weights:
+        if w.is_loaded_float:
+            a, s = w.aligned.float(), w.sft.float()
+            square_delta += float(((a - s) ** 2).sum(dtype=torch.float64))
+            square_weight += float((a**2).sum(dtype=torch.float64))
+            changed += int((a != s).sum())
+            total += a.numel()
+    return {
+        "aligned": digest(fingerprinter.line(w.name, w.aligned) for w in weights),
+        "sft": digest(fingerprinter.line(w.name, w.sft) for w in weights),
+        "n_bytes": sum(w.aligned.nbytes + w.sft.nbytes for w in weights),
+        "relative_delta": (square_delta / square_weight) ** 0.5 if square_weight else 0.0,
+        "changed_share": changed / max(1, total),
+    }

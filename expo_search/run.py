@@ -1,0 +1,176 @@
+"""A checked `StudySpec` -> everything a search needs, in the order in which faults are cheapest to find.
+
+Everything that can be wrong with the input is found before an engine starts and before anything is written: prompts,
+the two checkpoints' headers, the reward model's labels, the database, the settings of a study that is resumed, memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from expo_search.chat import load_tokenizer
+from expo_search.checkpoint import Checkpoint, check_pair, open_checkpoint
+from expo_search.errors import EngineError
+from expo_search.evaluator import INSTALL, ModelSpec, VllmModel
+from expo_search.memory import free_memory, plan_memory
+from expo_search.objective import Objective, Watcher
+from expo_search.pairs import Pair, resolve_pair
+from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
+from expo_search.reward import SequenceRewardModel, check_labels
+from expo_search.store import Part, Store, check_storage, compare_settings, stored_settings
+from expo_search.study import StudySpec, studies_folder
+
+CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Input that was found good: local checkpoints, the prompts in order, and every setting that changes a reward."""
+
+    spec: StudySpec
+    storage: str
+    pair: Pair
+    prompts: Sequence[Prompt]
+    settings: dict[str, Any]
+    gpu_memory_utilization: float
+
+    @property
+    def search_prompts(self) -> list[Prompt]:
+        return search_part(self.prompts, self.spec.prompts.n, where=self.spec.prompts.source)
+
+    def confirm_prompts(self, n: int | None) -> list[Prompt]:
+        """The last n prompts, or all that the search has not seen."""
+        n_search = self.spec.prompts.n
+        return confirm_part(
+            self.prompts, n_search, len(self.prompts) - n_search if n is None else n, where=self.spec.prompts.source
+        )
+
+
+def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
+    """Check all input. Writes nothing but downloads and built checkpoints in their caches.
+
+    Raises:
+        ExpoError: the first stage that finds a fault, naming all of that stage's faults.
+    """
+    check_storage(storage)
+    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed)
+    search_part(prompts, spec.prompts.n, where=f"prompts {spec.prompts.source}")
+    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
+    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+    vocabulary = check_pair(aligned, sft).longer_vocabulary
+    for name, (rows_aligned, rows_sft) in vocabulary.items():
+        say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: rows that sft lacks stay aligned's")
+    check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
+    reward = open_checkpoint(pair.reward_model.path, role="reward model")
+    tokenizer = load_tokenizer(
+        str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
+    )
+    settings = _settings(spec, pair, aligned, sft, reward, prompts[: spec.prompts.n], str(tokenizer.chat_template))
+    stored = stored_settings(storage, spec.name)
+    if stored is not None:
+        compare_settings(stored, settings, name=spec.name)
+    if find_spec("vllm") is None:
+        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
+    utilization = _check_memory(spec, aligned, sft, reward, say)
+    return Checked(spec, storage, pair, prompts, settings, utilization)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started engine, a loaded reward model and an open store."""
+
+    checked: Checked
+    model: VllmModel
+    scorer: SequenceRewardModel
+    store: Store
+
+    def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
+        self.store.put_prompts(part, prompts)
+        return Objective(self.model, self.scorer, self.store, prompts, watcher, part=part)
+
+
+def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False) -> Running:
+    """Start the engine with its canary, load the reward model, then open (or create) the study.
+
+    Raises:
+        ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
+    """
+    spec = checked.spec
+    say("starting vLLM")
+    model = VllmModel(ModelSpec(
+        aligned=checked.pair.aligned.path, sft=checked.pair.sft.path, sampling=spec.sampling, engine=spec.engine,
+        seed=spec.search.seed + (CONFIRM_SEED_STEP if confirm else 0), stop_token_ids=spec.pair.stop_token_ids,
+        stop_strings=spec.pair.stop_strings, chat_template=spec.pair.chat_template, trust_remote_code=spec.trust_remote_code,
+        gpu_memory_utilization=checked.gpu_memory_utilization,
+    ))  # fmt: skip
+    sources = model.sources
+    say(
+        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
+        f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
+    )
+    scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
+    store = Store(checked.storage, spec.name)
+    weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
+    compare_settings(store.settings or {}, checked.settings | weights, name=spec.name)
+    store.pin_settings(checked.settings | weights)
+    return Running(checked, model, scorer, store)
+
+
+def _prompts_source(source: str) -> str:
+    """A shipped file (`demo/prompts.jsonl`) where the name is not one of the user's own files."""
+    shipped = studies_folder() / source
+    return str(shipped) if not Path(source).expanduser().is_file() and shipped.is_file() else source
+
+
+def _settings(
+    spec: StudySpec,
+    pair: Pair,
+    aligned: Checkpoint,
+    sft: Checkpoint,
+    reward: Checkpoint,
+    prompts: Sequence[Prompt],
+    chat_template: str,
+) -> dict[str, Any]:
+    """Everything that changes a reward or the sampler's view of the study, flat."""
+    flat: dict[str, Any] = {
+        "pair.aligned": f"{pair.aligned.id}@{pair.aligned.revision}#{aligned.header_hash}",
+        "pair.sft": f"{pair.sft.id}@{pair.sft.revision}#{sft.header_hash}",
+        "pair.reward_model": f"{pair.reward_model.id}@{pair.reward_model.revision}#{reward.header_hash}",
+        "pair.stop_token_ids": list(spec.pair.stop_token_ids),
+        "pair.stop_strings": list(spec.pair.stop_strings),
+        "pair.chat_template": hashlib.sha256(chat_template.encode()).hexdigest()[:16],
+        "prompts.n": len(prompts),
+        "prompts.hash": prompts_hash(prompts),
+        "reward.max_tokens": spec.reward.max_tokens,
+        "engine.dtype": spec.engine.dtype,
+        "engine.max_model_len": spec.engine.max_model_len,
+    }
+    return flat | _flat("sampling", spec.sampling) | _flat("search", spec.search)
+
+
+def _flat(table: str, values: Any) -> dict[str, Any]:
+    return {f"{table}.{key}": value for key, value in values.model_dump().items()}
+
+
+def _check_memory(
+    spec: StudySpec, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, say: Callable[[str], None]
+) -> float:
+    """Print and check the memory plan; the share of a GPU that vLLM may take."""
+    free, total, cuda = free_memory()
+    plan = plan_memory(
+        aligned,
+        sft,
+        reward.n_bytes,
+        kv_cache=spec.engine.kv_cache_gib << 30,
+        ranks=spec.engine.tensor_parallel,
+        cuda=cuda,
+        device_bytes=total,
+    )
+    say(plan.sentence())
+    plan.check(free, "GPU memory" if cuda else "memory")
+    return (free - plan.reward_model) / total - 0.05 if cuda else 0.0

@@ -1,0 +1,264 @@
+"""A preset or TOML file, plus command-line overrides -> `StudySpec`: checked, frozen, all faults in one message.
+
+A preset is a study file that ships with the package (`studies/NAME.toml`); a file of one's own has the same tables and
+may build on a preset with `preset = "zephyr"` in its first lines. The defaults are the paper's settings (ExPO,
+ACL 2025, section 3.1 and its published code).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expo_search.errors import StudyError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartsSpec(_Table):
+    """Checkpoints that ship as parts and are put together on first use (see `assemble.py`).
+
+    Attributes:
+        package, file, sha256: the installed package that carries a GGUF file of the SFT model, the file inside it.
+        aligned_adapter, reward_adapter: PEFT folders under `studies/`.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    aligned_adapter: str
+    reward_adapter: str
+
+
+class PairSpec(_Table):
+    """The two checkpoints, how to talk to them, and the reward model that judges.
+
+    Attributes:
+        stop_token_ids, stop_strings: ends of an answer beyond what the checkpoint's generation config names.
+        chat_template: a Jinja template for an aligned checkpoint that brings none.
+        max_model_len: cap of the context, in tokens.
+        needs_remote_code: the repositories' own Python must be run; asks for `--trust-remote-code`.
+    """
+
+    aligned: str | None = None
+    sft: str | None = None
+    aligned_revision: str | None = None
+    sft_revision: str | None = None
+    reward_model: str | None = None
+    reward_revision: str | None = None
+    parts: PartsSpec | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    chat_template: str | None = None
+    max_model_len: int = Field(4096, ge=16)
+    needs_remote_code: bool = False
+    published_alpha: Finite | None = None
+    family: str = ""
+    aliases: tuple[Name, ...] = ()
+    licence: str = ""
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> PairSpec:
+        missing = [k for k in ("aligned", "sft", "reward_model") if getattr(self, k) is None]
+        if self.parts is None and missing:
+            raise ValueError(f"no {', '.join(missing)}; expected aligned, sft and reward_model (paths or Hub ids)")
+        return self
+
+
+class PromptsSpec(_Table):
+    """Where prompts come from: a file, or a Hub data set and its split; n of them for the search."""
+
+    source: str = "HuggingFaceH4/ultrafeedback_binarized"
+    split: str = "test_gen"
+    n: int = Field(1000, ge=2)
+
+
+class SamplingSpec(_Table):
+    """How answers are drawn; one sample a prompt. top_k = 0 and top_p = 1 leave a filter out."""
+
+    temperature: Finite = Field(0.7, ge=0)
+    top_p: Finite = Field(0.9, gt=0, le=1)
+    top_k: int = Field(50, ge=0)
+    presence_penalty: Finite = Field(0.1, ge=-2, le=2)
+    frequency_penalty: Finite = Field(0.1, ge=-2, le=2)
+    max_tokens: int = Field(2048, ge=1)
+
+
+class SearchSpec(_Table):
+    """Where alpha is looked for, and by what. `seed` fixes the prompts' order, every answer and the sampler."""
+
+    alpha_min: Finite = 0.0
+    alpha_max: Finite = 1.0
+    sampler: Literal["gp", "tpe", "grid", "random"] = "gp"
+    seed: int = Field(42, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SearchSpec:
+        if self.alpha_min >= self.alpha_max:
+            raise ValueError(f"alpha_min {self.alpha_min:g} is not below alpha_max {self.alpha_max:g}")
+        return self
+
+
+class RewardSpec(_Table):
+    """How the reward model is run: a conversation's cap and a batch's budget, both in tokens."""
+
+    max_tokens: int = Field(4096, ge=16)
+    batch_tokens: int = Field(16384, ge=16)
+
+
+class EngineSpec(_Table):
+    """How vLLM is run. `kv_cache_gib` is used on a CPU; on a GPU the cache takes what the plan leaves."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    tensor_parallel: int = Field(1, ge=1)
+    max_num_seqs: int = Field(256, ge=1)
+    kv_cache_gib: int = Field(4, ge=1)
+    max_model_len: int = Field(4096, ge=16)
+
+
+class StudySpec(_Table):
+    """One search, whole. `name` is the study's name in the database."""
+
+    name: Name
+    pair: PairSpec
+    prompts: PromptsSpec = PromptsSpec()
+    sampling: SamplingSpec = SamplingSpec()
+    search: SearchSpec = SearchSpec()
+    reward: RewardSpec = RewardSpec()
+    engine: EngineSpec = EngineSpec()
+    trust_remote_code: bool = False
+
+
+def studies_folder() -> Path:
+    """The folder of presets: inside an installed package, beside the package in a source tree."""
+    installed = Path(__file__).parent / "studies"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "studies"
+
+
+@cache
+def preset_names() -> dict[str, Path]:
+    """Preset name or alias -> its study file, sorted by name."""
+    files = {file.stem: file for file in sorted(studies_folder().glob("*.toml"))}
+    aliases = {alias: file for file in files.values() for alias in _read_toml(file).get("pair", {}).get("aliases", ())}
+    return files | aliases
+
+
+def load_study(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+) -> StudySpec:
+    """Read a preset or a file (or neither, when the overrides name a pair) and lay the overrides over it.
+
+    `overrides` is table -> key -> value, as in the file. The context cap of the pair is the engine's unless set.
+
+    Raises:
+        StudyError: unknown preset; not TOML; every value that is not allowed, in one message.
+    """
+    where, data = "command line", dict[str, Any]()
+    if file is not None:
+        where, data = str(file), _read_toml(file)
+        preset = data.pop("preset", preset)
+    if preset is not None:
+        base_file = _preset_file(preset)
+        where = str(file or f"preset {base_file.stem}")
+        data = _over(_read_toml(base_file) | {"name": base_file.stem}, data)
+    data = _over(data, overrides or {})
+    if name is not None:
+        data["name"] = name
+    elif "name" not in data:
+        data["name"] = file.stem if file else "custom"
+    if trust_remote_code:
+        data["trust_remote_code"] = True
+    pair = data.get("pair")
+    if isinstance(pair, dict) and "max_model_len" in pair:
+        data["engine"] = {"max_model_len": pair["max_model_len"]} | data.get("engine", {})
+    return _check(data, where)
+
+
+def _check(data: Mapping[str, Any], where: str) -> StudySpec:
+    try:
+        spec = StudySpec.model_validate(data)
+    except ValidationError as faults:
+        texts = [_fault(e) for e in faults.errors()]
+        raise StudyError(
+            where=where,
+            found="; ".join(texts),
+            expected="values that are allowed" if len(texts) > 1 else "one that is allowed",
+            do="mend the option or the file",
+        ) from None
+    if spec.pair.needs_remote_code and not spec.trust_remote_code:
+        raise StudyError(
+            where=where,
+            found="a pair whose tokenizer is code in its repository",
+            expected="consent to run it",
+            do="pass --trust-remote-code if you trust the repository",
+        )
+    if spec.sampling.max_tokens >= spec.engine.max_model_len:
+        raise StudyError(
+            where=where,
+            found=f"max_tokens {spec.sampling.max_tokens} in a context of {spec.engine.max_model_len} tokens",
+            expected="room for a prompt",
+            do="lower --max-tokens or raise max_model_len in [engine]",
+        )
+    return spec
+
+
+def _fault(error: Any) -> str:
+    place = ".".join(str(p) for p in error["loc"]) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (found {given!r})" if isinstance(given, str | int | float) else ""
+    return f"{place}: {message}{shown}"
+
+
+def _preset_file(preset: str) -> Path:
+    known = preset_names()
+    if preset not in known:
+        near = difflib.get_close_matches(preset, known, n=3, cutoff=0.4)
+        raise StudyError(
+            where="--pair",
+            found=f"unknown preset {preset!r}",
+            expected=f"one of {', '.join(near)}" if near else "a preset's name",
+            do="see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts",
+        )
+    return known[preset]
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            where=str(file), found="no such file", expected="a study file in TOML", do="check the path"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise StudyError(
+            where=str(file), found=str(fault), expected="a study file in TOML", do="mend the file"
+        ) from None
+
+
+def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, tables merged key by key. Giving checkpoints replaces a preset's parts."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = dict(merged[key]) | dict(value)
+        else:
+            merged[key] = value
+    return merged
