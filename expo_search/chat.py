@@ -17,6 +17,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool, chat_template: str | N
     Raises:
         PairError: it cannot be loaded, or has no chat template and none is given.
     """
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     try:
@@ -37,7 +38,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool, chat_template: str | N
             expected="a chat template",
             do="set chat_template in the [pair] table of a study file",
         )
-    return tokenizer  # type: ignore[no-any-return]
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except TemplateError as fault:
+        raise PairError(
+            where=f"chat template of {path}",
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a Jinja template that takes a user turn",
+            do="mend the template, or set chat_template in the [pair] table of a study file",
+        ) from None
+    return tokenizer
 
 
 def encode_chat(

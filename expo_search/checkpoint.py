@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +25,14 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# fmt: off
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}
+# fmt: on
 # Rotary tables of old Llama checkpoints: constants, which every engine computes anew.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
@@ -49,7 +58,8 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        return (self.config.get("architectures") or ["?"])[0]
+        named = self.config.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else "?"
 
     @property
     def tied_embeddings(self) -> bool:
@@ -78,7 +88,8 @@ class Checkpoint:
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
 
 
 def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
@@ -106,8 +117,8 @@ def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
                 )
             if not info.name.endswith(_IGNORED_SUFFIXES):
                 tensors[info.name] = info
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "?")
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method", "?") if isinstance(quantisation, dict) else quantisation
         raise CheckpointError(
             where=where,
             found=f"a quantised checkpoint ({method})",
@@ -125,7 +136,7 @@ def _read_config(path: Path, where: str) -> dict[str, Any]:
         raise CheckpointError(
             where=where, found="no config.json", expected="a Hugging Face checkpoint folder", do="check the path"
         ) from None
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise CheckpointError(
             where=str(file), found=str(fault), expected="a JSON object", do="download the file again"
         ) from None
@@ -142,11 +153,11 @@ def _weight_files(path: Path, where: str) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as fault:
+            missing = [n for n in names if not (path / n).is_file()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise CheckpointError(
                 where=str(index), found=f"not readable ({fault})", expected="a weight_map", do="download the file again"
             ) from None
-        missing = [n for n in names if not (path / n).is_file()]
         escaping = [n for n in names if Path(n).name != n]
         if escaping or missing:
             raise CheckpointError(
@@ -184,18 +195,40 @@ def _read_header(file: Path, where: str) -> Iterator[TensorInfo]:
         if n < 0 or n > _MAX_HEADER_BYTES or 8 + n > size:
             raise broken(f"a header of {n} bytes in a file of {size} bytes")
         try:
-            header = json.loads(stream.read(n))
-            entries = [
-                (name, e["dtype"], tuple(e["shape"]), *e["data_offsets"])
-                for name, e in header.items()
-                if name != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise broken(f"a header that is not readable ({fault})") from None
-    for name, dtype, shape, start, stop in entries:
-        if not 0 <= start <= stop <= size - 8 - n:
-            raise broken(f"tensor {name} at bytes {start}..{stop} of {size - 8 - n}")
+            header = json.loads(stream.read(n).decode(), object_pairs_hook=_unique)
+            metadata = header.pop("__metadata__", None)
+            if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
+                raise ValueError("metadata that is not text")
+            entries = [_entry(name, e) for name, e in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+            raise broken(f"a header that is not readable ({type(fault).__name__}: {fault})") from None
+    end = 0
+    for name, dtype, shape, start, stop in sorted(entries, key=lambda e: e[3:]):
+        if start != end or stop > size - 8 - n:  # the format knows no gaps and no overlaps
+            raise broken(f"tensor {name} at bytes {start}..{stop}, after one that ends at {end}, of {size - 8 - n}")
+        end = stop
         yield TensorInfo(name, dtype, shape, stop - start, file)
+    if end != size - 8 - n:
+        raise broken(f"tensors that end at byte {end} of {size - 8 - n}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
+    return found
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+    """(name, dtype, shape, first byte, byte after the last) of one tensor; a ValueError if they disagree."""
+    name.encode()  # JSON can spell half of a surrogate pair
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+        raise ValueError(f"tensor {name} of shape {list(shape)} at bytes {start}..{stop}")
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits != 8 * (stop - start):
+        raise ValueError(f"tensor {name} of {dtype} {list(shape)} in {stop - start} bytes, not {bits // 8}")
+    return name, dtype, shape, start, stop
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -20,8 +20,12 @@ from rich.text import Text
 
 from expo_search import __version__
 from expo_search.errors import ExpoError, StoreError, StudyError
-from expo_search.store import default_storage
-from expo_search.study import StudySpec, load_study
+from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study, stored_spec
+
+if TYPE_CHECKING:
+    from expo_search.objective import Evaluation
+    from expo_search.report import Verdict
+    from expo_search.store import Store
 
 app = typer.Typer(
     add_completion=False,
@@ -29,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find the alpha of an ExPO extrapolation, aligned + alpha * (aligned - sft), on one engine that never reloads.",
+    help="Find the alpha of an ExPO extrapolation, aligned + alpha * (aligned - sft), on one running engine.",
     epilog="Example: expo-search --pair demo --trials 20",
 )
 
@@ -86,7 +90,7 @@ def search(
         bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
     ] = False,
     study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
-    storage: Storage = default_storage(),
+    storage: Storage = DEFAULT_STORAGE,
     log: Log = _DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -176,16 +180,74 @@ def list_pairs(as_json: Json = False) -> None:
     Console().print(table)
 
 
+@app.command("confirm")
+def confirm_winner(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = _DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
+    from expo_search import report
+    from expo_search.confirm import confirm
+    from expo_search.progress import Progress
+    from expo_search.run import check, start
+    from expo_search.search import evaluations
+    from expo_search.store import SPEC, Store, stored_attribute
+
+    name = _known_study(study, storage)
+    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
+    with _terminal(log) as (out, err):
+        say = _say(err, quiet)
+        winner = _winner(evaluations(Store(storage, name).study), alpha, name)
+        checked = check(spec, storage, say)
+        fresh = checked.confirm_prompts(n_prompts)
+        running = start(checked, say, confirm=True)
+        with Progress(err, 2, 0, quiet=quiet) as progress:
+            objective = running.objective(progress, fresh, "confirm")
+            found = confirm(running.store, objective, winner.trial, winner.alpha, fresh)
+        if as_json:
+            out.print(Text(json.dumps(report.confirmation_json(found), indent=2)), soft_wrap=True)
+        else:
+            out.print(Text(report.confirmation_sentence(found)), soft_wrap=True, style="bold")
+
+
+def _winner(found: list[Evaluation], alpha: float | None, name: str) -> Evaluation:
+    """The trial to confirm."""
+    from expo_search import report
+
+    others = [e for e in found if e.alpha != 0]
+    if alpha is None:
+        best = report.verdict(found).best
+        if best is not None:
+            return best
+    else:
+        for e in others:
+            if abs(e.alpha - alpha) <= 1e-3 * max(1.0, abs(alpha)):
+                return e
+    near = ", ".join(f"{e.alpha:.4g}" for e in sorted(others, key=lambda e: abs(e.alpha - (alpha or 0)))[:3])
+    raise StudyError(
+        where=f"study {name}",
+        found="no finished trial but alpha = 0" if not others else f"no finished trial at alpha {alpha:g}",
+        expected=f"an alpha that was evaluated{f', such as {near}' if near else ''}",
+        do="search first" if not others else "give one of these",
+    )
+
+
 @app.command()
 def show(
     study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
-    storage: Storage = default_storage(),
+    storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
 ) -> None:
     """Show a study's trials, curve and verdict."""
     from expo_search.store import Store
 
-    _print_result(Console(), Store(storage, _known_study(study, storage)), as_json=as_json)
+    _print_result(_console(sys.stdout), Store(storage, _known_study(study, storage)), as_json=as_json)
 
 
 def _known_study(study: str | None, storage: str) -> str:
@@ -214,28 +276,34 @@ def _finished(storage: str, name: str) -> list[Any]:
     return evaluations(Store(storage, name).study) if name in study_names(storage) else []
 
 
-def _print_result(console: Console, store: Any, *, as_json: bool) -> None:
+def _print_result(console: Console, store: Store, *, as_json: bool) -> None:
     from expo_search import report
+    from expo_search.confirm import confirmation
     from expo_search.search import evaluations
 
-    found = evaluations(store.study)
+    found, confirmed = evaluations(store.study), confirmation(store)
     if as_json:
-        console.print(
-            json.dumps(report.summary(store.name, found), indent=2), soft_wrap=True, markup=False, highlight=False
-        )
+        text = json.dumps(report.summary(store.name, found, confirmed), indent=2)
+        console.print(Text(text), soft_wrap=True)
         return
     console.print(report.trial_table(found))
     if len(found) > 1:
         console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
-    console.print(Text(report.verdict(found).sentence()), soft_wrap=True, style="bold")
+    verdict = report.verdict(found, confirmed)
+    console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
     console.print(Text(report.stage_seconds(found)), soft_wrap=True)
-    console.print(
-        Text(
-            f"\nNext: expo-search show {store.name} --storage {store.url}        this again\n"
-            f"      optuna-dashboard {store.url}        look into the study in a browser (pip install optuna-dashboard)"
-        ),
-        soft_wrap=True,
-    )
+    console.print(Text(_next_steps(store, verdict)), soft_wrap=True)
+
+
+def _next_steps(store: Store, verdict: Verdict) -> str:
+    at = "" if store.url == DEFAULT_STORAGE else f" --storage {store.url}"
+    steps = []
+    if verdict.word == "better" and verdict.confirmed is None:
+        steps.append((f"expo-search confirm {store.name}{at}", "measure the gain on prompts the search never saw"))
+    steps.append((f"expo-search show {store.name}{at}", "this again"))
+    steps.append((f"optuna-dashboard {store.url}", "look into the study in a browser"))
+    width = max(len(command) for command, _ in steps)
+    return "\nNext:\n" + "\n".join(f"  {command:{width}}   {purpose}" for command, purpose in steps)
 
 
 def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -251,7 +319,12 @@ def _terminal(log: Path) -> Iterator[tuple[Console, Console]]:
     from expo_search.output import library_output_to
 
     with library_output_to(log) as (out, err):
-        yield Console(file=out), Console(file=err)
+        yield _console(out), _console(err)
+
+
+def _console(stream: TextIO) -> Console:
+    """As wide as the terminal, and wide enough for a table where there is none."""
+    return Console(file=stream) if stream.isatty() else Console(file=stream, width=110)
 
 
 def _say(console: Console, quiet: bool) -> Any:

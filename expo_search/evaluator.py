@@ -241,6 +241,8 @@ class VllmModel:
         # Not forgetting the prefixes by hand here: `materialize` has to.
         other = self.materialize(_CANARY_ALPHA)
         changed, uncached = self._probe(), self._probe(salt="canary")
+        expected = "-".join(self._llm.collective_rpc("expo_expected", args=(_CANARY_ALPHA,)))
+        self._expect(other.fingerprint == expected, f"other weights than the formula's at alpha = {_CANARY_ALPHA:g}")
         self._expect(changed == uncached, "an answer from a prefix that was cached at another alpha")
         if self.sources.aligned == self.sources.sft:
             raise MaterializeError(
@@ -298,7 +300,7 @@ def _start(spec: ModelSpec) -> LLM:
         os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
         from vllm import LLM
 
-        import expo_search.loader  # registers the load format in this process; workers do it as they import the extension
+        import expo_search.loader  # registers the load format here; workers do it as they import the extension
     except ImportError as fault:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL

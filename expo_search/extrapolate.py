@@ -21,6 +21,17 @@ CPU_BLOCK = 1 << 17  # per thread: two float32 buffers of 512 KiB, which stay in
 GPU_BLOCK = 1 << 26  # bounds the float32 scratch at 2 x 256 MiB
 
 
+def plain_theta(aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The formula, written plainly: float32 for floating-point tensors, a copy of `aligned` where it does not move.
+
+    The reference for `Extrapolator`, which gives the same bits after rounding, in blocks and in place.
+    """
+    if alpha == 0.0 or not aligned.is_floating_point():
+        return aligned
+    wide = aligned.float()
+    return (wide - sft.float()) * alpha + wide
+
+
 class Extrapolator:
     """Writes theta(alpha) into given tensors; keeps its float32 scratch between calls.
 

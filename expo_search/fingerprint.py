@@ -1,6 +1,6 @@
 """Weights -> one short hash, cheap enough to take after every switch, equal on every device.
 
-A tensor's bytes are read as little-endian 32-bit words x_i (zero padded) and hashed by a multilinear sum
+A tensor's bytes are read as little-endian signed 32-bit words x_i (zero padded) and hashed by a multilinear sum
 
     h = sum_i r_(i mod B) * s_(i div B) * x_i   (mod 2^64),
 
@@ -56,6 +56,8 @@ class Fingerprinter:
         data = tensor.detach().contiguous().view(-1).view(torch.uint8)
         if data.numel() % 4:
             data = torch.nn.functional.pad(data, (0, 4 - data.numel() % 4))
+        elif data.storage_offset() % 4:
+            data = data.clone()  # a slice that does not start at a whole word
         words = data.view(torch.int32)
         r, wide = self._buffers(words.device)
         n_blocks = -(-words.numel() // WORDS_PER_BLOCK)

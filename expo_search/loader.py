@@ -64,7 +64,7 @@ class Weight:
 
 
 @register_model_loader(LOAD_FORMAT)
-class ExpoLoader(DefaultModelLoader):
+class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not followed by mypy
     """vLLM's default loader for aligned, and again for sft; leaves aligned in the model and both in `weights_of`."""
 
     def __init__(self, load_config: LoadConfig) -> None:
@@ -88,7 +88,7 @@ class ExpoLoader(DefaultModelLoader):
         super().load_weights(model, model_config)
         _take(weights, "aligned", live)
         _point_at_fresh(weights, sft)
-        model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))
+        model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))  # type: ignore[operator]
         _take(weights, "sft", live)
         for weight, data in zip(weights, live, strict=True):
             weight.tensor.data = data
@@ -107,7 +107,8 @@ class ExpoLoader(DefaultModelLoader):
 
 def weights_of(model: nn.Module) -> list[Weight]:
     """The weights that `ExpoLoader` left in a model."""
-    return model._expo_weights  # type: ignore[attr-defined,no-any-return]
+    weights: list[Weight] = vars(model)["_expo_weights"]
+    return weights
 
 
 def _distinct_weights(model: nn.Module) -> Iterator[Weight]:
@@ -147,7 +148,7 @@ def _take(weights: list[Weight], source: str, live: list[torch.Tensor]) -> None:
         if bad:
             raise MaterializeError(
                 where=f"{source} checkpoint, weight {weight.name}",
-                found=f"{bad} of {loaded.numel()} elements that no tensor of the checkpoint wrote, or that are not finite",
+                found=f"{bad} of {loaded.numel()} elements that no tensor of the file wrote, or that are not finite",
                 expected="every element written with a finite number",
                 do="check that the checkpoint is whole and of the architecture that its config.json names",
             )
@@ -188,4 +189,4 @@ def _find_views(model: nn.Module, weights: list[Weight]) -> None:
             if isinstance(tensor, torch.Tensor) and tensor.numel() and id(tensor) not in known and not tensor.is_meta:
                 weight = by_storage.get(tensor.untyped_storage().data_ptr())
                 if weight is not None:
-                    weight.views.append((tensor, tensor.size(), tensor.stride(), tensor.storage_offset()))
+                    weight.views.append((tensor, tensor.size(), tensor.stride(), int(tensor.storage_offset())))

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
-from expo_search.extrapolate import Extrapolator
+from expo_search.extrapolate import Extrapolator, plain_theta
 from expo_search.fingerprint import Fingerprinter, digest
 from expo_search.loader import Weight, weights_of
 
@@ -43,6 +43,14 @@ class ExpoWorker:
         """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
             self._live().poison()
+
+    def expo_expected(self, alpha: float) -> str:
+        """Fingerprint that theta(alpha) has by the formula, computed whole and apart from the switch."""
+        fingerprinter = Fingerprinter()
+        return digest(
+            fingerprinter.line(w.name, plain_theta(w.aligned, w.sft, alpha).to(w.dtype))
+            for w in weights_of(self.model_runner.get_model())
+        )
 
     def expo_sources(self) -> dict[str, Any]:
         """Fingerprints and size of the two sources on this rank, and the norm of the delta against the weights'."""
@@ -121,9 +129,9 @@ class LiveWeights:
         """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
         for module in self._model.modules():
             if is_deferred_attention_layer(module):
-                module.process_weights_after_loading(self._model_config.dtype)
+                module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
         if hasattr(self._model, "process_weights_after_loading"):
-            self._model.process_weights_after_loading()
+            self._model.process_weights_after_loading()  # type: ignore[operator]
 
 
 def _derives_from_weights(module: nn.Module) -> bool:
@@ -135,12 +143,12 @@ def _derives_from_weights(module: nn.Module) -> bool:
 
 
 def _derive_again(module: nn.Module, own: list[Weight]) -> None:
-    method = module.quant_method
+    method: Any = module.quant_method
     kernel = getattr(method, "moe_kernel", None)
-    method.process_weights_after_loading(module)  # type: ignore[operator]
+    method.process_weights_after_loading(module)
     if kernel is not None and current_platform.is_cpu():
         # vLLM 0.32: a second call skips packing the experts, because the kernel exists; it would read them unpacked.
-        method.moe_kernel.fused_experts.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
+        method.moe_kernel.fused_experts.process_weights_after_loading(module)
     for weight in own:
         if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
             weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: free the load layout

@@ -22,6 +22,7 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     Raises:
         StudyError: the log file cannot be written.
     """
+    is_new = not log.exists()
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as fault:
@@ -45,3 +46,5 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
             os.dup2(fd, target)
             os.close(fd)
         os.close(file)
+        if is_new and log.stat().st_size == 0:
+            log.unlink()

@@ -52,14 +52,19 @@ def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str]
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
     """
-    if spec.parts is not None and spec.aligned is None:
-        return _assemble(spec.parts, say)
-    assert spec.aligned and spec.sft and spec.reward_model, "PairSpec checks that all three are given"
-    return Pair(
-        _resolve(spec.aligned, spec.aligned_revision, "aligned", trust_remote_code, say),
-        _resolve(spec.sft, spec.sft_revision, "sft", trust_remote_code, say),
-        _resolve(spec.reward_model, spec.reward_revision, "reward model", trust_remote_code, say),
+    given = (
+        (spec.aligned, spec.aligned_revision, "aligned"),
+        (spec.sft, spec.sft_revision, "sft"),
+        (spec.reward_model, spec.reward_revision, "reward model"),
     )
+    aligned, sft, reward_model = (
+        _resolve(id, revision, role, trust_remote_code, say) if id else None for id, revision, role in given
+    )
+    if aligned and sft and reward_model:
+        return Pair(aligned, sft, reward_model)
+    assert spec.parts is not None, "PairSpec checks that all three are given where there are no parts"
+    parts = _assemble(spec.parts, say)
+    return Pair(aligned or parts.aligned, sft or parts.sft, reward_model or parts.reward_model)
 
 
 def cache_folder() -> Path:
@@ -70,7 +75,7 @@ def cache_folder() -> Path:
 
 
 def _resolve(id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
-    path = Path(id).expanduser()
+    path = Path(os.path.expanduser(id))  # noqa: PTH111  Path's own raises for a user that there is not
     if path.is_dir():
         return Source(path.resolve(), id, "local")
     if path.is_absolute() or id.startswith((".", "~")) or id.count("/") != 1:

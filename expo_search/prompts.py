@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
     Raises:
         PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     local = path.suffix in {".jsonl", ".json", ".parquet"}
-    if local and not path.is_file():
+    if source.startswith("~"):
+        path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's own raises for a user that there is not
+    if path.is_file() != local:
         raise PromptsError(
             where=f"prompts {source}",
-            found="no such file",
+            found="a file of another kind" if path.is_file() else "no such file",
             expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
             do="check the path",
         )
@@ -50,9 +53,12 @@ def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
     else:
         rows = _hub_rows(source, split)
     prompts: dict[str, Prompt] = {}
+    ids: set[str] = set()
     for where, row in rows:
         text = _first_user_turn(row, where)
-        prompts.setdefault(text, Prompt(_id(row, text), text))
+        if text not in prompts:
+            prompts[text] = Prompt(_id(row, text, ids), text)
+            ids.add(prompts[text].id)
     if not prompts:
         raise PromptsError(
             where=f"prompts {source}", found="no rows", expected="at least one prompt", do="check the file"
@@ -115,9 +121,9 @@ def _first_user_turn(row: object, where: str) -> str:
                 and message.get("role") == "user"
                 and isinstance(message.get("content"), str)
             ):
-                return _not_blank(message["content"], where)
+                return _checked(message["content"], where)
     if isinstance(row.get("prompt"), str):
-        return _not_blank(row["prompt"], where)
+        return _checked(row["prompt"], where)
     raise PromptsError(
         where=where,
         found=f"columns {', '.join(sorted(map(str, row))) or 'none'}",
@@ -126,17 +132,25 @@ def _first_user_turn(row: object, where: str) -> str:
     )
 
 
-def _not_blank(text: str, where: str) -> str:
+def _checked(text: str, where: str) -> str:
     if not text.strip():
         raise PromptsError(where=where, found="an empty prompt", expected="text", do="remove the row")
-    return text
+    try:
+        if b"\0" not in text.encode():
+            return text
+    except UnicodeEncodeError:
+        pass  # half of a surrogate pair, which JSON can spell: no tokenizer and no database takes it
+    raise PromptsError(
+        where=where, found="a NUL or half of a surrogate pair", expected="characters of Unicode", do="remove the row"
+    )
 
 
-def _id(row: Mapping[str, Any], text: str) -> str:
-    """The row's own id where it is plain, else the hash of the text (as UltraFeedback's prompt_id is)."""
+def _id(row: Mapping[str, Any], text: str, taken: Collection[str]) -> str:
+    """The row's own id where it is plain and not taken, else the text's hash (as UltraFeedback's prompt_id is)."""
     given = row.get("prompt_id")
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return digest if not isinstance(given, str) or not given.isprintable() or not 0 < len(given) <= 128 else given
+    if isinstance(given, str) and given.isprintable() and 0 < len(given) <= 128 and given not in taken:
+        return given
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -146,12 +160,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise fault(f"{path}, line {line}", "bytes that are not UTF-8") from None
+        bad_line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise fault(f"{path}, line {bad_line}", "bytes that are not UTF-8") from None
+    except OSError as error:
+        raise fault(str(path), f"not readable ({error})") from None
     if path.suffix == ".json":
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise fault(str(path), f"not JSON ({error})") from None
         if not isinstance(rows, list):
             raise fault(str(path), "not a list of rows")
@@ -161,7 +177,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise fault(f"{path}, line {number}", f"not JSON ({error})") from None
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from expo_search.confirm import Confirmation
 from expo_search.objective import CONTROL, Evaluation
+from expo_search.statistics import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,62 +16,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a list of trials says about the best alpha against alpha = 0.
+    """What is known about the best alpha against alpha = 0.
 
     Attributes:
         best: the trial with the highest mean reward among those at other alphas than 0; None if there is none.
-        word: "better", "no evidence of a gain", "worse", or "nothing to compare".
+        word: "better", "no evidence of a gain", "worse", or "nothing to compare"; of the confirmation, once there is
+            one for the best trial.
+        confirmed: that confirmation.
     """
 
     best: Evaluation | None
     word: str
+    confirmed: Confirmation | None = None
 
     def sentence(self) -> str:
-        """One line for people."""
+        """For people: one sentence on the search, one on the confirmation."""
         if self.best is None:
             return "Only alpha = 0 was evaluated: nothing to compare."
         d = self.best.difference
-        gain = (
-            f"reward {self.best.reward.mean:.4f}, {d.mean:+.4f} against alpha = 0 on the same {d.n} prompts, "
-            f"95 % interval [{d.low:+.4f}, {d.high:+.4f}]"
+        reward = f"alpha = {self.best.alpha:.4g}: reward {self.best.reward.mean:.4f}"
+        searched = f"{reward}, {_gain(d)} on the search's {d.n} prompts"
+        if self.confirmed:
+            c = self.confirmed.estimate
+            searched += f"; confirmed on {c.n} fresh prompts and seeds: {_gain(c)}"
+        elif self.word == "better":
+            searched += " (the best of several noisy numbers is optimistic: `expo-search confirm` measures it afresh)"
+        opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
+            self.word, "No evidence of a gain: keep alpha = 0. The best other"
         )
-        if self.word == "better":
-            return f"Best alpha = {self.best.alpha:.4g}: {gain}."
-        if self.word == "worse":
-            return f"Keep alpha = 0. The best other alpha, {self.best.alpha:.4g}, is worse: {gain}."
-        return f"No evidence of a gain: keep alpha = 0. The best other alpha, {self.best.alpha:.4g}: {gain}."
+        return f"{opening} {searched}."
 
 
-def verdict(evaluations: Sequence[Evaluation]) -> Verdict:
-    """Compare the best trial with the control, by the 95 % interval of the paired difference.
+def _gain(d: Estimate) -> str:
+    return f"{d.mean:+.4f} against alpha = 0, 95 % interval [{d.low:+.4f}, {d.high:+.4f}]"
 
-    The interval is that of the trial alone. The best of N noisy numbers is optimistic; `confirm` is not.
-    """
+
+def verdict(evaluations: Sequence[Evaluation], confirmed: Confirmation | None = None) -> Verdict:
+    """Judge by the 95 % interval of the paired difference: of the confirmation if the best trial has one."""
     others = [e for e in evaluations if e.trial != CONTROL and e.alpha != 0]
     if not others:
         return Verdict(None, "nothing to compare")
     best = max(others, key=lambda e: (e.difference.mean, -abs(e.alpha)))
-    if best.difference.low > 0:
-        return Verdict(best, "better")
-    return Verdict(best, "worse" if best.difference.high < 0 else "no evidence of a gain")
+    if confirmed is not None and confirmed.trial == best.trial:
+        return Verdict(best, _judge(confirmed.estimate), confirmed)
+    return Verdict(best, _judge(best.difference))
+
+
+def _judge(difference: Estimate) -> str:
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "no evidence of a gain"
 
 
 def trial_table(evaluations: Sequence[Evaluation]) -> Table:
     """Trials in the order in which they ran; the best one is marked."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     best = verdict(evaluations).best
-    table = Table(title=None, header_style="bold", pad_edge=False)
-    for heading in ("trial", "alpha", "reward", "to alpha = 0", "95 % interval", "tokens", "cut off", "seconds"):
-        table.add_column(heading, justify="right")
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("trial", "alpha", "reward", "± SE", "vs 0", "95 % interval", "tokens", "cut off", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for e in evaluations:
         is_control = e.trial == CONTROL
         table.add_row(
             str(e.trial),
             f"{e.alpha:.4g}",
-            f"{e.reward.mean:.4f} ± {e.reward.se:.4f}",
-            "-" if is_control else f"{e.difference.mean:+.4f}",
-            "-" if is_control else f"[{e.difference.low:+.4f}, {e.difference.high:+.4f}]",
+            f"{e.reward.mean:.4f}",
+            f"{e.reward.se:.4f}",
+            "" if is_control else f"{e.difference.mean:+.4f}",
+            "" if is_control else f"[{e.difference.low:+.3f}, {e.difference.high:+.3f}]",
             f"{e.mean_length:.1f}",
             f"{e.share_cut:.0%}",
             f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
@@ -107,14 +123,17 @@ def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def summary(study_name: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def summary(
+    study_name: str, evaluations: Sequence[Evaluation], confirmed: Confirmation | None = None
+) -> dict[str, Any]:
     """For machines: the verdict and every trial's numbers."""
-    found = verdict(evaluations)
+    found = verdict(evaluations, confirmed)
     return {
         "study": study_name,
         "verdict": found.word,
         "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
         "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
+        "confirmation": None if found.confirmed is None else confirmation_json(found.confirmed),
         "trials": [as_json(e) for e in evaluations],
     }
 
@@ -123,3 +142,19 @@ def as_json(e: Evaluation) -> dict[str, Any]:
     """One trial's numbers."""
     low, high = (0.0, 0.0) if e.trial == CONTROL else (e.difference.low, e.difference.high)
     return {"trial": e.trial, "alpha": e.alpha, **e.attributes(), "difference_95": [low, high]}
+
+
+def confirmation_sentence(c: Confirmation) -> str:
+    """For people."""
+    opening = {"better": "Better", "worse": "Worse: keep alpha = 0"}.get(
+        _judge(c.estimate), "No evidence of a gain: keep alpha = 0"
+    )
+    return (
+        f"{opening}. alpha = {c.alpha:.4g} on {c.n} prompts and seeds the search never used: reward {c.reward:.4f}, "
+        f"{_gain(c.estimate)} ({c.difference / c.se if c.se else 0:+.1f} standard errors)."
+    )
+
+
+def confirmation_json(c: Confirmation) -> dict[str, Any]:
+    """For machines."""
+    return c.attributes() | {"difference_95": [c.estimate.low, c.estimate.high]}

@@ -58,10 +58,8 @@ class SequenceRewardModel:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
 
-    def score(
-        self, completions: Sequence[Completion], on_scored: Callable[[int], None] = lambda n: None
-    ) -> tuple[list[float], int]:
-        """Rewards in the order given, and how many conversations were cut to the cap. `on_scored` gets each batch's size.
+    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+        """Rewards in the order given, and how many conversations were cut. `on_scored` gets each batch's size.
 
         A conversation above the cap loses the end of its answer.
 
@@ -82,7 +80,8 @@ class SequenceRewardModel:
                         do="check the reward model's dtype and the prompt",
                     )
                 rewards[row] = value
-            on_scored(len(rows))
+            if on_scored is not None:
+                on_scored(len(rows))
         return rewards, n_cut
 
     def _encode(self, completion: Completion) -> list[int]:

@@ -22,7 +22,7 @@ from expo_search.objective import Objective, Watcher
 from expo_search.pairs import Pair, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import Part, Store, check_storage, compare_settings, stored_settings
+from expo_search.store import SETTINGS, Part, Store, check_storage, compare_settings, stored_attribute
 from expo_search.study import StudySpec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
@@ -71,7 +71,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
         str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
     )
     settings = _settings(spec, pair, aligned, sft, reward, prompts[: spec.prompts.n], str(tokenizer.chat_template))
-    stored = stored_settings(storage, spec.name)
+    stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:
         compare_settings(stored, settings, name=spec.name)
     if find_spec("vllm") is None:
@@ -102,12 +102,20 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
     """
     spec = checked.spec
     say("starting vLLM")
-    model = VllmModel(ModelSpec(
-        aligned=checked.pair.aligned.path, sft=checked.pair.sft.path, sampling=spec.sampling, engine=spec.engine,
-        seed=spec.search.seed + (CONFIRM_SEED_STEP if confirm else 0), stop_token_ids=spec.pair.stop_token_ids,
-        stop_strings=spec.pair.stop_strings, chat_template=spec.pair.chat_template, trust_remote_code=spec.trust_remote_code,
-        gpu_memory_utilization=checked.gpu_memory_utilization,
-    ))  # fmt: skip
+    model = VllmModel(
+        ModelSpec(
+            aligned=checked.pair.aligned.path,
+            sft=checked.pair.sft.path,
+            sampling=spec.sampling,
+            engine=spec.engine,
+            seed=spec.search.seed + (CONFIRM_SEED_STEP if confirm else 0),
+            stop_token_ids=spec.pair.stop_token_ids,
+            stop_strings=spec.pair.stop_strings,
+            chat_template=spec.pair.chat_template,
+            trust_remote_code=spec.trust_remote_code,
+            gpu_memory_utilization=checked.gpu_memory_utilization,
+        )
+    )
     sources = model.sources
     say(
         f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
@@ -116,8 +124,7 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
     scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
     store = Store(checked.storage, spec.name)
     weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
-    compare_settings(store.settings or {}, checked.settings | weights, name=spec.name)
-    store.pin_settings(checked.settings | weights)
+    store.pin_settings(checked.settings | weights, spec.model_dump(mode="json"))
     return Running(checked, model, scorer, store)
 
 

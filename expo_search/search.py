@@ -27,7 +27,7 @@ def search(
     n_trials: int,
     *,
     published_alpha: float | None = None,
-    on_trial: Callable[[Evaluation], None] = lambda evaluation: None,
+    on_trial: Callable[[Evaluation], None] | None = None,
 ) -> list[Evaluation]:
     """Run a study until it has n_trials finished trials; all of them, in order.
 
@@ -43,7 +43,8 @@ def search(
             for key, value in evaluation.attributes().items():
                 trial.set_user_attr(key, value)
             study.tell(trial, evaluation.reward.mean)
-            on_trial(evaluation)
+            if on_trial is not None:
+                on_trial(evaluation)
     return evaluations(study)
 
 

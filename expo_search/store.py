@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
+SPEC = "expo_spec"
 _LOCK_TIMEOUT_S = 60
 _LOCK_STALE_S = 900  # a lock of another machine that showed no sign of life for so long
 
@@ -96,10 +97,6 @@ class Stored:
     reward: float | None
 
 
-def default_storage() -> str:
-    return "sqlite:///expo-search.db"
-
-
 def check_storage(url: str) -> None:
     """Find out, without writing, whether a database can be used.
 
@@ -122,7 +119,8 @@ def check_storage(url: str) -> None:
     engine = _engine(url)
     with _faults(url), engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+        # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
+        connection.exec_driver_sql("CREATE TABLE expo_probe (x)")
         connection.rollback()
     engine.dispose()
 
@@ -149,15 +147,27 @@ class Store:
                 )
             self._study_id = self.storage.get_study_id_from_name(name)
 
+    def close(self) -> None:
+        """Let go of the database's connections."""
+        self.storage.remove_session()
+        self._engine.dispose()
+
     @property
     def settings(self) -> dict[str, Any] | None:
         """What the stored trials were made under, or None for a new study."""
         found: dict[str, Any] | None = self.study.user_attrs.get(SETTINGS)
         return found
 
-    def pin_settings(self, settings: Mapping[str, Any]) -> None:
-        """Keep the settings of a new study; add keys that it lacks. Call `compare_settings` first."""
-        self.study.set_user_attr(SETTINGS, (self.settings or {}) | dict(settings))
+    def pin_settings(self, settings: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+        """Keep what a new study is made under: `settings`, which every resume must agree with, and the whole spec.
+
+        Raises:
+            SettingsChanged: the study has other settings already.
+        """
+        compare_settings(self.settings or {}, settings, name=self.name)
+        if self.settings != settings:
+            self.study.set_user_attr(SPEC, dict(spec))
+            self.study.set_user_attr(SETTINGS, dict(settings))
 
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         """Keep the texts beside the answers, once."""
@@ -241,13 +251,11 @@ class Store:
         with self._session() as session:
             return {position: reward for position, reward in session.execute(query) if reward is not None}
 
-    def drop(self, trial: int, part: Part) -> None:
-        """Forget a trial's answers (another confirmation with other prompts)."""
+    def drop(self, part: Part) -> None:
+        """Forget a part's prompts and answers (another confirmation, with other prompts)."""
         with self._session() as session:
-            for table in (CompletionRow, SwitchRow):
-                session.execute(
-                    sa.delete(table).where(table.study_id == self._study_id, table.trial == trial, table.part == part)
-                )
+            for table in (PromptRow, CompletionRow, SwitchRow):
+                session.execute(sa.delete(table).where(table.study_id == self._study_id, table.part == part))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -296,8 +304,8 @@ class Store:
             yield session
 
 
-def stored_settings(url: str, name: str) -> dict[str, Any] | None:
-    """Settings of a study, read without writing anything; None where there is no such study yet."""
+def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
+    """A study's attribute, read without writing anything; None where there is no such study or attribute yet."""
     path = _sqlite_path(url)
     if path is not None and not path.exists():
         return None
@@ -310,7 +318,7 @@ def stored_settings(url: str, name: str) -> dict[str, Any] | None:
         with _faults(url), engine.connect() as connection:
             if not sa.inspect(connection).has_table("studies"):
                 return None
-            value = connection.execute(query, {"name": name, "key": SETTINGS}).scalar()
+            value = connection.execute(query, {"name": name, "key": key}).scalar()
     finally:
         engine.dispose()
     return None if value is None else dict(json.loads(value))
@@ -360,7 +368,9 @@ def _holds(row: LockRow) -> bool:
     if row.pid == os.getpid():
         return False
     try:
-        return abs(psutil.Process(row.pid).create_time() - row.started) < 1
+        process = psutil.Process(row.pid)
+        # killed, but not yet waited for by its parent (in a container, often for ever): gone as well
+        return abs(process.create_time() - row.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -373,7 +383,7 @@ def _storable(text: str) -> str:
 def _sqlite_path(url: str) -> Path | None:
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is not a number
         raise StoreError(
             where=f"--storage {url}",
             found="not a database URL",

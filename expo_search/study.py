@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from expo_search.errors import StudyError
 
+DEFAULT_STORAGE = "sqlite:///expo-search.db"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -185,10 +186,26 @@ def load_study(
         data["name"] = file.stem if file else "custom"
     if trust_remote_code:
         data["trust_remote_code"] = True
-    pair = data.get("pair")
-    if isinstance(pair, dict) and "max_model_len" in pair:
-        data["engine"] = {"max_model_len": pair["max_model_len"]} | data.get("engine", {})
+    pair, engine = data.get("pair"), data.get("engine", {})
+    if isinstance(pair, dict) and "max_model_len" in pair and isinstance(engine, dict):
+        data["engine"] = {"max_model_len": pair["max_model_len"]} | engine
     return _check(data, where)
+
+
+def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_code: bool) -> StudySpec:
+    """The spec that a study's database keeps; consent to run remote code is asked for anew.
+
+    Raises:
+        StudyError: the study was not made by expo-search, or by a version with another schema.
+    """
+    if stored is None:
+        raise StudyError(
+            where=f"study {name}",
+            found="no settings of expo-search",
+            expected="a study that expo-search made",
+            do="give another study",
+        )
+    return _check(dict(stored) | {"trust_remote_code": trust_remote_code}, f"study {name}")
 
 
 def _check(data: Mapping[str, Any], where: str) -> StudySpec:
@@ -229,6 +246,8 @@ def _fault(error: Any) -> str:
 
 def _preset_file(preset: str) -> Path:
     known = preset_names()
+    if not isinstance(preset, str):
+        raise StudyError(where="preset", found=repr(preset), expected="a preset's name", do="see `expo-search pairs`")
     if preset not in known:
         near = difflib.get_close_matches(preset, known, n=3, cutoff=0.4)
         raise StudyError(
@@ -247,7 +266,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise StudyError(
             where=str(file), found="no such file", expected="a study file in TOML", do="check the path"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:  # ValueError: not UTF-8, not TOML, a number too long
         raise StudyError(
             where=str(file), found=str(fault), expected="a study file in TOML", do="mend the file"
         ) from None

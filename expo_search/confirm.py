@@ -1,0 +1,72 @@
+"""The winner against alpha = 0 on prompts that the search never saw, with fresh sampling seeds.
+
+The best of N noisy numbers overstates its own gain; this measurement was used for no choice, so it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from expo_search.objective import CONTROL, Objective
+from expo_search.prompts import Prompt, prompts_hash
+from expo_search.statistics import Estimate
+from expo_search.store import Store
+
+CONFIRMED = "expo_confirmed"
+_PROMPTS = "expo_confirm_prompts"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What was measured: a trial's alpha, its mean reward less that of alpha = 0 on n fresh prompts."""
+
+    trial: int
+    alpha: float
+    difference: float
+    se: float
+    n: int
+    prompts: str
+    reward: float
+    control_reward: float
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.difference, self.se, self.n)
+
+    def attributes(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def confirm(store: Store, objective: Objective, trial: int, alpha: float, prompts: Sequence[Prompt]) -> Confirmation:
+    """Evaluate alpha = 0 and one trial's alpha on `prompts`, and keep the result with the study.
+
+    Goes on from stored answers if those prompts were begun before; answers to others are forgotten.
+    """
+    key = prompts_hash(prompts)
+    with store.owned():
+        if store.study.user_attrs.get(_PROMPTS) != key:
+            store.drop("confirm")
+            store.study.set_user_attr(_PROMPTS, key)
+        store.put_prompts("confirm", prompts)
+        control = objective.evaluate(CONTROL, 0.0)
+        winner = objective.evaluate(trial, alpha)
+        found = Confirmation(
+            trial,
+            alpha,
+            winner.difference.mean,
+            winner.difference.se,
+            winner.difference.n,
+            key,
+            winner.reward.mean,
+            control.reward.mean,
+        )
+        store.study.set_user_attr(CONFIRMED, found.attributes())
+    return found
+
+
+def confirmation(store: Store) -> Confirmation | None:
+    """The study's last confirmation."""
+    stored = store.study.user_attrs.get(CONFIRMED)
+    return None if stored is None else Confirmation(**stored)

@@ -1,0 +1,138 @@
+"""Fakes of the two seams, Model and Scorer: every number they give follows from alpha and the prompt alone.
+
+An answer of `FakeModel` is a text that says which alpha and which prompt made it, so that a reward can be computed
+from what the database kept, by the tests as well as by `FakeScorer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from expo_search.evaluator import Completion, Switch
+from expo_search.objective import Evaluation
+from expo_search.prompts import Prompt
+from expo_search.statistics import Estimate
+
+BEST = 0.37  # the alpha at which the fakes' mean reward is highest
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no `except Exception` may catch it."""
+
+
+def make_prompts(n: int) -> list[Prompt]:
+    return [Prompt(f"id-{i}", f"Question {i}?") for i in range(n)]
+
+
+def unit(*parts: object) -> float:
+    """A number in 0..1 that depends on the parts alone."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6]) / 2**48
+
+
+def expected_reward(alpha: float, prompt: Prompt, best: float = BEST) -> float:
+    """A parabola over alpha with its top at `best`, above a level of the prompt's own (shared by all alphas)."""
+    return 3.0 * unit(prompt.id) - 4.0 * (alpha - best) ** 2
+
+
+@dataclass
+class FakeModel:
+    """Answers in a shuffled order. `asked` keeps every (alpha, prompt id) that it was asked for.
+
+    Attributes:
+        weights: stands for the checkpoints; another string gives other fingerprints.
+        dies_after: answers until `die` is called; None: never.
+    """
+
+    weights: str = "w"
+    dies_after: int | None = None
+    die: Callable[[], None] = field(default=lambda: _raise(Killed()))
+    asked: list[tuple[float, str]] = field(default_factory=list)
+    alphas: list[float] = field(default_factory=list)
+
+    def materialize(self, alpha: float) -> Switch:
+        self.alphas.append(alpha)
+        return Switch(alpha, 0.0, hashlib.sha256(f"{self.weights} {alpha!r}".encode()).hexdigest()[:32])
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+        alpha = self.alphas[-1]
+        for prompt in sorted(prompts, key=lambda p: unit("order", p.id)):
+            if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                self.die()
+            self.asked.append((alpha, prompt.id))
+            n_tokens = 1 + int(9 * unit("length", prompt.id))
+            yield n_tokens
+            yield Completion(prompt, json.dumps([alpha, prompt.id]), n_tokens, "length" if n_tokens > 8 else "stop")
+
+
+@dataclass
+class FakeScorer:
+    """`expected_reward` of what the text says. `scored` keeps the texts."""
+
+    best: float = BEST
+    dies_after: int | None = None
+    die: Callable[[], None] = field(default=lambda: _raise(Killed()))
+    scored: list[str] = field(default_factory=list)
+
+    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+        rewards = []
+        for c in completions:
+            if self.dies_after is not None and len(self.scored) >= self.dies_after:
+                self.die()
+            alpha, prompt_id = json.loads(c.text)
+            assert prompt_id == c.prompt.id, "the answer of another prompt"
+            rewards.append(expected_reward(alpha, c.prompt, self.best))
+            self.scored.append(c.text)
+            on_scored(1)
+        return rewards, 0
+
+
+@dataclass
+class FakeWatcher:
+    """Adds up what it is told."""
+
+    n_tokens: int = 0
+    n_completions: int = 0
+    n_scored: int = 0
+    starts: list[tuple[int, float, int, int]] = field(default_factory=list)
+
+    def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
+        self.starts.append((trial, alpha, n_prompts, n_stored))
+
+    def generated(self, n_tokens: int, n_completions: int) -> None:
+        self.n_tokens += n_tokens
+        self.n_completions += n_completions
+
+    def scored(self, n: int) -> None:
+        self.n_scored += n
+
+
+def make_evaluation(trial: int, alpha: float, difference: float, se: float, n: int = 100) -> Evaluation:
+    """An evaluation whose control has mean reward 1."""
+    return Evaluation(
+        trial=trial,
+        alpha=alpha,
+        reward=Estimate(1.0 + difference, 0.5, n),
+        difference=Estimate(difference, se, n),
+        mean_length=12.5,
+        share_cut=0.25,
+        n_reward_cut=3,
+        fingerprint=f"{trial:032x}",
+        switch_s=0.1,
+        generate_s=2.0,
+        score_s=1.0,
+        other_s=0.05,
+        n_generated=1250,
+    )
+
+
+def end_process() -> None:
+    """As `kill -9` does: nothing is flushed, no `finally` runs."""
+    os._exit(9)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

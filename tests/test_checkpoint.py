@@ -1,0 +1,325 @@
+"""Folders of safetensors: what is read, which pairs are refused, every way in which a file can be broken."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from expo_search.checkpoint import INDEX, SINGLE, Checkpoint, check_pair, open_checkpoint, write_sharded
+from expo_search.errors import CheckpointError
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 10, "tie_word_embeddings": False}
+EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+def tensors(seed: int = 0, rows: int = 10) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    shapes = {EMBED: (rows, 4), HEAD: (rows, 4), NORM: (4,)}
+    return {name: torch.randn(shape, generator=random).bfloat16() for name, shape in shapes.items()}
+
+
+def make(folder: Path, held: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    save_file(tensors() if held is None else held, folder / SINGLE)
+    return folder
+
+
+def opened(folder: Path, held: dict[str, torch.Tensor] | None = None, **config: Any) -> Checkpoint:
+    return open_checkpoint(make(folder, held, **config), role="sft")
+
+
+def fault_of(folder: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as fault:
+        open_checkpoint(folder, role="sft")
+    assert "\n" not in str(fault.value)
+    return fault.value
+
+
+def pair_fault(aligned: Checkpoint, sft: Checkpoint) -> CheckpointError:
+    with pytest.raises(CheckpointError) as fault:
+        check_pair(aligned, sft)
+    return fault.value
+
+
+def without(*names: str) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in tensors().items() if name not in names}
+
+
+def test_headers_tell_names_dtypes_shapes_and_sizes_and_tensors_are_read_to_the_bit(tmp_path: Path) -> None:
+    held = tensors() | {"step": torch.tensor([3]), "empty": torch.empty(0, 5)}
+    found = opened(tmp_path, held)
+    assert {n: (t.dtype, t.shape, t.n_bytes) for n, t in found.tensors.items()} == {
+        EMBED: ("BF16", (10, 4), 80),
+        HEAD: ("BF16", (10, 4), 80),
+        NORM: ("BF16", (4,), 8),
+        "step": ("I64", (1,), 8),
+        "empty": ("F32", (0, 5), 0),
+    }
+    assert found.n_bytes == 176
+    assert found.architecture == "LlamaForCausalLM"
+    assert all(torch.equal(found.read(name), tensor) for name, tensor in held.items())
+
+
+def test_rotary_tables_of_old_checkpoints_are_left_out(tmp_path: Path) -> None:
+    rotary = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    assert set(opened(tmp_path, tensors() | rotary).tensors) == set(tensors())
+
+
+def test_shards_that_an_index_names_are_read_and_stale_files_beside_them_are_not(tmp_path: Path) -> None:
+    make(tmp_path, {"stale": torch.ones(1)})
+    save_file(without(HEAD), tmp_path / "a.safetensors")
+    save_file({HEAD: tensors()[HEAD]}, tmp_path / "b.safetensors")
+    names = {EMBED: "a.safetensors", NORM: "a.safetensors", HEAD: "b.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": names}))
+    found = open_checkpoint(tmp_path, role="sft")
+    assert {name: t.file.name for name, t in found.tensors.items()} == names
+    assert torch.equal(found.read(HEAD), tensors()[HEAD])
+
+
+def test_shards_without_an_index_are_read_all_but_a_tensor_in_two_of_them_is_a_fault(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / SINGLE).rename(tmp_path / "x1.safetensors")
+    save_file({"more": torch.ones(1)}, tmp_path / "x2.safetensors")
+    assert set(open_checkpoint(tmp_path, role="sft").tensors) == {*tensors(), "more"}
+    save_file({NORM: torch.ones(4)}, tmp_path / "x3.safetensors")
+    assert fault_of(tmp_path).found == f"tensor {NORM} in two files"
+
+
+def test_the_header_hash_notices_another_name_shape_or_dtype_but_not_other_weights(tmp_path: Path) -> None:
+    same = [opened(tmp_path / f"same{i}", tensors(seed=i)).header_hash for i in range(2)]
+    other = [
+        opened(tmp_path / "shape", tensors(rows=12)).header_hash,
+        opened(tmp_path / "dtype", {n: t.half() for n, t in tensors().items()}).header_hash,
+        opened(tmp_path / "name", without(HEAD) | {"head": tensors()[HEAD]}).header_hash,
+    ]
+    assert same[0] == same[1]
+    assert len({*same, *other}) == 4
+
+
+def test_a_path_that_is_no_folder_or_has_no_config_is_named(tmp_path: Path) -> None:
+    assert str(fault_of(tmp_path / "none")) == (
+        f"sft checkpoint {tmp_path / 'none'}: no such folder; expected a checkpoint folder; "
+        "check the path, or give a Hub id"
+    )
+    assert fault_of(tmp_path).found == "no config.json"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "[" * 100_000])
+def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
+    make(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    fault = fault_of(tmp_path)
+    assert fault.where == str(tmp_path / "config.json")
+    assert fault.expected == "a JSON object"
+
+
+def test_pickled_weights_are_named_and_not_loaded(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / SINGLE).unlink()
+    assert fault_of(tmp_path).found == "no safetensors (no weights at all)"
+    (tmp_path / "pytorch_model.bin").touch()
+    fault = fault_of(tmp_path)
+    assert fault.found == "no safetensors (pytorch_model.bin)"
+    assert "safe_serialization=True" in fault.do
+
+
+@pytest.mark.parametrize("quantisation", [{"quant_method": "gptq"}, {"bits": 4}, "gptq"])
+def test_a_quantised_checkpoint_is_refused(tmp_path: Path, quantisation: object) -> None:
+    assert "quantised" in fault_of(make(tmp_path, quantization_config=quantisation)).found
+
+
+def test_an_empty_quantisation_entry_is_none(tmp_path: Path) -> None:
+    assert opened(tmp_path, quantization_config=None).n_bytes == 168
+
+
+@pytest.mark.parametrize("architectures", [None, [], 5, "Llama", [None]])
+def test_an_architecture_that_is_not_named_is_no_crash(tmp_path: Path, architectures: object) -> None:
+    assert opened(tmp_path, architectures=architectures).architecture in ("?", "None")
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": [], "b": "x"}}',
+     '{"weight_map": {"a": "gone.safetensors"}}', '{"weight_map": {"a": "../model.safetensors"}}', "[" * 100_000],
+)  # fmt: skip
+def test_a_broken_index_is_named(tmp_path: Path, index: str) -> None:
+    make(tmp_path)
+    make(tmp_path / "inner")
+    (tmp_path / "inner" / INDEX).write_text(index)
+    assert fault_of(tmp_path / "inner").where == str(tmp_path / "inner" / INDEX)
+
+
+def raw(folder: Path, header: bytes, data: bytes = bytes(8), *, length: int | None = None) -> Path:
+    """A checkpoint whose only file has this header and data; `length` is what the file says of its header."""
+    make(folder)
+    prefix = struct.pack("<Q", len(header) if length is None else length)
+    (folder / SINGLE).write_bytes(prefix + header + data)
+    return folder
+
+
+def entry(shape: list[Any], *offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry([2], 0, 12)},
+        {"a": entry([2], 4, 12)},
+        {"a": entry([2], -8, 0)},
+        {"a": entry([2], 8, 0)},
+        {"a": entry([1], 0, 8)},
+        {"a": entry([3], 0, 8)},
+        {"a": entry([1], 0, 4)},
+        {"a": entry([1], 0, 4), "b": entry([1], 0, 4)},
+        {"a": entry([2], 0, 8), "b": entry([1], 4, 8)},
+        {"a": entry([1], 4, 8)},
+        {"a": entry([-2], 0, 8)},
+        {"a": entry([-1, -2], 0, 8)},
+        {"a": entry([2.0], 0, 8)},
+        {"a": entry([True, 2], 0, 8)},
+        {"a": entry(["2"], 0, 8)},
+        {"a": entry([2], 0)},
+        {"a": entry([2], 0, 8, 8)},
+        {"a": entry([2], "0", "8")},
+        {"a": entry([2], None, None)},
+        {"a": entry([2], 0, 8, dtype="F31")},
+        {"a": entry([2], 0, 8, dtype=["F32"])},
+        {"a": entry([2**63, 2], 0, 8)},
+        {"a": entry([2**63] * 20, 0, 8)},
+        {"a": {"dtype": "F32", "shape": [2]}},
+        {"a": 5},
+        {"\ud800": entry([2], 0, 8)},
+        {"a": entry([2], 0, 8), "__metadata__": 0},
+        {"a": entry([2], 0, 8), "__metadata__": {"format": None}},
+        {},
+        [],
+        None,
+    ],
+    ids=lambda header: json.dumps(header),
+)
+def test_a_header_that_disagrees_with_itself_or_with_the_file_is_refused(tmp_path: Path, header: Any) -> None:
+    fault = fault_of(raw(tmp_path, json.dumps(header).encode()))
+    assert fault.where == f"sft checkpoint {tmp_path}, file {SINGLE}"
+    assert (fault.expected, fault.do) == ("a whole safetensors file", "download the file again")
+
+
+@pytest.mark.parametrize("header", [b"", b"not JSON", b"\xff\xfe", b'{"a": ' * 50_000])
+def test_a_header_that_is_no_json_is_refused(tmp_path: Path, header: bytes) -> None:
+    assert "header" in fault_of(raw(tmp_path, header)).found
+
+
+def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
+    one = json.dumps(entry([2], 0, 8))
+    assert "'a' twice" in fault_of(raw(tmp_path, f'{{"a": {one}, "a": {one}}}'.encode())).found
+
+
+@pytest.mark.parametrize("length", [0, 3, 2**31, 2**63, 2**64 - 1])
+def test_a_header_length_that_is_wrong_is_refused_without_reading_that_much(tmp_path: Path, length: int) -> None:
+    assert "header" in fault_of(raw(tmp_path, json.dumps({"a": entry([2], 0, 8)}).encode(), length=length)).found
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+    file = make(tmp_path) / SINGLE
+    whole = file.read_bytes()
+    file.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    assert fault_of(tmp_path).expected == "a whole safetensors file"
+
+
+numbers = st.sampled_from([0, 1, 2, 4, 8, 12]) | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
+values = numbers | st.text(max_size=3) | st.lists(numbers, max_size=3) | st.sampled_from(["BF16", "BOOL", [2], [0, 4], [4, 8]])
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> dict[str, Any]:
+    """A header of two tensors that fits its data, with up to two of its values replaced."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}, "a": entry([1], 0, 4), "b": entry([2, 1], 4, 8, dtype="F16")}
+    for _ in range(draw(st.integers(0, 2))):
+        table = draw(st.sampled_from(["a", "b", "__metadata__"]))
+        field = draw(st.sampled_from([None, "dtype", "shape", "data_offsets"]))
+        if field is None or not isinstance(header[table], dict):
+            header[table] = draw(values)
+        else:
+            header[table][field] = draw(values)
+    return header
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(header=headers())
+def test_whatever_the_safetensors_library_cannot_open_is_a_checkpoint_error(
+    tmp_path: Path, header: dict[str, Any]
+) -> None:
+    folder = raw(tmp_path, json.dumps(header).encode())
+    try:
+        with safe_open(folder / SINGLE, framework="pt") as file:
+            expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        assert SINGLE in fault_of(folder).where
+        return
+    assert {n: t.shape for n, t in open_checkpoint(folder, role="sft").tensors.items()} == expected
+
+
+def test_a_good_pair_has_nothing_special(tmp_path: Path) -> None:
+    found = check_pair(opened(tmp_path / "a"), opened(tmp_path / "s", tensors(seed=1)))
+    assert (found.longer_vocabulary, found.tied_in_sft, found.skipped_in_sft) == ({}, {}, ())
+
+
+def test_all_tensors_that_do_not_match_are_listed_with_both_shapes(tmp_path: Path) -> None:
+    a = opened(tmp_path / "a", {"x": torch.ones(2), "y": torch.ones(2, 3), "z": torch.ones(1)})
+    s = opened(tmp_path / "s", {"x": torch.ones(2), "y": torch.ones(3, 2), "q": torch.ones(1)})
+    fault = pair_fault(a, s)
+    assert fault.found == (
+        "3 tensors that do not match (q: only in sft; y: aligned [2, 3], sft [3, 2]; z: only in aligned)"
+    )
+    assert fault.where == f"pair {tmp_path / 'a'} / {tmp_path / 's'}"
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    fault = pair_fault(opened(tmp_path / "a"), opened(tmp_path / "s", architectures=["MistralForCausalLM"]))
+    assert fault.found == "architecture MistralForCausalLM"
+    assert fault.expected.startswith("LlamaForCausalLM")
+
+
+def test_an_output_layer_that_one_side_ties_to_its_embedding_is_no_fault(tmp_path: Path) -> None:
+    untied = opened(tmp_path / "untied")
+    tied = opened(tmp_path / "tied", without(HEAD), tie_word_embeddings=True)
+    assert check_pair(untied, tied).tied_in_sft == {HEAD: EMBED}
+    assert check_pair(tied, untied).skipped_in_sft == (HEAD,)
+    torn = opened(tmp_path / "torn", without(HEAD), tie_word_embeddings=False)
+    assert HEAD in pair_fault(untied, torn).found
+    assert HEAD in pair_fault(torn, untied).found
+
+
+def test_a_longer_vocabulary_is_told_but_only_where_the_configs_say_so(tmp_path: Path) -> None:
+    longer = opened(tmp_path / "longer", tensors(rows=12), vocab_size=12)
+    assert check_pair(longer, opened(tmp_path / "s")).longer_vocabulary == {EMBED: (12, 10), HEAD: (12, 10)}
+    assert "aligned [12, 4], sft [10, 4]" in pair_fault(opened(tmp_path / "x", tensors(rows=12)), opened(tmp_path / "s")).found
+
+
+@pytest.mark.parametrize(("max_shard_bytes", "n_files"), [(168, 1), (167, 2), (90, 2), (1, 3)])
+def test_what_is_written_in_shards_is_read_back_to_the_bit(tmp_path: Path, max_shard_bytes: int, n_files: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    held = tensors() | {EMBED: tensors()[EMBED].t().contiguous().t()}
+    write_sharded(tmp_path, iter(held.items()), max_shard_bytes=max_shard_bytes)
+    found = open_checkpoint(tmp_path, role="sft")
+    assert all(torch.equal(found.read(name), tensor) for name, tensor in held.items())
+    assert len(list(tmp_path.glob("*.safetensors"))) == n_files
+    assert (tmp_path / INDEX).exists() == (n_files > 1)
+    if n_files == 1:
+        assert set(load_file(tmp_path / SINGLE)) == set(held)
+    else:
+        index = json.loads((tmp_path / INDEX).read_text())
+        assert index["metadata"]["total_size"] == found.n_bytes
+        assert index["weight_map"] == {name: t.file.name for name, t in found.tensors.items()}

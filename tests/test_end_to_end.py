@@ -1,0 +1,125 @@
+"""The command as a user runs it, on a tiny random pair: real engine, real scorer, real database."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twins import make_pair, make_reward_model, write_prompts
+
+PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
+SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2"]
+SEARCH = [*PAIR, *SIZES]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-tied", delta=0.2)
+    make_reward_model(folder / "reward")
+    write_prompts(folder / "prompts.jsonl", 10)
+    return folder
+
+
+def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "expo_search", *arguments],
+        cwd=home,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(home: Path, *arguments: str) -> tuple[str, str]:
+    process = command(home, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err + (home / "expo-search.log").read_text()[-3000:]
+    return out, err
+
+
+def found(trials: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(t["alpha"], t["reward"], t["difference"], t["fingerprint"], t["mean_length"]) for t in trials]
+
+
+@pytest.fixture(scope="module")
+def searched(home: Path) -> dict[str, Any]:
+    """An uninterrupted search of four trials."""
+    out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--json")
+    assert "canary passed" in err
+    assert "INFO" not in err, "vLLM's log belongs in the log file"
+    return dict(json.loads(out))
+
+
+def test_three_trials_start_at_alpha_zero_and_are_all_in_the_database(home: Path, searched: dict[str, Any]) -> None:
+    alphas = [t["alpha"] for t in searched["trials"]]
+    assert alphas[0] == 0
+    assert len(set(alphas)) == 4
+    with sqlite3.connect(home / "whole.db") as database:
+        rows = database.execute("SELECT trial, count(*), count(reward) FROM expo_completions GROUP BY trial").fetchall()
+        assert rows == [(trial, 6, 6) for trial in range(4)]
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert "vllm" in (home / "expo-search.log").read_text().lower()
+    control = searched["trials"][0]
+    assert control["difference"] == 0
+    assert {t["fingerprint"] for t in searched["trials"][1:]}.isdisjoint({control["fingerprint"]})
+
+
+def test_a_search_that_was_killed_ends_as_if_it_had_not_been(home: Path, searched: dict[str, Any]) -> None:
+    process = command(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--quiet")
+    deadline = time.monotonic() + 200
+    while n_completions(home / "killed.db") < 7:  # in the middle of the second trial, or later
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out, _ = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--json")
+    assert found(json.loads(out)["trials"]) == found(searched["trials"])
+    with sqlite3.connect(home / "killed.db") as database:
+        assert database.execute("SELECT count(*) FROM trials WHERE state = 'RUNNING'").fetchone() == (0,)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def n_completions(database: Path) -> int:
+    if not database.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
+            return int(connection.execute("SELECT count(*) FROM expo_completions").fetchone()[0])
+    except sqlite3.OperationalError:  # not created yet
+        return 0
+
+
+def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, searched: dict[str, Any]) -> None:
+    out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db")
+    assert "4 finished trials already" in err
+    assert "starting vLLM" not in err
+    assert "alpha" in out
+    shown, _ = run(home, "show", "custom", "--storage", "sqlite:///whole.db", "--json")
+    assert json.loads(shown) == searched
+
+
+def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[str, Any]) -> None:
+    out, _ = run(home, "confirm", "--storage", "sqlite:///whole.db", "--json", "--quiet")
+    confirmed = json.loads(out)
+    assert confirmed["n"] == 4  # ten prompts, of which the search took six
+    low, high = confirmed["difference_95"]
+    assert low < confirmed["difference"] < high
+    with sqlite3.connect(home / "whole.db") as database:
+        texts = {
+            part: {t for (t,) in database.execute("SELECT text FROM expo_prompts WHERE part = ?", (part,))}
+            for part in ("search", "confirm")
+        }
+    assert len(texts["search"]) == 6
+    assert texts["search"].isdisjoint(texts["confirm"])
+    shown, _ = run(home, "show", "--storage", "sqlite:///whole.db")
+    assert "confirmed on 4 fresh prompts" in shown

@@ -1,0 +1,159 @@
+"""The switch in the real engine: exact against the offline formula and a fresh engine on an offline checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from twins import edit, families, make_pair, offline_checkpoint, pad_vocabulary_with, shrink_vocabulary
+
+from expo_search import materializer
+from expo_search.checkpoint import check_pair, open_checkpoint
+from expo_search.errors import CheckpointError, EngineError, MaterializeError
+from expo_search.evaluator import ModelSpec, VllmModel
+from expo_search.loader import Weight
+from expo_search.materializer import LiveWeights
+from expo_search.study import EngineSpec, SamplingSpec
+
+ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
+TEXT = "Name three rivers, then say why the second one is the longest of them all."
+FAMILIES = [*families(), "internlm2"]
+ALPHAS = (0.7, -0.4)
+
+
+def engine(aligned: Path, sft: Path) -> VllmModel:
+    remote = (aligned / "configuration_internlm2.py").exists()
+    return VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=16), ENGINE, 0, trust_remote_code=remote))
+
+
+def answer(model: VllmModel) -> list[tuple[int, float]]:
+    """Greedy tokens with their log-probabilities."""
+    return model.log_probabilities(TEXT, 12, salt="uncached")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoint(family: str, tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, family)
+    live = engine(aligned, sft)
+    seen = {}
+    for alpha in (*ALPHAS, 0.0, ALPHAS[0]):  # A -> B -> 0 -> A
+        switch = live.materialize(alpha)
+        now = (switch.fingerprint, answer(live))
+        assert seen.setdefault(alpha, now) == now
+    assert seen[0.0][0] == live.sources.aligned
+    assert len({str(tokens) for _, tokens in seen.values()}) == 3, "the twin's answers do not change with alpha"
+    live.close()
+    for alpha in ALPHAS:
+        fresh = engine(offline_checkpoint(aligned, sft, alpha, tmp_path / f"at{alpha}"), sft)
+        assert (fresh.sources.aligned, answer(fresh)) == seen[alpha]
+        fresh.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_wider_or_other_sft_dtype_enters_the_arithmetic_unrounded(dtype: torch.dtype, tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "qwen2", sft_dtype=dtype, delta=1e-3)  # bfloat16 would round most of it away
+    live = engine(aligned, sft)
+    switch = live.materialize(3.0)
+    live.close()
+    fresh = engine(offline_checkpoint(aligned, sft, 3.0, tmp_path / "offline"), sft)
+    assert fresh.sources.aligned == switch.fingerprint
+    fresh.close()
+
+
+def test_shards_need_not_line_up(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path / "whole", "llama-untied")
+    sharded, _ = make_pair(tmp_path / "sharded", "llama-untied", shard="200KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    whole, mixed = engine(aligned, sft), engine(sharded, sft)
+    assert whole.materialize(0.7).fingerprint == mixed.materialize(0.7).fingerprint
+    whole.close()
+    mixed.close()
+
+
+def test_rows_of_the_vocabulary_that_sft_lacks_stay_the_aligned_ones(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-untied")
+    shorter = shrink_vocabulary(sft, tmp_path / "shorter", by=5)
+    live = engine(aligned, shorter)
+    switch = live.materialize(0.7)
+    live.close()
+    padded = pad_vocabulary_with(aligned, shorter, tmp_path / "padded")
+    fresh = engine(offline_checkpoint(aligned, padded, 0.7, tmp_path / "offline"), sft)
+    assert fresh.sources.aligned == switch.fingerprint
+    fresh.close()
+
+
+def test_tensors_of_other_shapes_are_all_listed_before_an_engine_starts(tmp_path: Path) -> None:
+    aligned, _ = make_pair(tmp_path / "one", "llama-tied")
+    sft, _ = make_pair(tmp_path / "other", "llama-biased")
+    with pytest.raises(CheckpointError, match=r"self_attn.q_proj.bias: only in sft"):
+        check_pair(open_checkpoint(aligned, role="aligned"), open_checkpoint(sft, role="sft"))
+
+
+def test_a_source_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    edit(sft, lambda name, t: t.fill_(float("inf")) if name == "model.norm.weight" else t)
+    with pytest.raises(MaterializeError, match=r"sft checkpoint, weight model.norm.weight"):
+        engine(aligned, sft)
+
+
+def test_two_equal_checkpoints_are_no_pair(tmp_path: Path) -> None:
+    aligned, _ = make_pair(tmp_path, "llama-tied")
+    with pytest.raises(MaterializeError, match="aligned and sft hold the same weights"):
+        engine(aligned, aligned)
+
+
+class TestCanary:
+    """Every known corruption of a switch is caught before a trial runs."""
+
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> tuple[Path, Path]:
+        return make_pair(tmp_path, "llama-untied")
+
+    def test_a_weight_that_is_not_written(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        written = LiveWeights._write
+
+        def forgets(self: LiveWeights, weight: Weight, alpha: float) -> torch.Tensor:
+            return self._put_back(weight).data if weight.name.endswith("norm.weight") else written(self, weight, alpha)
+
+        monkeypatch.setattr(LiveWeights, "_write", forgets)
+        with pytest.raises(MaterializeError, match="canary"):
+            engine(*pair)
+
+    def test_a_weight_that_is_moved_twice(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        written = LiveWeights._write
+
+        def twice(self: LiveWeights, weight: Weight, alpha: float) -> torch.Tensor:
+            tensor = written(self, weight, alpha)
+            if weight.name.endswith("norm.weight"):
+                tensor.add_(alpha * (weight.aligned - weight.sft))
+            return tensor
+
+        monkeypatch.setattr(LiveWeights, "_write", twice)
+        with pytest.raises(MaterializeError, match="canary"):
+            engine(*pair)
+
+    def test_prefixes_that_are_not_forgotten(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(VllmModel, "_forget_prefixes", lambda _: None)
+        with pytest.raises(MaterializeError, match="a prefix that was cached at another alpha"):
+            engine(*pair)
+
+    def test_packed_weights_that_are_not_derived_again(
+        self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("expo_search.materializer._derive_again", lambda *_: None)
+        with pytest.raises((MaterializeError, EngineError)):
+            engine(*pair)
+
+    def test_one_layer_that_is_not_derived_again(
+        self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        derived = materializer._derive_again
+
+        def skips_one(module: torch.nn.Module, own: list[Weight]) -> None:
+            if not any("layers.1.mlp.down_proj" in w.name for w in own):
+                derived(module, own)
+
+        monkeypatch.setattr(materializer, "_derive_again", skips_one)
+        with pytest.raises(MaterializeError, match="canary"):
+            engine(*pair)

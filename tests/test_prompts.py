@@ -1,0 +1,219 @@
+"""Prompts from files: what is read, in which order, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from expo_search.errors import PromptsError
+from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
+
+ROWS = [{"prompt": f"Question {i}?", "prompt_id": f"q{i}"} for i in range(40)]
+
+
+def write(folder: Path, rows: list[Any], name: str = "prompts.jsonl") -> str:
+    file = folder / name
+    file.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return str(file)
+
+
+def texts(source: str, seed: int = 1) -> list[str]:
+    return [p.text for p in load_prompts(source, "any", seed)]
+
+
+def fault_of(source: str) -> PromptsError:
+    with pytest.raises(PromptsError) as fault:
+        load_prompts(source, "any", 1)
+    assert "\n" not in str(fault.value)
+    return fault.value
+
+
+def test_all_kinds_of_file_give_the_same_prompts_in_the_same_order(tmp_path: Path) -> None:
+    lines = write(tmp_path, ROWS)
+    whole = tmp_path / "prompts.json"
+    whole.write_text(json.dumps(ROWS))
+    table = tmp_path / "prompts.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), table)
+    assert load_prompts(lines, "", 3) == load_prompts(str(whole), "", 3) == load_prompts(str(table), "", 3)
+    assert sorted(texts(lines)) == sorted(row["prompt"] for row in ROWS)
+
+
+def test_the_order_depends_on_the_seed_and_not_on_the_files_order(tmp_path: Path) -> None:
+    forward, backward = write(tmp_path, ROWS), write(tmp_path, ROWS[::-1], "backward.jsonl")
+    assert texts(forward, 1) == texts(backward, 1)
+    assert texts(forward, 1) != texts(forward, 2)
+    assert texts(forward, 1) != sorted(texts(forward, 1))
+
+
+def test_the_first_user_turn_of_a_conversation_is_the_prompt(tmp_path: Path) -> None:
+    system, user, more = ({"role": r, "content": c} for r, c in (("system", "s"), ("user", "first"), ("user", "second")))
+    assert texts(write(tmp_path, [{"messages": [system, user, more], "prompt": "column"}])) == ["first"]
+    assert texts(write(tmp_path, [{"messages": [system], "prompt": "column"}])) == ["column"]
+
+
+def test_conversations_are_read_from_parquet_as_ultrafeedback_keeps_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "prompt_id": "i", "messages": [{"role": "user", "content": "turn"}], "score": 1.5}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "uf.parquet")
+    assert load_prompts(str(tmp_path / "uf.parquet"), "", 1) == [Prompt("i", "turn")]
+
+
+def test_a_prompt_that_occurs_twice_is_taken_once(tmp_path: Path) -> None:
+    assert len(texts(write(tmp_path, [*ROWS, *ROWS, {"prompt": "Question 3?"}]))) == 40
+
+
+def test_ids_are_unique_also_where_the_file_gives_one_id_to_two_prompts(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "prompt_id": "same"}, {"prompt": "b", "prompt_id": "same"}]
+    assert {p.id for p in load_prompts(write(tmp_path, rows), "", 1)} == {"same", hashlib.sha256(b"b").hexdigest()}
+
+
+@pytest.mark.parametrize("given", [None, 5, "", "x" * 129, "a\nb", "a\ud800"])
+def test_an_id_that_is_not_plain_text_is_replaced_by_the_hash_of_the_prompt(tmp_path: Path, given: object) -> None:
+    found = load_prompts(write(tmp_path, [{"prompt": "hi", "prompt_id": given}]), "", 1)
+    assert found == [Prompt(hashlib.sha256(b"hi").hexdigest(), "hi")]
+
+
+def test_blank_lines_a_byte_order_mark_and_line_separators_inside_strings_are_no_faults(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('\n{"prompt": "a\u2028b"}\r\n\n  \n{"prompt": "c"}', encoding="utf-8-sig")
+    assert sorted(texts(str(file))) == ["a\u2028b", "c"]
+
+
+def test_a_prompts_seed_is_its_own_the_same_every_time_and_fits_in_31_bits() -> None:
+    seeds = [Prompt(f"q{i}", "").seed(7) for i in range(1000)]
+    assert seeds == [Prompt(f"q{i}", "other text").seed(7) for i in range(1000)]
+    assert seeds != [Prompt(f"q{i}", "").seed(8) for i in range(1000)]
+    assert len(set(seeds)) == 1000
+    assert 0 <= min(seeds) < max(seeds) < 2**31
+
+
+def test_search_and_confirmation_take_disjoint_parts_from_the_two_ends() -> None:
+    prompts = [Prompt(str(i), str(i)) for i in range(10)]
+    assert search_part(prompts, 6, where="x") == prompts[:6]
+    assert confirm_part(prompts, 6, 4, where="x") == prompts[6:]
+    assert confirm_part(prompts, 6, 1, where="x") == prompts[9:]
+
+
+def test_too_few_prompts_for_a_search_say_how_many_there_are() -> None:
+    with pytest.raises(PromptsError) as fault:
+        search_part([Prompt("a", "a")] * 3, 4, where="prompts p.jsonl")
+    assert str(fault.value) == "prompts p.jsonl: 3 prompts; expected at least 4; give more prompts, or --n-prompts 3"
+
+
+@pytest.mark.parametrize(("n", "left"), [(5, 4), (1, 0), (1, -2)])
+def test_too_few_unseen_prompts_for_a_confirmation_say_how_many_are_left(n: int, left: int) -> None:
+    with pytest.raises(PromptsError) as fault:
+        confirm_part([Prompt(str(i), "") for i in range(10)], 10 - left, n, where="prompts p")
+    assert fault.value.found == f"{max(0, left)} prompts that the search has not seen"
+    assert fault.value.expected == str(n)
+    assert ("confirm with --n-prompts 4" if left > 0 else "search with fewer") in fault.value.do
+
+
+def test_the_hash_covers_ids_texts_and_order() -> None:
+    a, b = Prompt("1", "x"), Prompt("2", "y")
+    hashes = {
+        prompts_hash(p)
+        for p in ([a, b], [b, a], [a], [a, Prompt("2", "z")], [a, Prompt("3", "y")], [Prompt("1x", ""), b])
+    }
+    assert len(hashes) == 6
+    assert prompts_hash([a, b]) == prompts_hash(iter([Prompt("1", "x"), Prompt("2", "y")]))
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.json", "none.parquet"])
+def test_a_file_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+    source = str(tmp_path / name)
+    assert str(fault_of(source)) == (
+        f"prompts {source}: no such file; expected a .jsonl, .json or .parquet file, or the id of a Hub data set; "
+        "check the path"
+    )
+
+
+def test_a_home_folder_that_does_not_exist_is_a_missing_file() -> None:
+    assert fault_of("~no-such-user/p.jsonl").found == "no such file"
+
+
+def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\nhello\n")
+    assert fault_of(str(tmp_path / "p.csv")).found == "a file of another kind"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "found"),
+    [
+        ("p.jsonl", b"", "prompts", "no rows"),
+        ("p.jsonl", b"\n\n", "prompts", "no rows"),
+        ("p.json", b"[]", "prompts", "no rows"),
+        ("p.jsonl", b'{"prompt": "a"}\n\nnot json\n', "line 3", "not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "b"', "line 2", "not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}', "line 2", "bytes that are not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "line 2", "a list"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"question": "b", "id": 1}', "line 2", "columns id, question"),
+        ("p.jsonl", b"{}", "line 1", "columns none"),
+        ("p.jsonl", b'{"prompt": 5}', "line 1", "columns prompt"),
+        ("p.jsonl", b'{"prompt": " \\n"}', "line 1", "an empty prompt"),
+        ("p.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', "line 1", "an empty prompt"),
+        ("p.jsonl", b'{"prompt": "half \\ud83d of a smile"}', "line 1", "half of a surrogate pair"),
+        ("p.jsonl", b'{"prompt": "a\\u0000b"}', "line 1", "a NUL"),
+        ("p.jsonl", b"[" * 100_000, "line 1", "not JSON"),
+        ("p.json", b"[" * 100_000, "p.json", "not JSON"),
+        ("p.json", b'{"prompt": "a"}', "p.json", "not a list of rows"),
+        ("p.json", b'[{"prompt": "a"}, 5]', "row 2", "a int"),
+        ("p.parquet", b"PAR1 no", "p.parquet", "not readable as Parquet"),
+        ("p.parquet", b"", "p.parquet", "not readable as Parquet"),
+    ],
+)
+def test_a_faulty_file_is_named_with_the_line_and_what_is_there(
+    tmp_path: Path, name: str, content: bytes, where: str, found: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    fault = fault_of(str(tmp_path / name))
+    assert str(tmp_path / name) in fault.where
+    assert where in fault.where
+    assert found in fault.found
+
+
+def test_a_parquet_file_without_a_prompt_column_says_which_columns_are_wanted(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "p.parquet")
+    assert "`prompt`" in fault_of(str(tmp_path / "p.parquet")).expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that cannot be read even by root")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").symlink_to("/proc/self/mem")
+    assert "not readable" in fault_of(str(tmp_path / "p.jsonl")).found
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda v: st.lists(v, max_size=2) | st.dictionaries(st.sampled_from(["role", "content", "x"]), v, max_size=2),
+    max_leaves=5,
+)
+row = st.fixed_dictionaries({}, optional={"prompt": json_value, "prompt_id": json_value, "messages": json_value})
+anything = st.binary(max_size=80) | st.lists(row | json_value, max_size=4).map(
+    lambda rows: "\n".join(map(json.dumps, rows)).encode()
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=anything, suffix=st.sampled_from([".jsonl", ".json"]))
+def test_any_file_gives_distinct_prompts_or_a_prompts_error(
+    tmp_path: Path, content: bytes, suffix: str
+) -> None:
+    file = tmp_path / f"any{suffix}"
+    file.write_bytes(content)
+    try:
+        prompts = load_prompts(str(file), "", 1)
+    except PromptsError as fault:
+        assert str(file) in fault.where
+        return
+    assert prompts
+    assert len({p.text for p in prompts}) == len({p.id for p in prompts}) == len(prompts)
+    assert all(p.text.strip() and p.text.encode() for p in prompts)

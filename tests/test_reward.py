@@ -1,0 +1,65 @@
+"""The scorer against plain transformers, one conversation at a time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+from twins import edit, make_reward_model, make_tokenizer
+
+from expo_search.errors import RewardError
+from expo_search.evaluator import Completion
+from expo_search.prompts import Prompt
+from expo_search.reward import SequenceRewardModel
+from expo_search.study import RewardSpec
+
+COMPLETIONS = [
+    Completion(Prompt(f"p{i}", "Tell me about rivers. " * (1 + i % 3)), "They flow. " * (i % 5), 3, "stop")
+    for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reward_model(tmp_path_factory.mktemp("reward"))
+
+
+def plain_rewards(folder: Path, dtype: torch.dtype) -> list[float]:
+    """Unbatched, unpadded, through the tokenizer's own template."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    tokenizer = make_tokenizer()
+    rewards = []
+    for c in COMPLETIONS:
+        turns = [{"role": "user", "content": c.prompt.text}, {"role": "assistant", "content": c.text}]
+        ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt")["input_ids"]
+        rewards.append(float(model(input_ids=ids).logits[0, 0]))
+    return rewards
+
+
+@pytest.mark.parametrize("batch_tokens", [16, 300, 100_000])
+def test_rewards_do_not_depend_on_batches_and_keep_the_order_given(folder: Path, batch_tokens: int) -> None:
+    scorer = SequenceRewardModel(folder, RewardSpec(max_tokens=400, batch_tokens=batch_tokens))
+    seen: list[int] = []
+    rewards, n_cut = scorer.score(COMPLETIONS, seen.append)
+    # bfloat16 has 8 bits: matrix products of other shapes may round the last of them differently
+    assert rewards == pytest.approx(plain_rewards(folder, scorer.dtype), rel=0.03, abs=0.03)
+    assert len({round(r, 3) for r in rewards}) > 3
+    assert n_cut == 0
+    assert sum(seen) == len(COMPLETIONS)
+
+
+def test_a_conversation_above_the_cap_is_cut_and_counted(folder: Path) -> None:
+    scorer = SequenceRewardModel(folder, RewardSpec(max_tokens=60, batch_tokens=1000))
+    _, n_cut = scorer.score(COMPLETIONS, lambda _: None)
+    assert n_cut == sum(len(scorer._encode(c)) > 60 for c in COMPLETIONS) > 0
+
+
+def test_a_reward_that_is_not_finite_is_an_error_that_names_the_prompt(tmp_path: Path) -> None:
+    folder = make_reward_model(tmp_path / "reward")
+    edit(folder, lambda name, t: t.fill_(math.nan) if name == "score.weight" else t)
+    scorer = SequenceRewardModel(folder, RewardSpec())
+    with pytest.raises(RewardError, match=r"reward of prompt p\d: nan; expected a finite number"):
+        scorer.score(COMPLETIONS, lambda _: None)

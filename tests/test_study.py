@@ -1,0 +1,192 @@
+"""Study files and overrides: what a `StudySpec` holds, and that all faults come in one message."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from expo_search.errors import StudyError
+from expo_search.study import StudySpec, load_study
+
+PAIR = {"aligned": "a/b", "sft": "c/d", "reward_model": "e/f"}
+PAIR_TOML = '[pair]\naligned = "a/b"\nsft = "c/d"\nreward_model = "e/f"\n'
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def fault_of(**arguments: Any) -> StudyError:
+    with pytest.raises(StudyError) as fault:
+        load_study(**arguments)
+    return fault.value
+
+
+def test_the_defaults_are_the_papers_settings() -> None:
+    spec = load_study(overrides={"pair": PAIR})
+    s = spec.sampling
+    assert (s.temperature, s.top_p, s.top_k, s.max_tokens) == (0.7, 0.9, 50, 2048)
+    assert (s.presence_penalty, s.frequency_penalty) == (0.1, 0.1)
+    assert (spec.prompts.source, spec.prompts.split) == ("HuggingFaceH4/ultrafeedback_binarized", "test_gen")
+    assert spec.prompts.n == 1000
+    assert (spec.search.alpha_min, spec.search.sampler, spec.name) == (0.0, "gp", "custom")
+
+
+def test_options_lie_over_the_file_and_the_file_over_its_preset(tmp_path: Path) -> None:
+    base = load_study(preset="demo")
+    file = write(tmp_path, 'preset = "demo"\n[prompts]\nn = 9\n[search]\nseed = 5\nalpha_max = 3.0\n')
+    spec = load_study(file=file, overrides={"search": {"seed": 6}})
+    assert (spec.prompts.n, spec.search.seed, spec.search.alpha_max) == (9, 6, 3.0)
+    assert (spec.pair, spec.prompts.source, spec.sampling) == (base.pair, base.prompts.source, base.sampling)
+
+
+def test_a_studys_name_is_the_given_one_else_the_files_own_else_the_presets_else_the_files(tmp_path: Path) -> None:
+    named = write(tmp_path, 'name = "inside"\n' + PAIR_TOML)
+    assert load_study(file=named, name="given").name == "given"
+    assert load_study(file=named).name == "inside"
+    assert load_study(preset="demo").name == "demo"
+    assert load_study(file=write(tmp_path, PAIR_TOML, "fresh.toml")).name == "fresh"
+
+
+def test_the_pairs_context_is_the_engines_unless_that_is_set() -> None:
+    pair = PAIR | {"max_model_len": 1024}
+    sampling = {"max_tokens": 64}
+    assert load_study(overrides={"pair": pair, "sampling": sampling}).engine.max_model_len == 1024
+    engine = {"max_model_len": 512}
+    assert load_study(overrides={"pair": pair, "sampling": sampling, "engine": engine}).engine.max_model_len == 512
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    spec = load_study(overrides={"pair": PAIR})
+    with pytest.raises(ValueError, match="frozen"):
+        spec.search.seed = 3  # type: ignore[misc]
+
+
+def test_an_unknown_preset_names_the_nearest_ones() -> None:
+    fault = fault_of(preset="zephir")
+    assert fault.where == "--pair"
+    assert fault.found == "unknown preset 'zephir'"
+    assert "zephyr" in fault.expected
+    assert "expo-search pairs" in fault.do
+
+
+def test_a_preset_unlike_any_other_still_says_where_the_names_are() -> None:
+    assert str(fault_of(preset="§§§§§§")) == (
+        "--pair: unknown preset '§§§§§§'; expected a preset's name; "
+        "see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts"
+    )
+
+
+def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+    text = PAIR_TOML + "[prompts]\nn = 1\n[sampling]\ntop_p = 1.5\ntemprature = 1.0\n[search]\nsampler = \"best\"\n"
+    fault = fault_of(file=write(tmp_path, text))
+    for part in ("prompts.n", "(found 1)", "sampling.top_p", "(found 1.5)", "sampling.temprature", "search.sampler"):
+        assert part in fault.found
+    assert fault.found.count("; ") == 3
+    assert fault.where == str(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "found"),
+    [
+        ("search", {"alpha_min": 2.0, "alpha_max": 1.0}, "alpha_min 2 is not below alpha_max 1"),
+        ("search", {"alpha_min": 1.0}, "alpha_min 1 is not below alpha_max 1"),
+        ("search", {"alpha_max": math.nan}, "search.alpha_max"),
+        ("search", {"alpha_min": -math.inf}, "search.alpha_min"),
+        ("search", {"seed": -1}, "search.seed"),
+        ("search", {"seed": 2**31}, "search.seed"),
+        ("sampling", {"temperature": -0.1}, "sampling.temperature"),
+        ("sampling", {"temperature": math.nan}, "sampling.temperature"),
+        ("sampling", {"max_tokens": 0}, "sampling.max_tokens"),
+        ("prompts", {"n": 0}, "prompts.n"),
+        ("engine", {"dtype": "int8"}, "engine.dtype"),
+        ("pair", {"sft": None}, "no sft; expected aligned, sft and reward_model"),
+        ("name", "a b", "name"),
+        ("name", "", "name"),
+        ("nonsense", 1, "nonsense"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_its_place(table: str, values: Any, found: str) -> None:
+    given = {"pair": PAIR, table: (PAIR | values if table == "pair" else values)}
+    fault = fault_of(overrides=given)
+    assert found in fault.found
+    assert (fault.expected, fault.do) == ("one that is allowed", "mend the option or the file")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[pair", "pair = 3", "engine = 3", "search = 3", "preset = 3", "preset = ['demo']", f"n = {'9' * 5000}", "n = " + "[" * 5000],
+)
+def test_a_file_that_is_no_study_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    found = str(fault_of(file=write(tmp_path, text + "\n" + PAIR_TOML if "pair" not in text else text)))
+    assert "expected" in found
+    assert str(tmp_path / "mine.toml") in found or "preset" in found
+
+
+def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    assert fault_of(file=tmp_path / "none.toml").found == "no such file"
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    assert fault_of(file=tmp_path / "bytes.toml").where == str(tmp_path / "bytes.toml")
+    assert fault_of(file=tmp_path).expected == "a study file in TOML"
+
+
+def test_remote_code_needs_consent() -> None:
+    pair = {"pair": PAIR | {"needs_remote_code": True}}
+    assert fault_of(overrides=pair).do == "pass --trust-remote-code if you trust the repository"
+    assert load_study(overrides=pair, trust_remote_code=True).trust_remote_code
+
+
+@pytest.mark.parametrize(("max_tokens", "fits"), [(63, True), (64, False), (65, False)])
+def test_answers_must_leave_room_for_a_prompt_in_the_context(max_tokens: int, fits: bool) -> None:
+    tables = {"pair": PAIR, "sampling": {"max_tokens": max_tokens}, "engine": {"max_model_len": 64}}
+    if fits:
+        assert load_study(overrides=tables).sampling.max_tokens == max_tokens
+    else:
+        assert "lower --max-tokens" in fault_of(overrides=tables).do
+
+
+scalar = st.one_of(st.integers(), st.floats(), st.text(max_size=8), st.booleans(), st.none())
+tables = st.dictionaries(
+    st.sampled_from(["pair", "prompts", "sampling", "search", "reward", "engine", "name", "other"]),
+    scalar
+    | st.dictionaries(
+        st.sampled_from(["aligned", "n", "temperature", "alpha_min", "alpha_max", "seed", "max_tokens", "max_model_len", "x"]),
+        scalar,
+    ),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(given_tables=tables, with_pair=st.booleans())
+def test_any_values_give_a_spec_within_its_bounds_or_a_study_error(
+    given_tables: dict[str, Any], with_pair: bool
+) -> None:
+    try:
+        spec = load_study(overrides=({"pair": PAIR} if with_pair else {}) | given_tables)
+    except StudyError as fault:
+        assert fault.where == "command line"
+        return
+    assert isinstance(spec, StudySpec)
+    assert -math.inf < spec.search.alpha_min < spec.search.alpha_max < math.inf
+    assert spec.sampling.max_tokens < spec.engine.max_model_len
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=60)
+    | st.text("[]{}=\"'.\n# \\u0aepairnx19-", max_size=60).map(lambda text: (PAIR_TOML + text).encode())
+)
+def test_any_file_gives_a_spec_or_a_study_error(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "any.toml"
+    file.write_bytes(content)
+    try:
+        assert load_study(file=file).pair.aligned == "a/b"
+    except StudyError as fault:
+        assert fault.where in (str(file), "--pair", "preset")
