@@ -20,7 +20,8 @@ lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: .venv/.installed
-	$(BIN)/python benchmarks/switch.py
+	$(BIN)/python benchmarks/switch.py 2>>expo-search.log
+	$(BIN)/python benchmarks/demo.py
 
 # torch's CPU build comes from pip's configured find-links where there are some (uv has its own variable for them);
 # where that fails, from PyTorch's own CPU index, which uv knows by name. pyproject.toml leaves torchvision and its

@@ -9,6 +9,7 @@ never written to, so the weights depend on alpha alone.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from vllm.platforms import current_platform
 from expo_search.extrapolate import Extrapolator, plain_theta
 from expo_search.fingerprint import Fingerprinter, digest
 from expo_search.loader import Weight, weights_of
+from expo_search.storage import keeping_storage
 
 
 class ExpoWorker:
@@ -36,12 +38,12 @@ class ExpoWorker:
 
     def expo_switch(self, alpha: float) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""
-        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+        with set_current_vllm_config(self.vllm_config), torch.no_grad():
             return self._live().switch(alpha)
 
     def expo_poison(self) -> None:
         """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
-        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+        with set_current_vllm_config(self.vllm_config), torch.no_grad():
             self._live().poison()
 
     def expo_expected(self, alpha: float) -> str:
@@ -84,16 +86,17 @@ class LiveWeights:
         clock = time.perf_counter
         for module in self._model.modules():
             own, derives = self._of_module.get(module, []), _derives_from_weights(module)
-            t0 = clock()
-            live = [self._write(weight, alpha) for weight in own]
-            t1 = clock()
-            lines += [self._fingerprinter.line(w.name, t) for w, t in zip(own, live, strict=True)]
-            t2 = clock()
-            if derives:
-                _derive_again(module, own)
-            seconds["write"] += t1 - t0
-            seconds["hash"] += t2 - t1
-            seconds["derive"] += clock() - t2
+            with _graph_safe(module) if derives else nullcontext():
+                t0 = clock()
+                live = [self._write(weight, alpha) for weight in own]
+                t1 = clock()
+                lines += [self._fingerprinter.line(w.name, t) for w, t in zip(own, live, strict=True)]
+                t2 = clock()
+                if derives:
+                    _derive_again(module, own)
+                seconds["write"] += t1 - t0
+                seconds["hash"] += t2 - t1
+                seconds["derive"] += clock() - t2
         t0 = clock()
         self._derive_attention()
         seconds["derive"] += clock() - t0
@@ -104,7 +107,10 @@ class LiveWeights:
         weights = [w for own in self._of_module.values() for w in own if w.is_loaded_float]
         for weight in weights:
             self._put_back(weight).data.fill_(float("nan"))
-        process_weights_after_loading(self._model, self._model_config, weights[0].aligned.device)
+        with ExitStack() as addresses:
+            for module in self._model.modules():
+                addresses.enter_context(_graph_safe(module))
+            process_weights_after_loading(self._model, self._model_config, weights[0].aligned.device)
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
@@ -129,9 +135,15 @@ class LiveWeights:
         """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
         for module in self._model.modules():
             if is_deferred_attention_layer(module):
-                module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
+                with _graph_safe(module):
+                    module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
         if hasattr(self._model, "process_weights_after_loading"):
             self._model.process_weights_after_loading()  # type: ignore[operator]
+
+
+def _graph_safe(module: nn.Module) -> AbstractContextManager[None]:
+    """Keeps addresses where CUDA graphs may have captured them; a CPU engine has none, and packs into other layouts."""
+    return nullcontext() if current_platform.is_cpu() else keeping_storage(module)
 
 
 def _derives_from_weights(module: nn.Module) -> bool:

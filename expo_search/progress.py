@@ -93,13 +93,12 @@ class Progress:
             return
         now = time.monotonic()
         rate = self._n_tokens / max(1e-3, now - (self._t_generate or now))
-        self._live.update(
-            Text(
-                f"trial {self._n_finished + 1}/{self._n_trials}  alpha {self._alpha:.4f}  "
-                f"{self._n_tokens} tokens, {rate:.0f}/s  answers {self._n_answers}/{self._n_prompts}  "
-                f"scored {self._n_scored}/{self._n_prompts}  left {_clock(self._left(now - self._t_start))}"
-            )
+        line = (
+            f"trial {self._n_finished + 1}/{self._n_trials}  alpha {self._alpha:.4g}  "
+            f"{self._n_tokens} tokens {rate:.0f}/s  answers {self._n_answers}/{self._n_prompts}  "
+            f"scored {self._n_scored}/{self._n_prompts}  left {_clock(self._left(now - self._t_start))}"
         )
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
 
 
 def _clock(seconds: float | None) -> str:

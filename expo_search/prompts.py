@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,37 +66,55 @@ def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
     return sorted(prompts.values(), key=lambda p: hashlib.blake2b(f"{seed}:{p.id}".encode()).digest())
 
 
-def search_part(prompts: Sequence[Prompt], n: int, *, where: str) -> list[Prompt]:
-    """The first n prompts of the order.
+def search_part(
+    prompts: Sequence[Prompt], n: int, *, where: str, exact: bool = True, fits: Callable[[Prompt], bool] | None = None
+) -> tuple[list[Prompt], int]:
+    """The first n prompts of the order that fit the model's context, and how far into the order they reach.
+
+    Fewer than n are enough unless `exact`: a data set that holds just n rows falls short by its duplicates.
 
     Raises:
-        PromptsError: there are fewer than n.
+        PromptsError: there are fewer than n, or none at all.
     """
-    if n > len(prompts):
+    kept: list[Prompt] = []
+    reach = 0
+    for prompt in prompts:
+        if len(kept) == n:
+            break
+        reach += 1
+        if fits is None or fits(prompt):
+            kept.append(prompt)
+    if len(kept) < (n if exact else 2):
+        left_out = f", {reach - len(kept)} more are too long for the context" if reach > len(kept) else ""
         raise PromptsError(
             where=where,
-            found=f"{len(prompts)} prompts",
-            expected=f"at least {n}",
-            do=f"give more prompts, or --n-prompts {len(prompts)}",
+            found=f"{len(kept)} prompts{left_out}",
+            expected=f"at least {n if exact else 2}",
+            do=f"give more prompts, or --n-prompts {len(kept)}" if len(kept) > 1 else "give more prompts",
         )
-    return list(prompts[:n])
+    return kept, reach
 
 
-def confirm_part(prompts: Sequence[Prompt], n_search: int, n: int, *, where: str) -> list[Prompt]:
-    """The last n prompts of the order, none of which a search over the first n_search can have seen.
+def confirm_part(
+    prompts: Sequence[Prompt], reach: int, n: int | None, *, where: str, fits: Callable[[Prompt], bool] | None = None
+) -> list[Prompt]:
+    """n prompts (or all) from the back of the order, none of which a search that reached so far can have seen.
 
     Raises:
-        PromptsError: fewer than n are left.
+        PromptsError: fewer than n, or than 2, are left.
     """
-    left = len(prompts) - n_search
-    if n > left:
+    unseen = [p for p in reversed(prompts[reach:]) if fits is None or fits(p)]
+    wanted = max(2, len(unseen)) if n is None else n
+    if wanted > len(unseen):
         raise PromptsError(
             where=where,
-            found=f"{max(0, left)} prompts that the search has not seen",
-            expected=f"{n}",
-            do=f"confirm with --n-prompts {left}" if left > 0 else "search with fewer prompts (--n-prompts)",
+            found=f"{len(unseen)} prompts that the search has not seen",
+            expected=f"at least {wanted}",
+            do=f"confirm with --n-prompts {len(unseen)}"
+            if len(unseen) > 1
+            else "search with fewer prompts (--n-prompts)",
         )
-    return list(prompts[len(prompts) - n :])
+    return unseen[:wanted]
 
 
 def prompts_hash(prompts: Iterable[Prompt]) -> str:

@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from expo_search.chat import load_tokenizer
+from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.checkpoint import Checkpoint, check_pair, open_checkpoint
+from expo_search.engine import INSTALL, ModelSpec
 from expo_search.errors import EngineError
-from expo_search.evaluator import INSTALL, ModelSpec, VllmModel
+from expo_search.evaluator import VllmModel
 from expo_search.memory import free_memory, plan_memory
 from expo_search.objective import Objective, Watcher
 from expo_search.pairs import Pair, resolve_pair
@@ -30,25 +31,26 @@ CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other see
 
 @dataclass(frozen=True)
 class Checked:
-    """Input that was found good: local checkpoints, the prompts in order, and every setting that changes a reward."""
+    """Input that was found good: local checkpoints, prompts, and every setting that changes a reward.
+
+    Attributes:
+        prompts: all of them, in order; the search's are among the first `reach`.
+        fits: whether a prompt leaves room for a whole answer in the context.
+    """
 
     spec: StudySpec
     storage: str
     pair: Pair
     prompts: Sequence[Prompt]
+    search_prompts: Sequence[Prompt]
+    reach: int
+    fits: Callable[[Prompt], bool]
     settings: dict[str, Any]
     gpu_memory_utilization: float
 
-    @property
-    def search_prompts(self) -> list[Prompt]:
-        return search_part(self.prompts, self.spec.prompts.n, where=self.spec.prompts.source)
-
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
-        """The last n prompts, or all that the search has not seen."""
-        n_search = self.spec.prompts.n
-        return confirm_part(
-            self.prompts, n_search, len(self.prompts) - n_search if n is None else n, where=self.spec.prompts.source
-        )
+        """n prompts, or all, that the search has not seen."""
+        return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
 
 
 def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
@@ -59,7 +61,6 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
     """
     check_storage(storage)
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed)
-    search_part(prompts, spec.prompts.n, where=f"prompts {spec.prompts.source}")
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     vocabulary = check_pair(aligned, sft).longer_vocabulary
@@ -70,14 +71,31 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
     tokenizer = load_tokenizer(
         str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
     )
-    settings = _settings(spec, pair, aligned, sft, reward, prompts[: spec.prompts.n], str(tokenizer.chat_template))
+
+    def fits(prompt: Prompt) -> bool:
+        n_tokens = len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
+        return n_tokens + spec.sampling.max_tokens <= spec.engine.max_model_len
+
+    chosen, reach = search_part(
+        prompts,
+        spec.prompts.n,
+        where=f"prompts {spec.prompts.source}",
+        exact="n" in spec.prompts.model_fields_set,
+        fits=fits,
+    )
+    if len(chosen) < reach or len(chosen) < spec.prompts.n:
+        say(
+            f"{len(chosen)} prompts of {spec.prompts.n} asked for; "
+            f"{reach - len(chosen)} left out that leave no room for {spec.sampling.max_tokens} tokens"
+        )
+    settings = _settings(spec, pair, aligned, sft, reward, chosen, str(tokenizer.chat_template))
     stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:
         compare_settings(stored, settings, name=spec.name)
     if find_spec("vllm") is None:
         raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
     utilization = _check_memory(spec, aligned, sft, reward, say)
-    return Checked(spec, storage, pair, prompts, settings, utilization)
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, utilization)
 
 
 @dataclass(frozen=True)

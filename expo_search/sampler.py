@@ -38,7 +38,9 @@ def start_points(search: SearchSpec, published_alpha: float | None, n_trials: in
     """
     low, high = search.alpha_min, search.alpha_max
     if search.sampler == "grid":
-        wanted = [low + (high - low) * i / max(1, n_trials - 2) for i in range(max(1, n_trials - 1))]
+        taken = 1 + (published_alpha is not None and low <= published_alpha <= high) - (low == 0)
+        n = max(1, n_trials - taken)
+        wanted = [low + (high - low) * i / max(1, n - 1) for i in range(n)]
     elif search.sampler == "random":
         wanted = []
     else:

@@ -125,7 +125,7 @@ class EngineSpec(_Table):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     tensor_parallel: int = Field(1, ge=1)
     max_num_seqs: int = Field(256, ge=1)
-    kv_cache_gib: int = Field(4, ge=1)
+    kv_cache_gib: int = Field(2, ge=1)
     max_model_len: int = Field(4096, ge=16)
 
 

@@ -11,7 +11,19 @@ from transformers import PreTrainedTokenizerFast
 from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.errors import PairError
 
-WORDS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "user", "assistant", "hello", "world", "[INST]", "[/INST]"]
+WORDS = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "user",
+    "assistant",
+    "hello",
+    "world",
+    "[INST]",
+    "[/INST]",
+]
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
 TURNS = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 CHATML = (

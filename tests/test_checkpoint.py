@@ -239,13 +239,22 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path, data: st.DataObject)
 
 
 numbers = st.sampled_from([0, 1, 2, 4, 8, 12]) | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
-values = numbers | st.text(max_size=3) | st.lists(numbers, max_size=3) | st.sampled_from(["BF16", "BOOL", [2], [0, 4], [4, 8]])
+values = (
+    numbers
+    | st.text(max_size=3)
+    | st.lists(numbers, max_size=3)
+    | st.sampled_from(["BF16", "BOOL", [2], [0, 4], [4, 8]])
+)
 
 
 @st.composite
 def headers(draw: st.DrawFn) -> dict[str, Any]:
     """A header of two tensors that fits its data, with up to two of its values replaced."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}, "a": entry([1], 0, 4), "b": entry([2, 1], 4, 8, dtype="F16")}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"},
+        "a": entry([1], 0, 4),
+        "b": entry([2, 1], 4, 8, dtype="F16"),
+    }
     for _ in range(draw(st.integers(0, 2))):
         table = draw(st.sampled_from(["a", "b", "__metadata__"]))
         field = draw(st.sampled_from([None, "dtype", "shape", "data_offsets"]))
@@ -305,7 +314,10 @@ def test_an_output_layer_that_one_side_ties_to_its_embedding_is_no_fault(tmp_pat
 def test_a_longer_vocabulary_is_told_but_only_where_the_configs_say_so(tmp_path: Path) -> None:
     longer = opened(tmp_path / "longer", tensors(rows=12), vocab_size=12)
     assert check_pair(longer, opened(tmp_path / "s")).longer_vocabulary == {EMBED: (12, 10), HEAD: (12, 10)}
-    assert "aligned [12, 4], sft [10, 4]" in pair_fault(opened(tmp_path / "x", tensors(rows=12)), opened(tmp_path / "s")).found
+    assert (
+        "aligned [12, 4], sft [10, 4]"
+        in pair_fault(opened(tmp_path / "x", tensors(rows=12)), opened(tmp_path / "s")).found
+    )
 
 
 @pytest.mark.parametrize(("max_shard_bytes", "n_files"), [(168, 1), (167, 2), (90, 2), (1, 3)])

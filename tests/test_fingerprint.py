@@ -52,7 +52,9 @@ def test_any_length_in_bytes_agrees_with_the_definition(n_bytes: int) -> None:
     assert of_bytes(data) == reference_sum(data)
 
 
-@pytest.mark.parametrize("n_words", [WORDS_PER_BLOCK - 1, WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK + 3])
+@pytest.mark.parametrize(
+    "n_words", [WORDS_PER_BLOCK - 1, WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK + 3]
+)
 def test_any_number_of_blocks_agrees_with_the_definition(n_words: int) -> None:
     data = np.random.default_rng(n_words).bytes(4 * n_words)
     assert of_bytes(data) == reference_sum(data)

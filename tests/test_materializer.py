@@ -10,8 +10,9 @@ from twins import edit, families, make_pair, offline_checkpoint, pad_vocabulary_
 
 from expo_search import materializer
 from expo_search.checkpoint import check_pair, open_checkpoint
+from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
-from expo_search.evaluator import ModelSpec, VllmModel
+from expo_search.evaluator import VllmModel
 from expo_search.loader import Weight
 from expo_search.materializer import LiveWeights
 from expo_search.study import EngineSpec, SamplingSpec
@@ -157,3 +158,19 @@ class TestCanary:
         monkeypatch.setattr(materializer, "_derive_again", skips_one)
         with pytest.raises(MaterializeError, match="canary"):
             engine(*pair)
+
+
+def test_two_tensor_parallel_ranks_switch_as_a_fresh_engine_loads(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-untied")
+    two = ENGINE.model_copy(update={"tensor_parallel": 2})
+
+    def start(folder: Path) -> VllmModel:
+        return VllmModel(ModelSpec(folder, sft, SamplingSpec(max_tokens=16), two, 0))
+
+    live = start(aligned)
+    switch, answered = live.materialize(0.7), answer(live)
+    assert len(set(switch.fingerprint.split("-"))) == 2  # each rank has shards of its own
+    live.close()
+    fresh = start(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline"))
+    assert (fresh.sources.aligned, answer(fresh)) == (switch.fingerprint, answered)
+    fresh.close()

@@ -55,7 +55,9 @@ def test_the_order_depends_on_the_seed_and_not_on_the_files_order(tmp_path: Path
 
 
 def test_the_first_user_turn_of_a_conversation_is_the_prompt(tmp_path: Path) -> None:
-    system, user, more = ({"role": r, "content": c} for r, c in (("system", "s"), ("user", "first"), ("user", "second")))
+    system, user, more = (
+        {"role": r, "content": c} for r, c in (("system", "s"), ("user", "first"), ("user", "second"))
+    )
     assert texts(write(tmp_path, [{"messages": [system, user, more], "prompt": "column"}])) == ["first"]
     assert texts(write(tmp_path, [{"messages": [system], "prompt": "column"}])) == ["column"]
 
@@ -97,8 +99,8 @@ def test_a_prompts_seed_is_its_own_the_same_every_time_and_fits_in_31_bits() -> 
 
 def test_search_and_confirmation_take_disjoint_parts_from_the_two_ends() -> None:
     prompts = [Prompt(str(i), str(i)) for i in range(10)]
-    assert search_part(prompts, 6, where="x") == prompts[:6]
-    assert confirm_part(prompts, 6, 4, where="x") == prompts[6:]
+    assert search_part(prompts, 6, where="x") == (prompts[:6], 6)
+    assert confirm_part(prompts, 6, 4, where="x") == prompts[:5:-1]
     assert confirm_part(prompts, 6, 1, where="x") == prompts[9:]
 
 
@@ -108,12 +110,27 @@ def test_too_few_prompts_for_a_search_say_how_many_there_are() -> None:
     assert str(fault.value) == "prompts p.jsonl: 3 prompts; expected at least 4; give more prompts, or --n-prompts 3"
 
 
+def test_prompts_that_do_not_fit_are_passed_over_and_the_next_ones_taken() -> None:
+    prompts = [Prompt(str(i), "x" * i) for i in range(10)]
+    chosen, reach = search_part(prompts, 4, where="x", fits=lambda p: len(p.text) % 2 == 0)
+    assert ([p.id for p in chosen], reach) == (["0", "2", "4", "6"], 7)
+    unseen = confirm_part(prompts, reach, None, where="x", fits=lambda p: len(p.text) != 8)
+    assert [p.id for p in unseen] == ["9", "7"]
+
+
+def test_a_preset_takes_fewer_prompts_where_the_data_set_has_duplicates() -> None:
+    prompts = [Prompt(str(i), "") for i in range(3)]
+    assert search_part(prompts, 4, where="x", exact=False) == (prompts, 3)
+    with pytest.raises(PromptsError, match="at least 2"):
+        search_part(prompts[:1], 4, where="x", exact=False)
+
+
 @pytest.mark.parametrize(("n", "left"), [(5, 4), (1, 0), (1, -2)])
 def test_too_few_unseen_prompts_for_a_confirmation_say_how_many_are_left(n: int, left: int) -> None:
     with pytest.raises(PromptsError) as fault:
         confirm_part([Prompt(str(i), "") for i in range(10)], 10 - left, n, where="prompts p")
     assert fault.value.found == f"{max(0, left)} prompts that the search has not seen"
-    assert fault.value.expected == str(n)
+    assert fault.value.expected == f"at least {n}"
     assert ("confirm with --n-prompts 4" if left > 0 else "search with fewer") in fault.value.do
 
 
@@ -204,9 +221,7 @@ anything = st.binary(max_size=80) | st.lists(row | json_value, max_size=4).map(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=anything, suffix=st.sampled_from([".jsonl", ".json"]))
-def test_any_file_gives_distinct_prompts_or_a_prompts_error(
-    tmp_path: Path, content: bytes, suffix: str
-) -> None:
+def test_any_file_gives_distinct_prompts_or_a_prompts_error(tmp_path: Path, content: bytes, suffix: str) -> None:
     file = tmp_path / f"any{suffix}"
     file.write_bytes(content)
     try:

@@ -128,7 +128,10 @@ def test_an_answer_is_never_stored_twice(url: str) -> None:
         ("half \ud83d of a smile", "half ? of a smile"),
         ("nul \0 byte", "nul \ufffd byte"),
         ("", ""),
-        ("\U0001f600 ü\n\t' \" ; DROP TABLE expo_completions --", "\U0001f600 ü\n\t' \" ; DROP TABLE expo_completions --"),
+        (
+            "\U0001f600 ü\n\t' \" ; DROP TABLE expo_completions --",
+            "\U0001f600 ü\n\t' \" ; DROP TABLE expo_completions --",
+        ),
         ("x" * 100_000, "x" * 100_000),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_preset_unlike_any_other_still_says_where_the_names_are() -> None:
 
 
 def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
-    text = PAIR_TOML + "[prompts]\nn = 1\n[sampling]\ntop_p = 1.5\ntemprature = 1.0\n[search]\nsampler = \"best\"\n"
+    text = PAIR_TOML + '[prompts]\nn = 1\n[sampling]\ntop_p = 1.5\ntemprature = 1.0\n[search]\nsampler = "best"\n'
     fault = fault_of(file=write(tmp_path, text))
     for part in ("prompts.n", "(found 1)", "sampling.top_p", "(found 1.5)", "sampling.temprature", "search.sampler"):
         assert part in fault.found
@@ -122,7 +122,16 @@ def test_a_value_that_is_not_allowed_is_named_with_its_place(table: str, values:
 
 @pytest.mark.parametrize(
     "text",
-    ["[pair", "pair = 3", "engine = 3", "search = 3", "preset = 3", "preset = ['demo']", f"n = {'9' * 5000}", "n = " + "[" * 5000],
+    [
+        "[pair",
+        "pair = 3",
+        "engine = 3",
+        "search = 3",
+        "preset = 3",
+        "preset = ['demo']",
+        f"n = {'9' * 5000}",
+        "n = " + "[" * 5000,
+    ],
 )
 def test_a_file_that_is_no_study_is_one_clear_error(tmp_path: Path, text: str) -> None:
     found = str(fault_of(file=write(tmp_path, text + "\n" + PAIR_TOML if "pair" not in text else text)))
@@ -157,7 +166,9 @@ tables = st.dictionaries(
     st.sampled_from(["pair", "prompts", "sampling", "search", "reward", "engine", "name", "other"]),
     scalar
     | st.dictionaries(
-        st.sampled_from(["aligned", "n", "temperature", "alpha_min", "alpha_max", "seed", "max_tokens", "max_model_len", "x"]),
+        st.sampled_from(
+            ["aligned", "n", "temperature", "alpha_min", "alpha_max", "seed", "max_tokens", "max_model_len", "x"]
+        ),
         scalar,
     ),
 )

@@ -1,0 +1,76 @@
+"""The canary: before the first trial, prove on the live engine that a switch of alpha takes effect, everywhere.
+
+A silently stale weight is the commonest fault of this field: the search would run to its end and mean nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from expo_search.errors import MaterializeError
+
+PROBE_ALPHA = 1.0
+_PROBE_TEXT = (
+    "Write one sentence about each of the following: the sea in winter, the price of bread, an old bicycle, "
+    "the first day of school, a letter that never arrived, how to boil an egg, and why the sky is blue. "
+    "Then say which of these sentences you like best and explain the choice in a few words."
+)
+_N_TOKENS = 8
+
+
+class Probed(Protocol):
+    """What the canary needs of an engine."""
+
+    def switch(self, alpha: float) -> str:
+        """Write theta(alpha), drop cached prefixes; the fingerprint of the live weights."""
+
+    def poison(self) -> None:
+        """Make every weight NaN, and with vLLM's own post-load processing everything derived from weights."""
+
+    def expected_fingerprint(self, alpha: float) -> str:
+        """The fingerprint that theta(alpha) has by the formula, computed apart from the switch."""
+
+    def log_probabilities(self, text: str, n_tokens: int, *, salt: str | None = None) -> list[tuple[int, float]]:
+        """Greedy tokens with their log-probabilities; a salt keeps cached prefixes out."""
+
+
+def check_switching(engine: Probed, where: str) -> None:
+    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs three switches.
+
+    1. Everything is poisoned with NaN and then switched to alpha = 0: greedy tokens and log-probabilities must be, to
+       the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN.
+    2. At another alpha: the weights must be the formula's, the answer must change, and it must not come from a prefix
+       that was cached before the switch.
+    3. Back at alpha = 0: the first weights and the first answer.
+
+    Raises:
+        MaterializeError: says which of these does not hold.
+    """
+
+    def probe(salt: str | None = None) -> list[tuple[int, float]]:
+        return engine.log_probabilities(_PROBE_TEXT, _N_TOKENS, salt=salt)
+
+    def expect(holds: bool, found: str) -> None:
+        if not holds:
+            raise MaterializeError(
+                where=f"canary, {where}",
+                found=found,
+                expected="weights that depend on alpha alone",
+                do="report this architecture; no trial was run",
+            )
+
+    truth = probe()
+    engine.poison()
+    aligned = engine.switch(0.0)
+    expect(probe() == truth, "another answer at alpha = 0 than after loading (a weight that a switch does not refresh)")
+    expect(aligned == engine.expected_fingerprint(0.0), "other weights than the aligned checkpoint's at alpha = 0")
+
+    other = engine.switch(PROBE_ALPHA)
+    changed, uncached = probe(), probe(salt="canary")
+    expect(other == engine.expected_fingerprint(PROBE_ALPHA), f"other weights than the formula's at {PROBE_ALPHA:g}")
+    expect(other != aligned, f"the same weights at alpha = 0 and {PROBE_ALPHA:g}")
+    expect(changed == uncached, "an answer from a prefix that was cached at another alpha")
+    expect(changed != truth, f"the same answer, to the last bit, at alpha = 0 and {PROBE_ALPHA:g}")
+
+    expect(engine.switch(0.0) == aligned, "other weights when alpha = 0 came back")
+    expect(probe() == truth, "another answer when alpha = 0 came back")

@@ -1,0 +1,123 @@
+"""A `ModelSpec` -> a running vLLM engine whose weights can be switched. The only place that knows CPU from GPU.
+
+vllm is imported when an engine is started, not before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expo_search.errors import EngineError
+from expo_search.study import EngineSpec, SamplingSpec
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+INSTALL = 'install it with: pip install "expo-search[gpu]" (CUDA) or pip install "expo-search[cpu]"'
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything an engine is made from: two local folders, how to talk to the model, and engine options."""
+
+    aligned: Path
+    sft: Path
+    sampling: SamplingSpec
+    engine: EngineSpec
+    seed: int
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    gpu_memory_utilization: float = 0.85
+
+
+@dataclass(frozen=True)
+class SourcesReport:
+    """The two sources as the engine loaded them: fingerprints, ||aligned - sft|| / ||aligned||, share of entries that
+    differ (0..1), bytes kept."""
+
+    aligned: str
+    sft: str
+    relative_delta: float
+    changed_share: float
+    n_bytes: int
+
+    @classmethod
+    def of_ranks(cls, ranks: Sequence[dict[str, Any]]) -> SourcesReport:
+        """Join the reports of the tensor-parallel ranks."""
+        n_bytes = [r["n_bytes"] for r in ranks]
+
+        def mean(key: str) -> float:
+            return float(sum(r[key] * n for r, n in zip(ranks, n_bytes, strict=True)) / sum(n_bytes))
+
+        return cls(
+            "-".join(r["aligned"] for r in ranks),
+            "-".join(r["sft"] for r in ranks),
+            mean("relative_delta"),
+            mean("changed_share"),
+            sum(n_bytes),
+        )
+
+
+def engine_settings(
+    engine: EngineSpec, *, cuda: bool, gpu_memory_utilization: float
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Environment variables and `vllm.LLM` arguments for this hardware. The only place that knows CPU from GPU."""
+    settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
+    if cuda:
+        return {}, settings | {"gpu_memory_utilization": gpu_memory_utilization}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    if engine.tensor_parallel == 1:
+        # In this process: starts in seconds, and both the engine and the scorer use every core.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return environment, settings | {
+        "enforce_eager": True,
+        # vLLM 0.32 on a CPU: a per-request seed with a chunked prefill crashes
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, engine.max_model_len),
+    }
+
+
+def start_engine(spec: ModelSpec) -> LLM:
+    try:
+        import torch
+
+        cuda = torch.cuda.is_available()
+        environment, settings = engine_settings(
+            spec.engine, cuda=cuda, gpu_memory_utilization=spec.gpu_memory_utilization
+        )
+        os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
+        from vllm import LLM
+
+        import expo_search.loader  # registers the load format here; workers do it as they import the extension
+    except ImportError as fault:
+        raise EngineError(
+            where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
+        ) from None
+    try:
+        return LLM(
+            model=str(spec.aligned),
+            tokenizer=str(spec.aligned),
+            trust_remote_code=spec.trust_remote_code,
+            dtype=spec.engine.dtype,
+            max_model_len=spec.engine.max_model_len,
+            tensor_parallel_size=spec.engine.tensor_parallel,
+            seed=spec.seed,
+            load_format=expo_search.loader.LOAD_FORMAT,
+            model_loader_extra_config={expo_search.loader.SFT_OPTION: str(spec.sft)},
+            worker_extension_cls="expo_search.materializer.ExpoWorker",
+            disable_log_stats=True,
+            **settings,
+        )
+    except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
+        raise EngineError(
+            where=f"vLLM engine for {spec.aligned}",
+            found=" ".join(str(fault).split())[:300],
+            expected="an engine that starts",
+            do="see the log file for vLLM's own words",
+        ) from fault

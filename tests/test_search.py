@@ -1,0 +1,285 @@
+"""The loop, with fakes of model and scorer: it finds a known optimum, and a killed search ends as an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import BEST, FakeModel, FakeScorer, FakeWatcher, Killed, end_process, expected_reward, make_prompts
+
+from expo_search.errors import SettingsChanged, StoreError
+from expo_search.objective import Evaluation, Objective
+from expo_search.sampler import N_START, start_points
+from expo_search.search import evaluations, search
+from expo_search.statistics import estimate
+from expo_search.store import Store
+from expo_search.study import SearchSpec
+
+PROMPTS = make_prompts(4)
+RANDOM = SearchSpec(sampler="random", seed=5)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'search.db'}"
+
+
+class DyingObjective(Objective):
+    """Dies in one trial, before or after it is evaluated."""
+
+    dies_in, place, die = 0, "never", staticmethod(end_process)
+
+    def evaluate(self, trial: int, alpha: float) -> Evaluation:
+        if (trial, self.place) == (self.dies_in, "before evaluating"):
+            self.die()
+        found = super().evaluate(trial, alpha)
+        if (trial, self.place) == (self.dies_in, "before telling"):
+            self.die()
+        return found
+
+
+PLACES = ("before evaluating", "generating", "scoring", "before telling", "after telling")
+
+
+def run(
+    url: str,
+    n_trials: int,
+    spec: SearchSpec = RANDOM,
+    *,
+    place: str = "never",
+    dies_in: int = 2,
+    die: Callable[[], None] = end_process,
+    weights: str = "w",
+    published: float | None = None,
+) -> tuple[list[Evaluation], FakeModel]:
+    """A search as a new process makes it: everything but the database is made anew."""
+    store, model, scorer = Store(url, "s"), FakeModel(weights, die=die), FakeScorer(die=die)
+    if place == "generating":
+        model.dies_after = dies_in * len(PROMPTS) + 2
+    if place == "scoring":
+        scorer.dies_after = dies_in * len(PROMPTS) + 3
+    objective = DyingObjective(model, scorer, store, PROMPTS, FakeWatcher())
+    objective.dies_in, objective.place, objective.die = dies_in, place, die  # type: ignore[misc,assignment]
+
+    def on_trial(e: Evaluation) -> None:
+        if (e.trial, place) == (dies_in, "after telling"):
+            die()
+
+    return search(store, objective, spec, n_trials, published_alpha=published, on_trial=on_trial), model
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
+def outcome(found: list[Evaluation]) -> list[tuple[object, ...]]:
+    """Everything but times."""
+    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.share_cut, e.fingerprint) for e in found]
+
+
+def states(url: str) -> list[str]:
+    return [state for (state,) in rows(url, "SELECT state FROM trials ORDER BY number")]
+
+
+def stored_answers(url: str) -> set[tuple[float, str]]:
+    """(alpha, prompt id) of each stored answer, which its text says."""
+    answers = [json.loads(text) for (text,) in rows(url, "SELECT text FROM expo_completions")]
+    assert len({(a, p) for a, p in answers}) == len(answers)
+    return {(a, p) for a, p in answers}
+
+
+def rows(url: str, query: str) -> list[Any]:
+    """Read beside the package, with Python's own driver."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        return connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """The outcome of a random search of 5 trials that nothing interrupts."""
+    return outcome(run(f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}", 5)[0])
+
+
+# The curve is smooth and free of noise. A Gaussian process should come within a hundredth of the range; a grid of 11
+# within half of its step of 0.1; of 14 random points one is within 0.15 with a probability of 1 - 0.7^14 > 0.99.
+@pytest.mark.parametrize(
+    ("sampler", "n_trials", "tolerance"), [("gp", 9, 0.01), ("tpe", 15, 0.1), ("grid", 11, 0.05), ("random", 15, 0.15)]
+)
+def test_every_sampler_finds_a_known_best_alpha(url: str, sampler: str, n_trials: int, tolerance: float) -> None:
+    found, _ = run(url, n_trials, SearchSpec(sampler=sampler, seed=1))  # type: ignore[arg-type]
+    best = max(found, key=lambda e: e.reward.mean)
+    assert len(found) == n_trials
+    assert abs(best.alpha - BEST) <= tolerance
+    assert best.reward.mean == pytest.approx(
+        estimate([expected_reward(best.alpha, p) for p in PROMPTS]).mean, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "grid", "random"])
+def test_alpha_zero_is_trial_zero_and_the_published_alpha_comes_second(url: str, sampler: str) -> None:
+    found, model = run(url, 2, SearchSpec(sampler=sampler), published=0.123)  # type: ignore[arg-type]
+    assert [e.trial for e in found] == [0, 1]
+    assert [e.alpha for e in found] == model.alphas == [0.0, 0.123]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_a_range_without_zero_is_searched_with_alpha_zero_as_control_and_no_warning(url: str, sampler: str) -> None:
+    spec = SearchSpec(sampler=sampler, alpha_min=0.3, alpha_max=0.5, seed=2)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = run(url, 8, spec, published=0.9)
+    assert found[0].alpha == 0.0
+    assert all(0.3 <= e.alpha <= 0.5 for e in found[1:])
+    assert len({e.alpha for e in found}) == 8
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_search_that_is_run_again_ends_as_an_unbroken_one(
+    url: str, unbroken: list[tuple[object, ...]], place: str
+) -> None:
+    with pytest.raises(Killed):
+        run(url, 5, place=place, die=raise_killed)
+    before = stored_answers(url)
+    found, model = run(url, 5)
+    assert outcome(found) == unbroken
+    assert len(before) >= 2 * len(PROMPTS)
+    assert before.isdisjoint(model.asked)
+    assert len(before) + len(model.asked) == 5 * len(PROMPTS)
+    assert states(url) == ["COMPLETE"] * 5
+
+
+@pytest.mark.parametrize("place", ["generating", "scoring", "before telling"])
+def test_a_search_whose_process_ends_at_once_loses_nothing_that_was_stored(
+    url: str, unbroken: list[tuple[object, ...]], place: str
+) -> None:
+    code = f"import test_search; test_search.run({url!r}, 5, place={place!r})"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    assert killed.returncode == 9
+    assert "RUNNING" in states(url)
+    before = stored_answers(url)
+    found, model = run(url, 5)
+    assert outcome(found) == unbroken
+    assert before.isdisjoint(model.asked)
+    assert states(url) == ["COMPLETE"] * 5
+
+
+def test_a_search_killed_again_and_again_ends_as_an_unbroken_one(url: str, unbroken: list[tuple[object, ...]]) -> None:
+    for n_answers in (2, 5, 9, 1):
+        store = Store(url, "s")
+        model = FakeModel(dies_after=n_answers, die=raise_killed)
+        with pytest.raises(Killed):
+            search(
+                store,
+                Objective(model, FakeScorer(), store, PROMPTS, FakeWatcher()),
+                RANDOM,
+                5,
+                on_trial=lambda e: None,
+            )
+    assert outcome(run(url, 5)[0]) == unbroken
+
+
+def test_a_study_goes_on_to_a_larger_number_of_trials_as_if_asked_for_it_at_once(
+    url: str, unbroken: list[tuple[object, ...]]
+) -> None:
+    for n_trials in (1, 3, 5):
+        found, _ = run(url, n_trials)
+        assert len(found) == n_trials
+    assert outcome(found) == unbroken
+
+
+def test_a_gaussian_process_that_is_killed_and_then_asked_for_more_goes_on_as_an_unbroken_one(tmp_path: Path) -> None:
+    broken, whole = (f"sqlite:///{tmp_path / name}.db" for name in ("broken", "whole"))
+    spec = SearchSpec(seed=3)
+    with pytest.raises(Killed):
+        run(broken, 7, spec, place="generating", dies_in=N_START, die=raise_killed)
+    run(broken, 7, spec)
+    assert outcome(run(broken, 8, spec)[0]) == outcome(run(whole, 8, spec)[0])
+
+
+def test_a_grid_that_is_made_twice_as_fine_keeps_its_points(url: str) -> None:
+    grid = SearchSpec(sampler="grid")
+    coarse, _ = run(url, 4, grid)
+    fine, _ = run(url, 7, grid)
+    assert fine[:4] == coarse
+    assert sorted(e.alpha for e in fine) == pytest.approx([i / 6 for i in range(7)], abs=1e-12)
+
+
+def test_a_study_that_has_its_trials_runs_none(url: str) -> None:
+    expected, _ = run(url, 3)
+    found, model = run(url, 3)
+    assert found == expected
+    assert run(url, 2)[0] == expected
+    assert model.asked == model.alphas == []
+
+
+def test_changed_weights_of_a_killed_study_are_refused_and_it_can_still_go_on(
+    url: str, unbroken: list[tuple[object, ...]]
+) -> None:
+    with pytest.raises(Killed):
+        run(url, 5, place="generating", die=raise_killed)
+    with pytest.raises(SettingsChanged, match="trial 2"):
+        run(url, 5, weights="changed")
+    assert outcome(run(url, 5)[0]) == unbroken
+
+
+def test_two_searches_of_one_study_at_a_time_are_refused(url: str) -> None:
+    code = f"import test_search\nwith test_search.Store({url!r}, 's').owned(): print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        with pytest.raises(StoreError, match=f"a search by process {other.pid}"):
+            run(url, 2)
+        other.kill()
+    assert len(run(url, 2)[0]) == 2
+
+
+def test_finished_trials_are_told_in_order_with_their_attributes_in_the_database(url: str) -> None:
+    told: list[Evaluation] = []
+    store = Store(url, "s")
+    objective = Objective(FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+    found = search(store, objective, RANDOM, 3, on_trial=told.append)
+    assert told == found == evaluations(Store(url, "s").study)
+    assert [t.value for t in store.study.trials] == [e.reward.mean for e in found]
+    assert store.study.best_trial.user_attrs["fingerprint"] == max(found, key=lambda e: e.reward.mean).fingerprint
+
+
+def test_the_points_a_study_starts_with_are_zero_the_published_one_then_halves_of_the_upper_end() -> None:
+    spec = SearchSpec(alpha_max=16.0)
+    assert start_points(spec, None, 20) == [0, 4, 8, 2, 16]
+    assert start_points(spec, 0.3, 20) == [0, 0.3, 4, 8, 2]
+    assert start_points(spec, 4.0, 20) == [0, 4, 8, 2, 16]
+    assert start_points(spec, 99.0, 20) == [0, 4, 8, 2, 16]
+    assert start_points(replace_range(spec, 3.0, 16.0), None, 20) == [0, 4, 8, 16]
+    assert start_points(replace_range(spec, -2.0, -1.0), None, 20) == [0, -1]
+    assert len(start_points(spec, 0.3, 20)) == N_START
+
+
+@pytest.mark.parametrize(("low", "published"), [(0.0, None), (0.0, 0.3), (0.5, None), (0.5, 0.7), (0.5, 0.1)])
+@pytest.mark.parametrize("n_trials", [3, 5, 20])
+def test_a_grid_spends_exactly_its_trials_and_reaches_both_ends(
+    low: float, published: float | None, n_trials: int
+) -> None:
+    spec = replace_range(SearchSpec(sampler="grid"), low, 2.0)
+    points = start_points(spec, published, n_trials)
+    grid = [p for p in points if p != published]
+    assert len(set(points)) == len(points) == n_trials
+    assert points[0] == 0
+    if n_trials > 3:
+        inside = [p for p in grid if p >= low]
+        assert (min(inside), max(inside)) == (low, 2.0)
+        steps = {round(b - a, 9) for a, b in zip(inside, inside[1:], strict=False)}
+        assert len(steps) == 1
+
+
+def replace_range(spec: SearchSpec, low: float, high: float) -> SearchSpec:
+    return spec.model_copy(update={"alpha_min": low, "alpha_max": high})

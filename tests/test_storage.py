@@ -1,0 +1,56 @@
+"""What vLLM puts in place of a weight must land in the weight's old memory, where a CUDA graph reads it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from expo_search.storage import keeping_storage
+
+
+class Packed(nn.Module):
+    """Every way in which post-load processing swaps a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = nn.Parameter(torch.zeros(3, 4))
+        self.repointed = nn.Parameter(torch.zeros(3, 4))
+        self.register_buffer("buffer", torch.zeros(5))
+        self.absorbed = torch.zeros(2, 2)
+        self.reshaped = nn.Parameter(torch.zeros(2, 3))
+
+    def process(self, value: float) -> None:
+        self.replaced = nn.Parameter(torch.full((3, 4), value))
+        self.repointed.data = torch.full((3, 4), value)
+        self.buffer = torch.full((5,), value)
+        self.absorbed = torch.full((2, 2), value)
+        self.reshaped = nn.Parameter(torch.full((3, 2), value))
+
+
+NAMES = ("replaced", "repointed", "buffer", "absorbed")
+
+
+def test_new_values_land_in_the_old_memory() -> None:
+    module = Packed()
+    addresses = {name: getattr(module, name).data_ptr() for name in NAMES}
+    for value in (1.0, 2.0):
+        with keeping_storage(module):
+            module.process(value)
+        for name in NAMES:
+            assert getattr(module, name).data_ptr() == addresses[name]
+            assert (getattr(module, name) == value).all()
+
+
+def test_another_shape_keeps_its_new_memory() -> None:
+    module = Packed()
+    with keeping_storage(module):
+        module.process(3.0)
+    assert module.reshaped.shape == (3, 2)
+    assert (module.reshaped == 3).all()
+
+
+def test_memory_that_did_not_move_is_left_alone() -> None:
+    module = Packed()
+    with keeping_storage(module):
+        module.replaced.data.fill_(7)
+    assert (module.replaced == 7).all()
