@@ -21,8 +21,8 @@ _N_TOKENS = 8
 class Probed(Protocol):
     """What the canary needs of an engine."""
 
-    def switch(self, alpha: float) -> str:
-        """Write theta(alpha), drop cached prefixes; the fingerprint of the live weights."""
+    def switch(self, alpha: float, *, reread: bool = False) -> str:
+        """Write theta(alpha), drop cached prefixes; the fingerprint as it was written, or of the memory afterwards."""
 
     def poison(self) -> None:
         """Make every weight NaN, and with vLLM's own post-load processing everything derived from weights."""
@@ -61,11 +61,11 @@ def check_switching(engine: Probed, where: str) -> None:
 
     truth = probe()
     engine.poison()
-    aligned = engine.switch(0.0)
+    aligned = engine.switch(0.0, reread=True)
     expect(probe() == truth, "another answer at alpha = 0 than after loading (a weight that a switch does not refresh)")
     expect(aligned == engine.expected_fingerprint(0.0), "other weights than the aligned checkpoint's at alpha = 0")
 
-    other = engine.switch(PROBE_ALPHA)
+    other = engine.switch(PROBE_ALPHA, reread=True)
     changed, uncached = probe(), probe(salt="canary")
     expect(other == engine.expected_fingerprint(PROBE_ALPHA), f"other weights than the formula's at {PROBE_ALPHA:g}")
     expect(other != aligned, f"the same weights at alpha = 0 and {PROBE_ALPHA:g}")

@@ -71,16 +71,26 @@ def engine_settings(
     settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
     if cuda:
         return {}, settings | {"gpu_memory_utilization": gpu_memory_utilization}
-    environment = {"VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    if engine.tensor_parallel == 1:
-        # In this process: starts in seconds, and both the engine and the scorer use every core.
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        # In this process where there is one rank: starts in seconds, and engine and scorer both use every core.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.tensor_parallel == 1 else "1",
+    }
+    if engine.tensor_parallel > 1:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = _cores_by_rank(engine.tensor_parallel)
     return environment, settings | {
         "enforce_eager": True,
         # vLLM 0.32 on a CPU: a per-request seed with a chunked prefill crashes
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(4096, engine.max_model_len),
     }
+
+
+def _cores_by_rank(ranks: int) -> str:
+    """This process's cores dealt out to the ranks, as vLLM wants them ("0,2|1,3"); it else wants a NUMA node each."""
+    cores = sorted(os.sched_getaffinity(0))
+    return "|".join(",".join(map(str, cores[rank::ranks] or cores)) for rank in range(ranks))
 
 
 def start_engine(spec: ModelSpec) -> LLM:

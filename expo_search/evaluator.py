@@ -72,9 +72,12 @@ class VllmModel:
         fingerprint = self.switch(alpha)
         return Switch(alpha, time.perf_counter() - started, fingerprint)
 
-    def switch(self, alpha: float) -> str:
-        """As `materialize`; the fingerprint alone, those of tensor-parallel ranks joined by "-"."""
-        ranks = self._llm.collective_rpc("expo_switch", args=(float(alpha),))
+    def switch(self, alpha: float, *, reread: bool = False) -> str:
+        """As `materialize`; the fingerprint alone, those of tensor-parallel ranks joined by "-".
+
+        `reread` takes it from the memory after the writing, not while writing.
+        """
+        ranks = self._llm.collective_rpc("expo_switch", args=(float(alpha), reread))
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-WORDS_PER_BLOCK = 1 << 17
+WORDS_PER_BLOCK = 1 << 13  # its keys, 64 KiB, stay in a core's level-2 cache
 _SEED = 0x45_78_50_4F  # "ExPO"
 
 
@@ -36,6 +37,26 @@ def keys(start: int, n: int) -> torch.Tensor:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return torch.from_numpy(z.view(np.int64))
+
+
+def combine_blocks(sums: torch.Tensor) -> int:
+    """The sum of a tensor from those of its blocks, (N / B,) int64: weighted by s, in 0 .. 2^64 - 1."""
+    return int((sums * _block_keys(len(sums)).to(sums.device)).sum().item()) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _block_keys(n: int) -> torch.Tensor:
+    """s_0 .. s_(n - 1), from a table whose size is the next power of two."""
+    return _key_table(max(1, n - 1).bit_length())[:n]
+
+
+@cache
+def _key_table(log2_n: int) -> torch.Tensor:
+    return keys(1 << 32, 1 << log2_n)
+
+
+def line(name: str, tensor: torch.Tensor, tensor_sum: int) -> str:
+    """Name, dtype, shape and sum of one tensor, as `digest` takes it."""
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor_sum:016x}"
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -72,18 +93,17 @@ class Fingerprinter:
         tail = words[n_whole * WORDS_PER_BLOCK :]
         if tail.numel():
             sums[n_whole] = (tail * r[: tail.numel()]).sum()
-        s = keys(1 << 32, n_blocks).to(words.device)
-        return int((sums * s).sum().item()) & 0xFFFF_FFFF_FFFF_FFFF
+        return combine_blocks(sums)
 
     def line(self, name: str, tensor: torch.Tensor) -> str:
-        """Name, dtype, shape and sum of one tensor, as `digest` takes it."""
-        return f"{name} {tensor.dtype} {tuple(tensor.shape)} {self.tensor_sum(tensor):016x}"
+        """As the function `line`, of what the tensor holds now."""
+        return line(name, tensor, self.tensor_sum(tensor))
 
     def _buffers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         if device not in self._state:
-            rows = 1 if device.type == "cpu" else 64
+            rows = 16 if device.type == "cpu" else 1024
             r = keys(0, WORDS_PER_BLOCK).to(device)
             self._state[device] = (r, torch.empty(rows, WORDS_PER_BLOCK, dtype=torch.int64, device=device))
         return self._state[device]

@@ -26,7 +26,7 @@ def test_a_message_is_one_line_with_where_found_expected_and_do_in_this_order(er
 @pytest.mark.parametrize("error", CLASSES)
 def test_no_part_of_a_message_can_be_left_out(error: type[ExpoError], part: str) -> None:
     with pytest.raises(TypeError, match=part):
-        error(**{p: "x" for p in PARTS - {part}})
+        error(**dict.fromkeys(PARTS - {part}, "x"))
 
 
 def test_the_tree_is_the_one_that_the_docstring_draws() -> None:

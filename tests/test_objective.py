@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_evaluation, make_prompts, unit
@@ -19,9 +18,17 @@ from expo_search.store import Store
 PROMPTS = make_prompts(12)
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(f"sqlite:///{tmp_path_factory.mktemp('objective') / 'o.db'}", "s")
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'o.db'}", "s")
+def store(database: Store) -> Store:
+    """A study without answers."""
+    database.drop("search")
+    database.drop("confirm")
+    return database
 
 
 def objective(

@@ -181,8 +181,7 @@ def test_any_values_give_a_spec_within_its_bounds_or_a_study_error(
 ) -> None:
     try:
         spec = load_study(overrides=({"pair": PAIR} if with_pair else {}) | given_tables)
-    except StudyError as fault:
-        assert fault.where == "command line"
+    except StudyError:
         return
     assert isinstance(spec, StudySpec)
     assert -math.inf < spec.search.alpha_min < spec.search.alpha_max < math.inf
@@ -198,6 +197,7 @@ def test_any_file_gives_a_spec_or_a_study_error(tmp_path: Path, content: bytes) 
     file = tmp_path / "any.toml"
     file.write_bytes(content)
     try:
-        assert load_study(file=file).pair.aligned == "a/b"
-    except StudyError as fault:
-        assert fault.where in (str(file), "--pair", "preset")
+        aligned = load_study(file=file).pair.aligned
+    except StudyError:
+        return
+    assert aligned == "a/b"

@@ -1,0 +1,66 @@
+"""Samplers on a smooth curve whose best alpha is known, and the points that a study starts with."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fakes import BEST, expected_reward
+from test_search import PROMPTS, run
+
+from expo_search.sampler import N_START, start_points
+from expo_search.statistics import estimate
+from expo_search.study import SearchSpec
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'search.db'}"
+
+
+def replace_range(spec: SearchSpec, low: float, high: float) -> SearchSpec:
+    return spec.model_copy(update={"alpha_min": low, "alpha_max": high})
+
+
+# The curve is smooth and free of noise. A Gaussian process should come within a hundredth of the range; a grid of 11
+# within half of its step of 0.1; of 14 random points one is within 0.15 with a probability of 1 - 0.7^14 > 0.99.
+@pytest.mark.parametrize(
+    ("sampler", "n_trials", "tolerance"), [("gp", 9, 0.01), ("tpe", 15, 0.1), ("grid", 11, 0.05), ("random", 15, 0.15)]
+)
+def test_every_sampler_finds_a_known_best_alpha(url: str, sampler: str, n_trials: int, tolerance: float) -> None:
+    found, _ = run(url, n_trials, SearchSpec(sampler=sampler, seed=1))  # type: ignore[arg-type]
+    best = max(found, key=lambda e: e.reward.mean)
+    assert len(found) == n_trials
+    assert abs(best.alpha - BEST) <= tolerance
+    assert best.reward.mean == pytest.approx(
+        estimate([expected_reward(best.alpha, p) for p in PROMPTS]).mean, rel=1e-12
+    )
+
+
+def test_the_points_a_study_starts_with_are_zero_the_published_one_then_halves_of_the_upper_end() -> None:
+    spec = SearchSpec(alpha_max=16.0)
+    assert start_points(spec, None, 20) == [0, 4, 8, 2, 16]
+    assert start_points(spec, 0.3, 20) == [0, 0.3, 4, 8, 2]
+    assert start_points(spec, 4.0, 20) == [0, 4, 8, 2, 16]
+    assert start_points(spec, 99.0, 20) == [0, 4, 8, 2, 16]
+    assert start_points(replace_range(spec, 3.0, 16.0), None, 20) == [0, 4, 8, 16]
+    assert start_points(replace_range(spec, -2.0, -1.0), None, 20) == [0, -1]
+    assert len(start_points(spec, 0.3, 20)) == N_START
+
+
+@pytest.mark.parametrize(("low", "published"), [(0.0, None), (0.0, 0.3), (0.5, None), (0.5, 0.7), (0.5, 0.1)])
+@pytest.mark.parametrize("n_trials", [3, 5, 20])
+def test_a_grid_spends_exactly_its_trials_and_reaches_both_ends(
+    low: float, published: float | None, n_trials: int
+) -> None:
+    spec = replace_range(SearchSpec(sampler="grid"), low, 2.0)
+    points = start_points(spec, published, n_trials)
+    grid = [p for p in points if p != published]
+    assert len(set(points)) == len(points) == n_trials
+    assert points[0] == 0
+    if n_trials > 3:
+        inside = [p for p in grid if p >= low]
+        assert (min(inside), max(inside)) == (low, 2.0)
+        steps = {round(b - a, 9) for a, b in pairwise(inside)}
+        assert len(steps) == 1

@@ -1,0 +1,100 @@
+"""Every database that cannot be used is one clear line, and looking at one writes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from expo_search.errors import StoreError
+from expo_search.store import SETTINGS, Store, check_storage, stored_attribute, study_names
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    """Read beside the package, with Python's own driver."""
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(params=["wal", "delete"])
+def others(request: pytest.FixtureRequest, url: str) -> str:
+    """The database of another program, closed, in either journal mode."""
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    assert connection.execute(f"PRAGMA journal_mode={request.param}").fetchall() == [(request.param,)]
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    return url
+
+
+def test_checking_a_storage_writes_nothing(others: str, tmp_path: Path) -> None:
+    before = (tmp_path / "test.db").read_bytes()
+    check_storage(others)
+    assert stored_attribute(others, "s", SETTINGS) is None
+    assert study_names(others) == []
+    assert (tmp_path / "test.db").read_bytes() == before
+    assert rows(others, "SELECT name FROM sqlite_master") == [("theirs",)]
+
+
+def test_checking_a_storage_that_is_not_there_does_not_make_it(url: str, tmp_path: Path) -> None:
+    check_storage(url)
+    assert stored_attribute(url, "s", SETTINGS) is None
+    assert study_names(url) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_database_is_refused(others: str, tmp_path: Path) -> None:
+    read_only = f"sqlite:///file:{tmp_path / 'test.db'}?mode=ro&uri=true"  # holds for root too, as file modes do not
+    with pytest.raises(StoreError, match="readonly"):
+        check_storage(read_only)
+    assert study_names(read_only) == []
+
+
+def test_a_file_that_is_no_database_is_named_and_left_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("my notes, which are long enough to look like a header of some kind\n" * 20)
+    before = file.read_bytes()
+    with pytest.raises(StoreError) as fault:
+        check_storage(f"sqlite:///{file}")
+    assert str(fault.value) == (
+        f"--storage sqlite:///{file}: file is not a database; expected a database that can be written to; "
+        "check the file, its permissions and the room on the disk, or give another --storage"
+    )
+    with pytest.raises(StoreError, match="not a database"):
+        Store(f"sqlite:///{file}", "s")
+    assert file.read_bytes() == before
+
+
+def test_a_database_in_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as fault:
+        check_storage(f"sqlite:///{tmp_path}/none/test.db")
+    assert fault.value.found == f"no folder {tmp_path}/none that can be written to"
+    assert fault.value.do == "make the folder, or give another path"
+
+
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="unable to open database file"):
+        check_storage(f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.parametrize("url", ["", "test.db", "://", "postgresql://host:port/db"])
+def test_what_is_no_database_url_is_refused(url: str) -> None:
+    with pytest.raises(StoreError) as fault:
+        check_storage(url)
+    assert fault.value.found == "not a database URL"
+    assert "sqlite:///expo-search.db" in fault.value.expected
+
+
+def test_an_unknown_backend_and_a_missing_driver_are_named() -> None:
+    with pytest.raises(StoreError, match="nosuchdb"):
+        stored_attribute("nosuchdb://host/db", "s", SETTINGS)
+    with pytest.raises(StoreError, match="No module named"):
+        stored_attribute("mssql+pymssql://host/db", "s", SETTINGS)

@@ -1,0 +1,119 @@
+"""One process writes: the lock of a study, and when it is taken over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import sqlalchemy as sa
+from fakes import make_prompts
+from sqlalchemy.orm import Session
+
+from expo_search.errors import StoreError
+from expo_search.evaluator import Completion
+from expo_search.store import LockRow, Store
+
+ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    """Read beside the package, with Python's own driver."""
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def lock(url: str, *, pid: int, started: float, host: str | None = None, alive_at: float = 0.0) -> None:
+    """Write the lock that a search by this process would have written."""
+    with Session(sa.create_engine(url)) as session, session.begin():
+        session.merge(
+            LockRow(
+                study_id=1, host=host or socket.gethostname(), pid=pid, started=started, since="then", alive_at=alive_at
+            )
+        )
+
+
+@pytest.fixture
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_live_process_of_this_machine_keeps_its_study(url: str, other_process: subprocess.Popen[bytes]) -> None:
+    store = Store(url, "s")
+    lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time())
+    with pytest.raises(StoreError) as fault, store.owned():
+        pass
+    assert f"process {other_process.pid} on {socket.gethostname()} since then" in fault.value.found
+    assert (fault.value.where, fault.value.expected) == (f"study s in {url}", "one search at a time")
+    with Store(url, "another").owned():
+        pass
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(url: str, other_process: subprocess.Popen[bytes]) -> None:
+    store = Store(url, "s")
+    started = psutil.Process(other_process.pid).create_time()
+    lock(url, pid=other_process.pid, started=started)
+    other_process.kill()
+    while psutil.Process(other_process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with store.owned():  # killed, not yet waited for
+        assert rows(url, "SELECT pid FROM expo_locks") == [(os.getpid(),)]
+    lock(url, pid=other_process.pid, started=started)
+    other_process.wait()
+    with store.owned():
+        assert rows(url, "SELECT pid FROM expo_locks") == [(os.getpid(),)]
+    assert rows(url, "SELECT * FROM expo_locks") == []
+
+
+def test_a_number_that_another_process_got_since_is_no_lock(url: str, other_process: subprocess.Popen[bytes]) -> None:
+    store = Store(url, "s")
+    lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time() - 3600)
+    with store.owned():
+        pass
+
+
+def test_the_lock_of_another_machine_holds_while_it_shows_signs_of_life(url: str) -> None:
+    store = Store(url, "s")
+    now = time.time()
+    lock(url, pid=1, started=0, host="elsewhere", alive_at=now - 60)
+    with pytest.raises(StoreError, match="process 1 on elsewhere"), store.owned():
+        pass
+    lock(url, pid=1, started=0, host="elsewhere", alive_at=now - 3600)
+    with store.owned():
+        assert rows(url, "SELECT host FROM expo_locks") == [(socket.gethostname(),)]
+
+
+def test_stored_work_is_the_sign_of_life(url: str) -> None:
+    store = Store(url, "s")
+    with store.owned():
+        [(before,)] = rows(url, "SELECT alive_at FROM expo_locks")
+        store.add_completions(0, "search", {0: ANSWER})
+        [(between,)] = rows(url, "SELECT alive_at FROM expo_locks")
+        store.add_rewards(0, "search", {0: 1.0})
+        [(after,)] = rows(url, "SELECT alive_at FROM expo_locks")
+    assert before < between < after  # type: ignore[operator]
+
+
+def test_the_lock_is_given_back_after_an_error_too(url: str) -> None:
+    store = Store(url, "s")
+    with pytest.raises(KeyError), store.owned():
+        raise KeyError
+    assert rows(url, "SELECT * FROM expo_locks") == []
