@@ -34,6 +34,7 @@ class ModelSpec:
     chat_template: str | None = None
     trust_remote_code: bool = False
     gpu_memory_utilization: float = 0.85
+    load_format: str = "expo"
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,12 @@ def start_engine(spec: ModelSpec) -> LLM:
             model=str(spec.aligned),
             tokenizer=str(spec.aligned),
             trust_remote_code=spec.trust_remote_code,
+            runner="generate",
             dtype=spec.engine.dtype,
             max_model_len=spec.engine.max_model_len,
             tensor_parallel_size=spec.engine.tensor_parallel,
             seed=spec.seed,
-            load_format=expo_search.loader.LOAD_FORMAT,
+            load_format=spec.load_format,
             model_loader_extra_config={expo_search.loader.SFT_OPTION: str(spec.sft)},
             worker_extension_cls="expo_search.materializer.ExpoWorker",
             disable_log_stats=True,

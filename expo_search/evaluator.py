@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,18 @@ class VllmModel:
         """As `materialize`; the fingerprint alone, those of tensor-parallel ranks joined by "-".
 
         `reread` takes it from the memory after the writing, not while writing.
+
+        Raises:
+            MaterializeError: a weight would not be finite at alpha; nothing was written.
         """
+        infinite = [name for name in self._llm.collective_rpc("expo_overflow", args=(float(alpha),)) if name]
+        if infinite or not math.isfinite(alpha):
+            raise MaterializeError(
+                where=f"alpha {alpha:g}",
+                found=f"weight {infinite[0]} overflows" if infinite else "not a number",
+                expected="weights that stay finite",
+                do="lower --alpha-max",
+            )
         ranks = self._llm.collective_rpc("expo_switch", args=(float(alpha), reread))
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)

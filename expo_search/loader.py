@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _EMPTY = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far a weight's two sources are apart: largest magnitudes, sums of squares, elements that differ, elements."""
+
+    max_aligned: float
+    max_delta: float
+    square_aligned: float
+    square_delta: float
+    n_changed: int
+    n: int
+
+    def bound(self, alpha: float) -> float:
+        """No element of theta(alpha) is larger than this."""
+        return self.max_aligned + abs(alpha) * self.max_delta
 
 
 @dataclass(eq=False)
@@ -52,6 +69,22 @@ class Weight:
     aligned: torch.Tensor = _EMPTY
     sft: torch.Tensor = _EMPTY
     views: list[tuple[torch.Tensor, torch.Size, tuple[int, ...], int]] = field(default_factory=list)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """Measured once; reads both sources."""
+        aligned = self.aligned.float()
+        delta = aligned - self.sft.float()
+        if not delta.numel():
+            return Spread(0.0, 0.0, 0.0, 0.0, 0, 0)
+        return Spread(
+            float(aligned.abs().max()),
+            float(delta.abs().max()),
+            float((aligned**2).sum(dtype=torch.float64)),
+            float((delta**2).sum(dtype=torch.float64)),
+            int(torch.count_nonzero(delta)),
+            delta.numel(),
+        )
 
     @property
     def is_parameter(self) -> bool:

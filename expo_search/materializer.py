@@ -42,6 +42,11 @@ class ExpoWorker:
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             return self._live().switch(alpha, reread=reread)
 
+    def expo_overflow(self, alpha: float) -> str | None:
+        """The first weight of this rank that would not be finite at alpha."""
+        with torch.no_grad():
+            return self._live().overflow(alpha)
+
     def expo_poison(self) -> None:
         """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
@@ -70,7 +75,7 @@ class LiveWeights:
     """The weights of one worker's model, and the switch between alphas."""
 
     def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight]) -> None:
-        self._model, self._model_config = model, model_config
+        self._model, self._model_config, self._weights = model, model_config, weights
         self._extrapolator, self._fingerprinter, self._kernel = Extrapolator(), Fingerprinter(), load_kernel()
         self._of_module: dict[nn.Module, list[Weight]] = {}
         for weight in weights:
@@ -100,15 +105,26 @@ class LiveWeights:
         seconds["derive"] += clock() - t0
         return {"fingerprint": digest(lines), "seconds": seconds}
 
+    def overflow(self, alpha: float) -> str | None:
+        """The first weight that theta(alpha) would make infinite, if there is one. Writes nothing.
+
+        Costs one comparison a weight, on bounds that were measured once, unless a bound is exceeded.
+        """
+        for weight in self._weights:
+            if weight.is_loaded_float and weight.spread.bound(alpha) >= torch.finfo(weight.dtype).max * 0.99:
+                theta = plain_theta(weight.aligned, weight.sft, alpha).to(weight.dtype)
+                if not torch.isfinite(theta).all():
+                    return weight.name
+        return None
+
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
-        weights = [w for own in self._of_module.values() for w in own if w.is_loaded_float]
-        for weight in weights:
+        for weight in (w for w in self._weights if w.is_loaded_float):
             self._put_back(weight).data.fill_(float("nan"))
         with ExitStack() as addresses:
             for module in self._model.modules():
                 addresses.enter_context(_graph_safe(module))
-            process_weights_after_loading(self._model, self._model_config, weights[0].aligned.device)
+            process_weights_after_loading(self._model, self._model_config, self._weights[0].aligned.device)
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
@@ -175,19 +191,12 @@ def _derive_again(module: nn.Module, own: list[Weight]) -> None:
 
 def _describe(weights: list[Weight]) -> dict[str, Any]:
     fingerprinter = Fingerprinter()
-    square_delta = square_weight = 0.0
-    changed = total = 0
-    for w in weights:
-        if w.is_loaded_float:
-            a, s = w.aligned.float(), w.sft.float()
-            square_delta += float(((a - s) ** 2).sum(dtype=torch.float64))
-            square_weight += float((a**2).sum(dtype=torch.float64))
-            changed += int((a != s).sum())
-            total += a.numel()
+    spreads = [w.spread for w in weights if w.is_loaded_float]
+    square_aligned = sum(s.square_aligned for s in spreads)
     return {
         "aligned": digest(fingerprinter.line(w.name, w.aligned) for w in weights),
         "sft": digest(fingerprinter.line(w.name, w.sft) for w in weights),
         "n_bytes": sum(w.aligned.nbytes + w.sft.nbytes for w in weights),
-        "relative_delta": (square_delta / square_weight) ** 0.5 if square_weight else 0.0,
-        "changed_share": changed / max(1, total),
+        "relative_delta": (sum(s.square_delta for s in spreads) / square_aligned) ** 0.5 if square_aligned else 0.0,
+        "changed_share": sum(s.n_changed for s in spreads) / max(1, sum(s.n for s in spreads)),
     }

@@ -103,6 +103,10 @@ def confirm_part(
     Raises:
         PromptsError: fewer than n, or than 2, are left.
     """
+    if n is not None and n < 2:
+        raise PromptsError(
+            where="--n-prompts", found=str(n), expected="at least 2", do="one prompt has no standard error: give more"
+        )
     unseen = [p for p in reversed(prompts[reach:]) if fits is None or fits(p)]
     wanted = max(2, len(unseen)) if n is None else n
     if wanted > len(unseen):

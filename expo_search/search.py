@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from expo_search.errors import MaterializeError
 from expo_search.objective import Evaluation, Objective
 from expo_search.sampler import make_sampler, start_points
 from expo_search.store import Store
@@ -33,13 +34,19 @@ def search(
 
     A trial that a killed process left running is finished first, from its stored answers.
     """
+    from optuna.trial import TrialState
+
     study = store.study
     for alpha in start_points(spec, published_alpha, n_trials):
         study.enqueue_trial({ALPHA: alpha}, skip_if_exists=True)
     with store.owned():
         while len(evaluations(study)) < n_trials:
             trial = _next_trial(study, spec)
-            evaluation = objective.evaluate(trial.number, _alpha(trial, spec))
+            try:
+                evaluation = objective.evaluate(trial.number, _alpha(trial, spec))
+            except MaterializeError:
+                study.tell(trial, state=TrialState.FAIL)  # not to be gone on with: the same alpha fails again
+                raise
             for key, value in evaluation.attributes().items():
                 trial.set_user_attr(key, value)
             study.tell(trial, evaluation.reward.mean)

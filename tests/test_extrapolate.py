@@ -91,6 +91,17 @@ def test_every_bit_pattern_of_a_half_agrees_with_numpy(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("sft_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_formula_written_plainly_gives_the_same_bits(dtype: torch.dtype, sft_dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(8)
+    aligned, sft = torch.randn(999, generator=random).to(dtype), torch.randn(999, generator=random).to(sft_dtype)
+    for alpha in (0.0, 0.3, -2.5):
+        plain = extrapolate.plain_theta(aligned, sft, alpha)
+        assert plain.dtype == (torch.float32 if alpha else dtype)
+        assert torch.equal(plain.to(dtype), extrapolated(aligned, sft, alpha))
+
+
+@pytest.mark.parametrize("sft_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_sources_of_different_dtypes_are_widened_and_the_result_is_rounded_once(
     dtype: torch.dtype, sft_dtype: torch.dtype
 ) -> None:

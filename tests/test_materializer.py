@@ -98,6 +98,17 @@ def test_a_source_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
         engine(aligned, sft)
 
 
+def test_an_alpha_at_which_a_weight_overflows_is_refused_and_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    live = engine(aligned, sft)
+    before = (live.materialize(0.7).fingerprint, answer(live))
+    with pytest.raises(MaterializeError, match=r"alpha 1e\+40: weight model.embed_tokens.weight overflows"):
+        live.materialize(1e40)
+    assert answer(live) == before[1]
+    assert live.materialize(0.7).fingerprint == before[0]
+    live.close()
+
+
 def test_two_equal_checkpoints_are_no_pair(tmp_path: Path) -> None:
     aligned, _ = make_pair(tmp_path, "llama-tied")
     with pytest.raises(MaterializeError, match="aligned and sft hold the same weights"):

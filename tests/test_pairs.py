@@ -12,7 +12,7 @@ import pytest
 
 from expo_search.errors import PairError
 from expo_search.pairs import cache_folder, resolve_pair
-from expo_search.study import PairSpec, PartsSpec
+from expo_search.study import PairSpec, PartsSpec, studies_folder
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights
 INSTALLED = {"package": "pytest", "file": FILE, "aligned_adapter": "demo/aligned", "reward_adapter": "demo/reward"}
@@ -104,6 +104,34 @@ def test_checkpoints_that_are_given_stand_before_a_presets_parts(tmp_path: Path)
     assert pair.aligned.path == pair.sft.path == pair.reward_model.path == tmp_path
     for role in given:  # the others must come from the parts, whose package is missing
         assert fault_of(PairSpec(parts=parts, **given | {role: None})).found == "not installed"
+
+
+def content_key(base: str, folder: Path) -> str:
+    """Written out here a second time: a changed key builds everything anew on every user's machine."""
+    content = b"".join(f.name.encode() + b"\0" + f.read_bytes() for f in sorted(folder.iterdir()))
+    return hashlib.sha256(base.encode() + content).hexdigest()[:16]
+
+
+def test_checkpoints_that_are_built_already_are_found_by_their_content_and_a_given_one_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path))
+    base = "0" * 16
+    names = {
+        "sft": f"sft-{base}",
+        "aligned": f"aligned-{content_key(base, studies_folder() / 'demo/aligned')}",
+        "reward_model": f"reward-{content_key(base, studies_folder() / 'demo/reward')}",
+    }
+    built = {role: tmp_path / "checkpoints" / name for role, name in names.items()}
+    for folder in built.values():
+        folder.mkdir(parents=True)
+    parts = PartsSpec(**INSTALLED, sha256="0" * 64)
+    for given in ({}, *({role: str(tmp_path)} for role in built)):
+        said: list[str] = []
+        pair = resolve_pair(PairSpec(parts=parts, **given), trust_remote_code=False, say=said.append)
+        found = {role: str(getattr(pair, role).path) for role in built}
+        assert found == {role: str(folder) for role, folder in built.items()} | given
+        assert said == []
 
 
 def test_the_cache_folder_is_the_given_one_else_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,41 +97,64 @@ def test_a_prompts_seed_is_its_own_the_same_every_time_and_fits_in_31_bits() -> 
     assert 0 <= min(seeds) < max(seeds) < 2**31
 
 
+TEN = [Prompt(str(i), "long" if i in (1, 8) else "short") for i in range(10)]
+
+
+def short(prompt: Prompt) -> bool:
+    return prompt.text == "short"
+
+
+def ids(prompts: list[Prompt]) -> list[str]:
+    return [p.id for p in prompts]
+
+
 def test_search_and_confirmation_take_disjoint_parts_from_the_two_ends() -> None:
-    prompts = [Prompt(str(i), str(i)) for i in range(10)]
-    assert search_part(prompts, 6, where="x") == (prompts[:6], 6)
-    assert confirm_part(prompts, 6, 4, where="x") == prompts[:5:-1]
-    assert confirm_part(prompts, 6, 1, where="x") == prompts[9:]
+    searched, reach = search_part(TEN, 6, where="x")
+    assert (searched, reach) == (TEN[:6], 6)
+    assert ids(confirm_part(TEN, reach, None, where="x")) == ["9", "8", "7", "6"]
+    assert ids(confirm_part(TEN, reach, 2, where="x")) == ["9", "8"]
 
 
-def test_too_few_prompts_for_a_search_say_how_many_there_are() -> None:
-    with pytest.raises(PromptsError) as fault:
-        search_part([Prompt("a", "a")] * 3, 4, where="prompts p.jsonl")
+def test_prompts_that_do_not_fit_are_passed_over_at_both_ends() -> None:
+    searched, reach = search_part(TEN, 6, where="x", fits=short)
+    assert (ids(searched), reach) == (["0", "2", "3", "4", "5", "6"], 7)
+    assert ids(confirm_part(TEN, reach, None, where="x", fits=short)) == ["9", "7"]
+
+
+def test_a_data_set_that_falls_short_is_enough_unless_the_number_was_asked_for() -> None:
+    assert search_part(TEN, 1000, where="x", exact=False) == (TEN, 10)
+    for prompts, exact, expected in ((TEN[:1], False, 2), (TEN[:3], True, 4)):
+        with pytest.raises(PromptsError) as fault:
+            search_part(prompts, 4, where="prompts p.jsonl", exact=exact)
+        assert fault.value.found == f"{len(prompts)} prompts"
+        assert fault.value.expected == f"at least {expected}"
     assert str(fault.value) == "prompts p.jsonl: 3 prompts; expected at least 4; give more prompts, or --n-prompts 3"
 
 
-def test_prompts_that_do_not_fit_are_passed_over_and_the_next_ones_taken() -> None:
-    prompts = [Prompt(str(i), "x" * i) for i in range(10)]
-    chosen, reach = search_part(prompts, 4, where="x", fits=lambda p: len(p.text) % 2 == 0)
-    assert ([p.id for p in chosen], reach) == (["0", "2", "4", "6"], 7)
-    unseen = confirm_part(prompts, reach, None, where="x", fits=lambda p: len(p.text) != 8)
-    assert [p.id for p in unseen] == ["9", "7"]
-
-
-def test_a_preset_takes_fewer_prompts_where_the_data_set_has_duplicates() -> None:
-    prompts = [Prompt(str(i), "") for i in range(3)]
-    assert search_part(prompts, 4, where="x", exact=False) == (prompts, 3)
-    with pytest.raises(PromptsError, match="at least 2"):
-        search_part(prompts[:1], 4, where="x", exact=False)
-
-
-@pytest.mark.parametrize(("n", "left"), [(5, 4), (1, 0), (1, -2)])
-def test_too_few_unseen_prompts_for_a_confirmation_say_how_many_are_left(n: int, left: int) -> None:
+def test_prompts_that_are_too_long_are_counted_where_there_are_too_few() -> None:
     with pytest.raises(PromptsError) as fault:
-        confirm_part([Prompt(str(i), "") for i in range(10)], 10 - left, n, where="prompts p")
-    assert fault.value.found == f"{max(0, left)} prompts that the search has not seen"
-    assert fault.value.expected == f"at least {n}"
-    assert ("confirm with --n-prompts 4" if left > 0 else "search with fewer") in fault.value.do
+        search_part(TEN, 9, where="x", fits=short)
+    assert fault.value.found == "8 prompts, 2 more are too long for the context"
+
+
+@pytest.mark.parametrize(
+    ("reach", "n", "left", "wanted"), [(6, 5, 4, 5), (9, None, 1, 2), (10, None, 0, 2), (10, 3, 0, 3)]
+)
+def test_too_few_unseen_prompts_for_a_confirmation_say_how_many_are_left(
+    reach: int, n: int | None, left: int, wanted: int
+) -> None:
+    with pytest.raises(PromptsError) as fault:
+        confirm_part(TEN, reach, n, where="prompts p")
+    assert fault.value.found == f"{left} prompts that the search has not seen"
+    assert fault.value.expected == f"at least {wanted}"
+    assert ("confirm with --n-prompts 4" if left > 1 else "search with fewer") in fault.value.do
+
+
+@pytest.mark.parametrize("n", [1, 0, -3])
+def test_a_confirmation_on_one_prompt_or_none_is_refused(n: int) -> None:
+    with pytest.raises(PromptsError) as fault:
+        confirm_part(TEN, 5, n, where="prompts p")
+    assert str(fault.value) == (f"--n-prompts: {n}; expected at least 2; one prompt has no standard error: give more")
 
 
 def test_the_hash_covers_ids_texts_and_order() -> None:

@@ -83,6 +83,13 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(url: str, other_proces
     assert rows(url, "SELECT * FROM expo_locks") == []
 
 
+def test_the_lock_of_this_very_process_is_no_obstacle(url: str) -> None:
+    store = Store(url, "s")
+    lock(url, pid=os.getpid(), started=psutil.Process().create_time())
+    with store.owned():
+        pass
+
+
 def test_a_number_that_another_process_got_since_is_no_lock(url: str, other_process: subprocess.Popen[bytes]) -> None:
     store = Store(url, "s")
     lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time() - 3600)

@@ -105,6 +105,8 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         ("sampling", {"temperature": -0.1}, "sampling.temperature"),
         ("sampling", {"temperature": math.nan}, "sampling.temperature"),
         ("sampling", {"max_tokens": 0}, "sampling.max_tokens"),
+        ("sampling", {"presence_penalty": 2.1}, "sampling.presence_penalty"),
+        ("sampling", {"frequency_penalty": -2.1}, "sampling.frequency_penalty"),
         ("prompts", {"n": 0}, "prompts.n"),
         ("engine", {"dtype": "int8"}, "engine.dtype"),
         ("pair", {"sft": None}, "no sft; expected aligned, sft and reward_model"),

@@ -1,0 +1,63 @@
+"""A confirmation, with fakes of model and scorer: paired on its own prompts, kept with the study, taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_prompts
+
+from expo_search.confirm import confirm, confirmation
+from expo_search.objective import Objective
+from expo_search.prompts import Prompt
+from expo_search.statistics import estimate
+from expo_search.store import Store
+
+PROMPTS = make_prompts(8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path / 'c.db'}", "s")
+
+
+def objective(store: Store, model: FakeModel, prompts: list[Prompt]) -> Objective:
+    return Objective(model, FakeScorer(), store, prompts, FakeWatcher(), part="confirm")
+
+
+def test_the_winner_is_paired_with_alpha_zero_on_the_fresh_prompts_and_the_result_is_kept(store: Store) -> None:
+    assert confirmation(store) is None
+    found = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+    winner, control = ([expected_reward(alpha, p) for p in PROMPTS] for alpha in (0.3, 0.0))
+    assert (found.trial, found.alpha, found.n) == (4, 0.3, 8)
+    assert found.estimate == estimate([w - c for w, c in zip(winner, control, strict=True)])
+    assert (found.reward, found.control_reward) == (estimate(winner).mean, estimate(control).mean)
+    assert confirmation(store) == confirmation(Store(store.url, "s")) == found
+
+
+def test_a_killed_confirmation_goes_on_and_a_finished_one_costs_nothing(store: Store) -> None:
+    dying, model, idle = FakeModel(dies_after=11), FakeModel(), FakeModel()
+    with pytest.raises(Killed):
+        confirm(store, objective(store, dying, PROMPTS), 4, 0.3, PROMPTS)
+    assert confirmation(store) is None
+    found = confirm(store, objective(store, model, PROMPTS), 4, 0.3, PROMPTS)
+    assert sorted(dying.asked + model.asked) == sorted((a, p.id) for a in (0.0, 0.3) for p in PROMPTS)
+    assert confirm(store, objective(store, idle, PROMPTS), 4, 0.3, PROMPTS) == found
+    assert idle.asked == []
+
+
+def test_another_trial_on_the_same_prompts_shares_the_control(store: Store) -> None:
+    confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+    model = FakeModel()
+    found = confirm(store, objective(store, model, PROMPTS), 7, 0.5, PROMPTS)
+    assert {alpha for alpha, _ in model.asked} == {0.5}
+    assert confirmation(store) == found
+
+
+def test_answers_to_other_prompts_are_forgotten(store: Store) -> None:
+    confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+    fewer = PROMPTS[5:]
+    found = confirm(store, objective(store, FakeModel(), fewer), 4, 0.3, fewer)
+    assert found.n == 3
+    assert store.prompts("confirm") == fewer
+    assert len(store.completions(4, "confirm", fewer)) == 3
