@@ -1,4 +1,4 @@
-"""A folder of safetensors -> its tensors by name, read one at a time; what differs between two folders; writing.
+"""A folder of safetensors -> its tensors by name, read one at a time; and the way back, in shards.
 
 Files are matched by tensor name, never by file: the shards of an aligned model need not line up with those of its
 SFT model. Headers alone are read for checking, so that bad input is found before an engine starts.
@@ -8,44 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.errors import CheckpointError
+from expo_search.header import TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-_FLOATS = ("F64", "F32", "F16", "BF16")
-# fmt: off
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}
-# fmt: on
 # Rotary tables of old Llama checkpoints: constants, which every engine computes anew.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One entry of a safetensors header: dtype as the format names it ("BF16"), shape, and size on disk."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    n_bytes: int
-    file: Path
 
 
 @dataclass(frozen=True)
@@ -107,7 +85,7 @@ def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
     files = _weight_files(path, where)
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for info in _read_header(file, where):
+        for info in read_header(file, where):
             if info.name in tensors:
                 raise CheckpointError(
                     where=where,
@@ -177,142 +155,6 @@ def _weight_files(path: Path, where: str) -> list[Path]:
             do="convert it on a machine you trust: model.save_pretrained(DIR, safe_serialization=True)",
         )
     return files
-
-
-def _read_header(file: Path, where: str) -> Iterator[TensorInfo]:
-    def broken(found: str) -> CheckpointError:
-        return CheckpointError(
-            where=f"{where}, file {file.name}",
-            found=found,
-            expected="a whole safetensors file",
-            do="download the file again",
-        )
-
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        n = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if n < 0 or n > _MAX_HEADER_BYTES or 8 + n > size:
-            raise broken(f"a header of {n} bytes in a file of {size} bytes")
-        try:
-            header = json.loads(stream.read(n).decode(), object_pairs_hook=_unique)
-            metadata = header.pop("__metadata__", None)
-            if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
-                raise ValueError("metadata that is not text")
-            entries = [_entry(name, e) for name, e in header.items()]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-            raise broken(f"a header that is not readable ({type(fault).__name__}: {fault})") from None
-    end = 0
-    for name, dtype, shape, start, stop in sorted(entries, key=lambda e: e[3:]):
-        if start != end or stop > size - 8 - n:  # the format knows no gaps and no overlaps
-            raise broken(f"tensor {name} at bytes {start}..{stop}, after one that ends at {end}, of {size - 8 - n}")
-        end = stop
-        yield TensorInfo(name, dtype, shape, stop - start, file)
-    if end != size - 8 - n:
-        raise broken(f"tensors that end at byte {end} of {size - 8 - n}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
-    return found
-
-
-def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
-    """(name, dtype, shape, first byte, byte after the last) of one tensor; a ValueError if they disagree."""
-    name.encode()  # JSON can spell half of a surrogate pair
-    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-        raise ValueError(f"tensor {name} of shape {list(shape)} at bytes {start}..{stop}")
-    bits = math.prod(shape) * _BITS[dtype]
-    if bits != 8 * (stop - start):
-        raise ValueError(f"tensor {name} of {dtype} {list(shape)} in {stop - start} bytes, not {bits // 8}")
-    return name, dtype, shape, start, stop
-
-
-@dataclass(frozen=True)
-class PairCheck:
-    """What `check_pair` found out: names that the SFT side must be given specially.
-
-    Attributes:
-        longer_vocabulary: name -> (rows of aligned, rows of sft) of embeddings whose first dimension differs.
-        tied_in_sft: output layers that only aligned stores; sft's is its input embedding.
-        skipped_in_sft: output layers that only sft stores, though aligned ties them.
-    """
-
-    longer_vocabulary: Mapping[str, tuple[int, int]]
-    tied_in_sft: Mapping[str, str]
-    skipped_in_sft: tuple[str, ...]
-
-
-def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
-    """Compare names, shapes and architecture of the two; every fault in one error.
-
-    Raises:
-        CheckpointError: other architecture; tensors that one side lacks; other shapes.
-    """
-    if aligned.architecture != sft.architecture:
-        raise CheckpointError(
-            where=f"sft checkpoint {sft.path}",
-            found=f"architecture {sft.architecture}",
-            expected=f"{aligned.architecture}, that of {aligned.path}",
-            do="give the SFT checkpoint that the aligned model was trained from",
-        )
-    faults: list[str] = []
-    tied: dict[str, str] = {}
-    skipped: list[str] = []
-    vocabulary: dict[str, tuple[int, int]] = {}
-    vocab_sizes = {c.config.get("vocab_size") for c in (aligned, sft)}
-    for name in sorted(set(aligned.tensors) | set(sft.tensors)):
-        a, s = aligned.tensors.get(name), sft.tensors.get(name)
-        if a and s:
-            if a.shape == s.shape:
-                continue
-            if a.shape[1:] == s.shape[1:] and len(vocab_sizes) == 2 and _is_vocabulary(name):
-                vocabulary[name] = (a.shape[0], s.shape[0])
-            else:
-                faults.append(f"{name}: aligned {list(a.shape)}, sft {list(s.shape)}")
-        elif s is None and _is_output(name) and sft.tied_embeddings and (e := _input_embedding(sft)):
-            tied[name] = e
-        elif a is None and _is_output(name) and aligned.tied_embeddings:
-            skipped.append(name)
-        else:
-            faults.append(f"{name}: only in {'aligned' if a else 'sft'}")
-    if faults:
-        raise CheckpointError(
-            where=f"pair {aligned.path} / {sft.path}",
-            found=f"{len(faults)} tensors that do not match ({'; '.join(faults)})",
-            expected="the same names and shapes on both sides",
-            do="give the SFT checkpoint that the aligned model was trained from",
-        )
-    return PairCheck(vocabulary, tied, tuple(skipped))
-
-
-def _is_output(name: str) -> bool:
-    return name.split(".")[-2:-1] in (["lm_head"], ["output"])
-
-
-def _is_vocabulary(name: str) -> bool:
-    return _is_output(name) or name.split(".")[-2:-1] in (["embed_tokens"], ["tok_embeddings"], ["wte"], ["embed_in"])
-
-
-def _input_embedding(checkpoint: Checkpoint) -> str | None:
-    return next((n for n in checkpoint.tensors if _is_vocabulary(n) and not _is_output(n)), None)
-
-
-def changed_share(aligned: Checkpoint, sft: Checkpoint) -> float:
-    """Share of the common floating-point entries, 0..1, whose bits differ after sft is rounded to aligned's dtype.
-
-    A tiny share means that most of the training was lost in rounding. Reads both checkpoints once.
-    """
-    changed = total = 0
-    for name in sorted(set(aligned.tensors) & set(sft.tensors)):
-        if aligned.tensors[name].dtype in _FLOATS and aligned.tensors[name].shape == sft.tensors[name].shape:
-            a = aligned.read(name)
-            changed += int((a != sft.read(name).to(a.dtype)).sum())
-            total += a.numel()
-    return changed / max(1, total)
 
 
 def write_sharded(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, max_shard_bytes: int = 5 << 30) -> None:

@@ -194,10 +194,11 @@ def confirm_winner(
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     from expo_search import report
     from expo_search.confirm import confirm
+    from expo_search.database import stored_attribute
     from expo_search.progress import Progress
     from expo_search.run import check, start
     from expo_search.search import evaluations
-    from expo_search.store import SPEC, Store, stored_attribute
+    from expo_search.store import SPEC, Store
 
     name = _known_study(study, storage)
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
@@ -252,7 +253,7 @@ def show(
 
 def _known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is."""
-    from expo_search.store import check_storage, study_names
+    from expo_search.database import check_storage, study_names
 
     check_storage(storage)
     names = study_names(storage)
@@ -270,8 +271,9 @@ def _known_study(study: str | None, storage: str) -> str:
 
 def _finished(storage: str, name: str) -> list[Any]:
     """The finished trials of a study that may not exist, without writing."""
+    from expo_search.database import study_names
     from expo_search.search import evaluations
-    from expo_search.store import Store, study_names
+    from expo_search.store import Store
 
     return evaluations(Store(storage, name).study) if name in study_names(storage) else []
 

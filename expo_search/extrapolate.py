@@ -44,8 +44,8 @@ class Extrapolator:
     def into(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> None:
         """out <- theta(alpha), in place; `aligned` and `sft` are only read.
 
-        All three have one shape (N elements in all). `out` has the dtype of `aligned`; `sft` may have another
-        floating dtype. `out` must not overlap either source.
+        All three have one shape (N elements in all) and may have any floating dtypes; `out`'s is the one that is
+        rounded to. `out` must not overlap either source.
         """
         import torch
 

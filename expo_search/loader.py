@@ -24,8 +24,9 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from expo_search.checkpoint import Checkpoint, PairCheck, check_pair, open_checkpoint
+from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.errors import MaterializeError
+from expo_search.match import PairCheck, check_pair
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"

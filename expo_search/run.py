@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.chat import encode_chat, load_tokenizer
-from expo_search.checkpoint import Checkpoint, check_pair, open_checkpoint
+from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.database import check_storage, stored_attribute
 from expo_search.engine import INSTALL, ModelSpec
 from expo_search.errors import EngineError
 from expo_search.evaluator import VllmModel
+from expo_search.match import check_pair
 from expo_search.memory import free_memory, plan_memory
 from expo_search.objective import Objective, Watcher
 from expo_search.pairs import Pair, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import SETTINGS, Part, Store, check_storage, compare_settings, stored_attribute
+from expo_search.store import SETTINGS, Part, Store, compare_settings
 from expo_search.study import StudySpec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search

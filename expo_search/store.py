@@ -7,7 +7,6 @@ defaults a dashboard's open read transaction ends a study at `tell` and loses it
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import warnings
@@ -15,16 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
+from expo_search.database import connect_args, make_engine, sqlite_path, store_faults
 from expo_search.errors import SettingsChanged, StoreError
 from expo_search.evaluator import Completion
 from expo_search.prompts import Prompt
+from expo_search.tables import Base, CompletionRow, LockRow, PromptRow, SwitchRow
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -32,60 +31,7 @@ if TYPE_CHECKING:
 Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
 SPEC = "expo_spec"
-_LOCK_TIMEOUT_S = 60
 _LOCK_STALE_S = 900  # a lock of another machine that showed no sign of life for so long
-
-
-class _Base(DeclarativeBase):
-    pass
-
-
-class PromptRow(_Base):
-    """A study's prompts: position in the order, id, text."""
-
-    __tablename__ = "expo_prompts"
-    study_id: Mapped[int] = mapped_column(primary_key=True)
-    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
-    position: Mapped[int] = mapped_column(primary_key=True)
-    prompt_id: Mapped[str] = mapped_column(sa.String(128))
-    text: Mapped[str]
-
-
-class CompletionRow(_Base):
-    """One answer of one trial; `reward` is empty until it is scored."""
-
-    __tablename__ = "expo_completions"
-    study_id: Mapped[int] = mapped_column(primary_key=True)
-    trial: Mapped[int] = mapped_column(primary_key=True)
-    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
-    position: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
-    n_tokens: Mapped[int]
-    finish_reason: Mapped[str] = mapped_column(sa.String(16))
-    reward: Mapped[float | None]
-
-
-class SwitchRow(_Base):
-    """The weights that made a trial's answers: alpha and their fingerprint."""
-
-    __tablename__ = "expo_switches"
-    study_id: Mapped[int] = mapped_column(primary_key=True)
-    trial: Mapped[int] = mapped_column(primary_key=True)
-    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
-    alpha: Mapped[float]
-    fingerprint: Mapped[str]
-
-
-class LockRow(_Base):
-    """Who searches in a study just now: one process writes."""
-
-    __tablename__ = "expo_locks"
-    study_id: Mapped[int] = mapped_column(primary_key=True)
-    host: Mapped[str] = mapped_column(sa.String(255))
-    pid: Mapped[int]
-    started: Mapped[float]
-    since: Mapped[str] = mapped_column(sa.String(32))
-    alive_at: Mapped[float]
 
 
 @dataclass(frozen=True)
@@ -97,34 +43,6 @@ class Stored:
     reward: float | None
 
 
-def check_storage(url: str) -> None:
-    """Find out, without writing, whether a database can be used.
-
-    Raises:
-        StoreError: not a database URL, not a database, read-only, locked, or no folder to put it in.
-    """
-    path = _sqlite_path(url)
-    if path is None:
-        return
-    if not path.exists():
-        folder = path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise StoreError(
-                where=f"--storage {url}",
-                found=f"no folder {folder} that can be written to",
-                expected="a database file in a writable folder",
-                do="make the folder, or give another path",
-            )
-        return
-    engine = _engine(url)
-    with _faults(url), engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
-        connection.exec_driver_sql("CREATE TABLE expo_probe (x)")
-        connection.rollback()
-    engine.dispose()
-
-
 class Store:
     """One study in one database. Creating it makes missing tables; `study` is Optuna's own object."""
 
@@ -133,13 +51,13 @@ class Store:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.url, self.name = url, name
-        self._engine = _engine(url)
-        with _faults(url):
-            if _sqlite_path(url) is not None:
+        self._engine = make_engine(url)
+        with store_faults(url):
+            if sqlite_path(url) is not None:
                 with self._engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            _Base.metadata.create_all(self._engine)
-            self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": _connect_args(url)})
+            Base.metadata.create_all(self._engine)
+            self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study: Study = optuna.create_study(
@@ -300,43 +218,8 @@ class Store:
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        with _faults(self.url), Session(self._engine) as session, session.begin():
+        with store_faults(self.url), Session(self._engine) as session, session.begin():
             yield session
-
-
-def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
-    """A study's attribute, read without writing anything; None where there is no such study or attribute yet."""
-    path = _sqlite_path(url)
-    if path is not None and not path.exists():
-        return None
-    engine = _engine(url)
-    query = sa.text(
-        "SELECT a.value_json FROM studies s JOIN study_user_attributes a ON a.study_id = s.study_id "
-        "WHERE s.study_name = :name AND a.key = :key"
-    )
-    try:
-        with _faults(url), engine.connect() as connection:
-            if not sa.inspect(connection).has_table("studies"):
-                return None
-            value = connection.execute(query, {"name": name, "key": key}).scalar()
-    finally:
-        engine.dispose()
-    return None if value is None else dict(json.loads(value))
-
-
-def study_names(url: str) -> list[str]:
-    """Names of the studies in a database, without writing; empty where there is none."""
-    path = _sqlite_path(url)
-    if path is not None and not path.exists():
-        return []
-    engine = _engine(url)
-    try:
-        with _faults(url), engine.connect() as connection:
-            if not sa.inspect(connection).has_table("studies"):
-                return []
-            return sorted(connection.execute(sa.text("SELECT study_name FROM studies")).scalars())
-    finally:
-        engine.dispose()
 
 
 def compare_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], *, name: str) -> None:
@@ -378,51 +261,3 @@ def _holds(row: LockRow) -> bool:
 def _storable(text: str) -> str:
     """Lone surrogates and NUL cannot be stored in every database."""
     return text.encode("utf-8", "replace").decode().replace("\0", "�")
-
-
-def _sqlite_path(url: str) -> Path | None:
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is not a number
-        raise StoreError(
-            where=f"--storage {url}",
-            found="not a database URL",
-            expected="a URL such as sqlite:///expo-search.db",
-            do="see SQLAlchemy's database URLs",
-        ) from None
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return None
-    return Path(parsed.database.removeprefix("file:"))
-
-
-def _connect_args(url: str) -> dict[str, Any]:
-    return {"timeout": _LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
-
-
-def _engine(url: str) -> sa.Engine:
-    with _faults(url):
-        return sa.create_engine(url, connect_args=_connect_args(url))
-
-
-@contextmanager
-def _faults(url: str) -> Iterator[None]:
-    """Turn the database's errors into ours."""
-    try:
-        yield
-    except (DatabaseError, NoSuchModuleError, ModuleNotFoundError) as fault:
-        cause = str(getattr(fault, "orig", None) or fault)
-        raise StoreError(
-            where=f"--storage {url}",
-            found=" ".join(cause.split())[:200],
-            expected="a database that can be written to",
-            do="check the file, its permissions and the room on the disk, or give another --storage",
-        ) from fault
-    except RuntimeError as fault:
-        if "schema version" not in str(fault) and "alembic" not in str(fault):
-            raise
-        raise StoreError(
-            where=f"--storage {url}",
-            found=" ".join(str(fault).split())[:200],
-            expected="tables of this Optuna version",
-            do=f"run: optuna storage upgrade --storage {url}",
-        ) from fault

@@ -31,11 +31,12 @@ class PartsSpec(_Table):
     """Checkpoints that ship as parts and are put together on first use (see `assemble.py`).
 
     Attributes:
-        package, file, sha256: the installed package that carries a GGUF file of the SFT model, the file inside it.
+        package, version, file, sha256: the installed package that carries a GGUF file of the SFT model, and the file.
         aligned_adapter, reward_adapter: PEFT folders under `studies/`.
     """
 
     package: str
+    version: str
     file: str
     sha256: str
     aligned_adapter: str

@@ -9,11 +9,12 @@ import torch
 from twins import edit, families, make_pair, offline_checkpoint, pad_vocabulary_with, shrink_vocabulary
 
 from expo_search import materializer
-from expo_search.checkpoint import check_pair, open_checkpoint
+from expo_search.checkpoint import open_checkpoint
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.evaluator import VllmModel
 from expo_search.loader import Weight
+from expo_search.match import check_pair
 from expo_search.materializer import LiveWeights
 from expo_search.study import EngineSpec, SamplingSpec
 

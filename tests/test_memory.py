@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from expo_search.checkpoint import Checkpoint, TensorInfo
+from expo_search.checkpoint import Checkpoint
 from expo_search.errors import EngineError
+from expo_search.header import TensorInfo
 from expo_search.memory import MemoryPlan, free_memory, plan_memory
 
 GIB = 2**30

@@ -15,7 +15,13 @@ from expo_search.pairs import cache_folder, resolve_pair
 from expo_search.study import PairSpec, PartsSpec, studies_folder
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights
-INSTALLED = {"package": "pytest", "file": FILE, "aligned_adapter": "demo/aligned", "reward_adapter": "demo/reward"}
+INSTALLED = {
+    "package": "pytest",
+    "version": "1.0",
+    "file": FILE,
+    "aligned_adapter": "demo/aligned",
+    "reward_adapter": "demo/reward",
+}
 
 
 def spec(**given: str) -> PairSpec:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from expo_search.database import check_storage, stored_attribute, study_names
 from expo_search.errors import StoreError
-from expo_search.store import SETTINGS, Store, check_storage, stored_attribute, study_names
+from expo_search.store import SETTINGS, Store
 
 
 @pytest.fixture

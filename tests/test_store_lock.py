@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from expo_search.errors import StoreError
 from expo_search.evaluator import Completion
-from expo_search.store import LockRow, Store
+from expo_search.store import Store
+from expo_search.tables import LockRow
 
 ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")
 

@@ -1,0 +1,89 @@
+"""One safetensors file's header -> its tensors' names, dtypes, shapes and sizes, checked before anything is read.
+
+Layout of the format: 8 bytes of header length, a JSON header, then the tensors' bytes back to back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_search.errors import CheckpointError
+
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+# fmt: off
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One entry of a safetensors header: dtype as the format names it ("BF16"), shape, and size on disk."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    file: Path
+
+
+def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
+    def broken(found: str) -> CheckpointError:
+        return CheckpointError(
+            where=f"{where}, file {file.name}",
+            found=found,
+            expected="a whole safetensors file",
+            do="download the file again",
+        )
+
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        n = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if n < 0 or n > _MAX_HEADER_BYTES or 8 + n > size:
+            raise broken(f"a header of {n} bytes in a file of {size} bytes")
+        try:
+            header = json.loads(stream.read(n).decode(), object_pairs_hook=_unique)
+            metadata = header.pop("__metadata__", None)
+            if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
+                raise ValueError("metadata that is not text")
+            entries = [_entry(name, e) for name, e in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+            raise broken(f"a header that is not readable ({type(fault).__name__}: {fault})") from None
+    end = 0
+    for name, dtype, shape, start, stop in sorted(entries, key=lambda e: e[3:]):
+        if start != end or stop > size - 8 - n:  # the format knows no gaps and no overlaps
+            raise broken(f"tensor {name} at bytes {start}..{stop}, after one that ends at {end}, of {size - 8 - n}")
+        end = stop
+        yield TensorInfo(name, dtype, shape, stop - start, file)
+    if end != size - 8 - n:
+        raise broken(f"tensors that end at byte {end} of {size - 8 - n}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} twice")
+    return found
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
+    """(name, dtype, shape, first byte, byte after the last) of one tensor; a ValueError if they disagree."""
+    name.encode()  # JSON can spell half of a surrogate pair
+    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+        raise ValueError(f"tensor {name} of shape {list(shape)} at bytes {start}..{stop}")
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits != 8 * (stop - start):
+        raise ValueError(f"tensor {name} of {dtype} {list(shape)} in {stop - start} bytes, not {bits // 8}")
+    return name, dtype, shape, start, stop

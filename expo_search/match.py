@@ -1,0 +1,79 @@
+"""Two checkpoints -> whether they make a pair, and what the sft side must be given specially. Headers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from expo_search.checkpoint import Checkpoint
+from expo_search.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class PairCheck:
+    """What `check_pair` found out: names that the SFT side must be given specially.
+
+    Attributes:
+        longer_vocabulary: name -> (rows of aligned, rows of sft) of embeddings whose first dimension differs.
+        tied_in_sft: output layers that only aligned stores; sft's is its input embedding.
+        skipped_in_sft: output layers that only sft stores, though aligned ties them.
+    """
+
+    longer_vocabulary: Mapping[str, tuple[int, int]]
+    tied_in_sft: Mapping[str, str]
+    skipped_in_sft: tuple[str, ...]
+
+
+def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
+    """Compare names, shapes and architecture of the two; every fault in one error.
+
+    Raises:
+        CheckpointError: other architecture; tensors that one side lacks; other shapes.
+    """
+    if aligned.architecture != sft.architecture:
+        raise CheckpointError(
+            where=f"sft checkpoint {sft.path}",
+            found=f"architecture {sft.architecture}",
+            expected=f"{aligned.architecture}, that of {aligned.path}",
+            do="give the SFT checkpoint that the aligned model was trained from",
+        )
+    faults: list[str] = []
+    tied: dict[str, str] = {}
+    skipped: list[str] = []
+    vocabulary: dict[str, tuple[int, int]] = {}
+    vocab_sizes = {c.config.get("vocab_size") for c in (aligned, sft)}
+    for name in sorted(set(aligned.tensors) | set(sft.tensors)):
+        a, s = aligned.tensors.get(name), sft.tensors.get(name)
+        if a and s:
+            if a.shape == s.shape:
+                continue
+            if a.shape[1:] == s.shape[1:] and len(vocab_sizes) == 2 and _is_vocabulary(name):
+                vocabulary[name] = (a.shape[0], s.shape[0])
+            else:
+                faults.append(f"{name}: aligned {list(a.shape)}, sft {list(s.shape)}")
+        elif s is None and _is_output(name) and sft.tied_embeddings and (e := _input_embedding(sft)):
+            tied[name] = e
+        elif a is None and _is_output(name) and aligned.tied_embeddings:
+            skipped.append(name)
+        else:
+            faults.append(f"{name}: only in {'aligned' if a else 'sft'}")
+    if faults:
+        raise CheckpointError(
+            where=f"pair {aligned.path} / {sft.path}",
+            found=f"{len(faults)} tensors that do not match ({'; '.join(faults)})",
+            expected="the same names and shapes on both sides",
+            do="give the SFT checkpoint that the aligned model was trained from",
+        )
+    return PairCheck(vocabulary, tied, tuple(skipped))
+
+
+def _is_output(name: str) -> bool:
+    return name.split(".")[-2:-1] in (["lm_head"], ["output"])
+
+
+def _is_vocabulary(name: str) -> bool:
+    return _is_output(name) or name.split(".")[-2:-1] in (["embed_tokens"], ["tok_embeddings"], ["wte"], ["embed_in"])
+
+
+def _input_embedding(checkpoint: Checkpoint) -> str | None:
+    return next((n for n in checkpoint.tensors if _is_vocabulary(n) and not _is_output(n)), None)

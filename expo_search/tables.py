@@ -1,0 +1,58 @@
+"""Our tables beside Optuna's, keyed by its study id and trial number."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class PromptRow(Base):
+    """A study's prompts: position in the order, id, text."""
+
+    __tablename__ = "expo_prompts"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    prompt_id: Mapped[str] = mapped_column(sa.String(128))
+    text: Mapped[str]
+
+
+class CompletionRow(Base):
+    """One answer of one trial; `reward` is empty until it is scored."""
+
+    __tablename__ = "expo_completions"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    trial: Mapped[int] = mapped_column(primary_key=True)
+    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    n_tokens: Mapped[int]
+    finish_reason: Mapped[str] = mapped_column(sa.String(16))
+    reward: Mapped[float | None]
+
+
+class SwitchRow(Base):
+    """The weights that made a trial's answers: alpha and their fingerprint."""
+
+    __tablename__ = "expo_switches"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    trial: Mapped[int] = mapped_column(primary_key=True)
+    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    alpha: Mapped[float]
+    fingerprint: Mapped[str]
+
+
+class LockRow(Base):
+    """Who searches in a study just now: one process writes."""
+
+    __tablename__ = "expo_locks"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    host: Mapped[str] = mapped_column(sa.String(255))
+    pid: Mapped[int]
+    started: Mapped[float]
+    since: Mapped[str] = mapped_column(sa.String(32))
+    alive_at: Mapped[float]
