@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -23,7 +23,6 @@ from expo_search.errors import ExpoError, StoreError, StudyError
 from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study, stored_spec
 
 if TYPE_CHECKING:
-    from expo_search.objective import Evaluation
     from expo_search.report import Verdict
     from expo_search.store import Store
 
@@ -204,7 +203,7 @@ def confirm_winner(
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
     with _terminal(log) as (out, err):
         say = _say(err, quiet)
-        winner = _winner(evaluations(Store(storage, name).study), alpha, name)
+        winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         checked = check(spec, storage, say)
         fresh = checked.confirm_prompts(n_prompts)
         running = start(checked, say, confirm=True)
@@ -217,26 +216,38 @@ def confirm_winner(
             out.print(Text(report.confirmation_sentence(found)), soft_wrap=True, style="bold")
 
 
-def _winner(found: list[Evaluation], alpha: float | None, name: str) -> Evaluation:
-    """The trial to confirm."""
-    from expo_search import report
+@app.command("export")
+def export_model(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; aligned's by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+    quiet: Quiet = False,
+) -> None:
+    """Write the model at the best alpha as an ordinary checkpoint."""
+    from expo_search.export import export_study
 
-    others = [e for e in found if e.alpha != 0]
-    if alpha is None:
-        best = report.verdict(found).best
-        if best is not None:
-            return best
-    else:
-        for e in others:
-            if abs(e.alpha - alpha) <= 1e-3 * max(1.0, abs(alpha)):
-                return e
-    near = ", ".join(f"{e.alpha:.4g}" for e in sorted(others, key=lambda e: abs(e.alpha - (alpha or 0)))[:3])
-    raise StudyError(
-        where=f"study {name}",
-        found="no finished trial but alpha = 0" if not others else f"no finished trial at alpha {alpha:g}",
-        expected=f"an alpha that was evaluated{f', such as {near}' if near else ''}",
-        do="search first" if not others else "give one of these",
-    )
+    if out is None:
+        raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
+    err = _console(sys.stderr)
+    with _bytes_bar(err, quiet) as on_bytes:
+        name = _known_study(study, storage)
+        chosen = export_study(storage, name, out, alpha=alpha, dtype=dtype, force=force, on_bytes=on_bytes)
+    if not quiet:
+        err.print(Text(f"alpha = {chosen:.6g} of study {name} written to {out}"), soft_wrap=True)
+
+
+@contextmanager
+def _bytes_bar(console: Console, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Progress of an export in bytes, with rate and time left."""
+    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("export", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @app.command()
@@ -303,6 +314,8 @@ def _next_steps(store: Store, verdict: Verdict) -> str:
     if verdict.word == "better" and verdict.confirmed is None:
         steps.append((f"expo-search confirm {store.name}{at}", "measure the gain on prompts the search never saw"))
     steps.append((f"expo-search show {store.name}{at}", "this again"))
+    if verdict.word == "better":
+        steps.append((f"expo-search export {store.name} --out DIR{at}", "the model at the best alpha"))
     steps.append((f"optuna-dashboard {store.url}", "look into the study in a browser"))
     width = max(len(command) for command, _ in steps)
     return "\nNext:\n" + "\n".join(f"  {command:{width}}   {purpose}" for command, purpose in steps)

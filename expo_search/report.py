@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expo_search.confirm import Confirmation
+from expo_search.errors import StudyError
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.statistics import Estimate
 
@@ -66,6 +67,30 @@ def _judge(difference: Estimate) -> str:
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "no evidence of a gain"
+
+
+def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Evaluation:
+    """The finished trial at an alpha other than 0, or the best one.
+
+    Raises:
+        StudyError: none was evaluated there; names the nearest that were.
+    """
+    others = [e for e in found if e.alpha != 0]
+    if alpha is None:
+        best = verdict(found).best
+        if best is not None:
+            return best
+    else:
+        for e in others:
+            if abs(e.alpha - alpha) <= 1e-3 * max(1.0, abs(alpha)):
+                return e
+    near = ", ".join(f"{e.alpha:.4g}" for e in sorted(others, key=lambda e: abs(e.alpha - (alpha or 0)))[:3])
+    raise StudyError(
+        where=f"study {name}",
+        found="no finished trial but alpha = 0" if not others else f"no finished trial at alpha {alpha:g}",
+        expected=f"an alpha that was evaluated{f', such as {near}' if near else ''}",
+        do="search first" if not others else "give one of these",
+    )
 
 
 def trial_table(evaluations: Sequence[Evaluation]) -> Table:

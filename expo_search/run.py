@@ -148,6 +148,14 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
     return Running(checked, model, scorer, store)
 
 
+def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[str, Any]:
+    """What identifies the two checkpoints of a search."""
+    return {
+        "pair.aligned": f"{pair.aligned.id}@{pair.aligned.revision}#{aligned.header_hash}",
+        "pair.sft": f"{pair.sft.id}@{pair.sft.revision}#{sft.header_hash}",
+    }
+
+
 def _prompts_source(source: str) -> str:
     """A shipped file (`demo/prompts.jsonl`) where the name is not one of the user's own files."""
     shipped = studies_folder() / source
@@ -165,8 +173,6 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that changes a reward or the sampler's view of the study, flat."""
     flat: dict[str, Any] = {
-        "pair.aligned": f"{pair.aligned.id}@{pair.aligned.revision}#{aligned.header_hash}",
-        "pair.sft": f"{pair.sft.id}@{pair.sft.revision}#{sft.header_hash}",
         "pair.reward_model": f"{pair.reward_model.id}@{pair.reward_model.revision}#{reward.header_hash}",
         "pair.stop_token_ids": list(spec.pair.stop_token_ids),
         "pair.stop_strings": list(spec.pair.stop_strings),
@@ -177,7 +183,7 @@ def _settings(
         "engine.dtype": spec.engine.dtype,
         "engine.max_model_len": spec.engine.max_model_len,
     }
-    return flat | _flat("sampling", spec.sampling) | _flat("search", spec.search)
+    return sources_settings(pair, aligned, sft) | flat | _flat("sampling", spec.sampling) | _flat("search", spec.search)
 
 
 def _flat(table: str, values: Any) -> dict[str, Any]:

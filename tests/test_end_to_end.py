@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.engine import ModelSpec
+from expo_search.evaluator import VllmModel
+from expo_search.study import EngineSpec, SamplingSpec
+
 PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
 SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2"]
 SEARCH = [*PAIR, *SIZES]
@@ -106,6 +110,16 @@ def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, 
     assert "alpha" in out
     shown, _ = run(home, "show", "custom", "--storage", "sqlite:///whole.db", "--json")
     assert json.loads(shown) == searched
+
+
+def test_the_exported_model_is_to_the_bit_the_one_that_was_evaluated(home: Path, searched: dict[str, Any]) -> None:
+    trial = searched["trials"][2]
+    run(home, "export", "--alpha", repr(trial["alpha"]), "--out", "best", "--storage", "sqlite:///whole.db")
+    sampling, engine = SamplingSpec(max_tokens=12), EngineSpec(max_model_len=128)
+    fresh = VllmModel(ModelSpec(home / "best", home / "sft", sampling, engine, 42))
+    assert fresh.sources.aligned == trial["fingerprint"]
+    fresh.close()
+    assert json.loads((home / "best" / "expo.json").read_text())["alpha"] == trial["alpha"]
 
 
 def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[str, Any]) -> None:

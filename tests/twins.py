@@ -130,7 +130,7 @@ def offline_checkpoint(aligned: Path, sft: Path, alpha: float, out: Path) -> Pat
     for file in aligned.iterdir():
         if not file.name.startswith("model"):
             (out / file.name).write_bytes(file.read_bytes())
-    a, s = _read_all(aligned), _read_all(sft)
+    a, s = read_all(aligned), read_all(sft)
     theta = {name: numpy_theta(a[name], s[name], alpha) for name in a}
     save_file(theta, out / "model.safetensors", metadata={"format": "pt"})
     return out
@@ -138,7 +138,7 @@ def offline_checkpoint(aligned: Path, sft: Path, alpha: float, out: Path) -> Pat
 
 def edit(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     """Rewrite a checkpoint's tensors, in place, into one file."""
-    tensors = {name: change(name, t.clone()) for name, t in _read_all(folder).items()}
+    tensors = {name: change(name, t.clone()) for name, t in read_all(folder).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -154,7 +154,7 @@ def shrink_vocabulary(source: Path, out: Path, *, by: int) -> Path:
 def pad_vocabulary_with(aligned: Path, shorter: Path, out: Path) -> Path:
     """A copy of `shorter` whose missing vocabulary rows are those of `aligned`."""
     shutil.copytree(shorter, out)
-    full = _read_all(aligned)
+    full = read_all(aligned)
     edit(out, lambda name, t: torch.cat([t, full[name][len(t) :]]) if t.shape != full[name].shape else t)
     return out
 
@@ -176,7 +176,8 @@ def _widen(t: torch.Tensor) -> np.ndarray:
     return t.numpy().astype(np.float32)
 
 
-def _read_all(folder: Path) -> dict[str, torch.Tensor]:
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder."""
     tensors = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
