@@ -293,10 +293,10 @@ def _finished(storage: str, name: str) -> list[Any]:
 
 def _print_result(console: Console, store: Store, *, as_json: bool) -> None:
     from expo_search import report
-    from expo_search.confirm import confirmation
+    from expo_search.confirm import confirmations
     from expo_search.search import evaluations
 
-    found, confirmed = evaluations(store.study), confirmation(store)
+    found, confirmed = evaluations(store.study), confirmations(store)
     if as_json:
         text = json.dumps(report.summary(store.name, found, confirmed), indent=2)
         console.print(Text(text), soft_wrap=True)

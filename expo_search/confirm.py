@@ -48,6 +48,7 @@ def confirm(store: Store, objective: Objective, trial: int, alpha: float, prompt
     with store.owned():
         if store.study.user_attrs.get(_PROMPTS) != key:
             store.drop("confirm")
+            store.study.set_user_attr(CONFIRMED, {})
             store.study.set_user_attr(_PROMPTS, key)
         store.put_prompts("confirm", prompts)
         control = objective.evaluate(CONTROL, 0.0)
@@ -62,11 +63,12 @@ def confirm(store: Store, objective: Objective, trial: int, alpha: float, prompt
             winner.reward.mean,
             control.reward.mean,
         )
-        store.study.set_user_attr(CONFIRMED, found.attributes())
+        others = store.study.user_attrs.get(CONFIRMED, {})
+        store.study.set_user_attr(CONFIRMED, others | {str(trial): found.attributes()})
     return found
 
 
-def confirmation(store: Store) -> Confirmation | None:
-    """The study's last confirmation."""
-    stored = store.study.user_attrs.get(CONFIRMED)
-    return None if stored is None else Confirmation(**stored)
+def confirmations(store: Store) -> dict[int, Confirmation]:
+    """The study's confirmations, all on the same prompts, by trial."""
+    stored = store.study.user_attrs.get(CONFIRMED, {})
+    return {int(trial): Confirmation(**attributes) for trial, attributes in stored.items()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search import __version__
 from expo_search.checkpoint import INDEX, Checkpoint, open_checkpoint, write_sharded
-from expo_search.confirm import confirmation
+from expo_search.confirm import confirmations
 from expo_search.database import stored_attribute
 from expo_search.errors import StudyError
 from expo_search.extrapolate import plain_theta
@@ -98,7 +98,7 @@ def export_study(
     stored, settings = stored_attribute(storage, name, SPEC), stored_attribute(storage, name, SETTINGS) or {}
     spec = stored_spec(stored, name=name, trust_remote_code=bool((stored or {}).get("trust_remote_code")))
     store = Store(storage, name)
-    found, judged = evaluations(store.study), verdict(evaluations(store.study), confirmation(store))
+    found, judged = evaluations(store.study), verdict(evaluations(store.study), confirmations(store))
     if alpha is None and judged.word != "better":
         raise StudyError(
             where=f"study {name}",

@@ -39,7 +39,7 @@ class Kernel:
         self._function.restype = None
         self._keys = keys(0, WORDS_PER_BLOCK)
         self._n_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._n_threads)  # ctypes lets go of the interpreter while C runs
+        self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes lets go of the interpreter while C runs
 
     @staticmethod
     def takes(out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor) -> bool:
@@ -62,10 +62,11 @@ class Kernel:
             )
 
         firsts = range(0, len(sums), max(1, per_thread))
-        if len(firsts) > 1:
-            list(self._pool.map(blocks, firsts))
-        elif n:
-            blocks(0)
+        others = [self._pool.submit(blocks, first) for first in firsts[1:]]
+        if n:
+            blocks(0)  # this thread does its share; handing it over as well would cost two more switches of context
+        for other in others:
+            other.result()
         return combine_blocks(sums)
 
 

@@ -18,7 +18,11 @@ from vllm.config import ModelConfig, set_current_vllm_config
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
@@ -26,7 +30,7 @@ from expo_search.extrapolate import Extrapolator, plain_theta
 from expo_search.fingerprint import Fingerprinter, digest, line
 from expo_search.kernel import load_kernel
 from expo_search.loader import Weight, weights_of
-from expo_search.storage import keeping_storage
+from expo_search.storage import Scratch, keeping_storage
 
 
 class ExpoWorker:
@@ -77,9 +81,11 @@ class LiveWeights:
     def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight]) -> None:
         self._model, self._model_config, self._weights = model, model_config, weights
         self._extrapolator, self._fingerprinter, self._kernel = Extrapolator(), Fingerprinter(), load_kernel()
+        self._scratch = Scratch()
         self._of_module: dict[nn.Module, list[Weight]] = {}
         for weight in weights:
             self._of_module.setdefault(weight.module, []).append(weight)
+        self._only_looked_up = _embeddings_beside_a_head(model)
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) into every weight, module by module, and derive what hangs on it.
@@ -91,13 +97,15 @@ class LiveWeights:
         lines: list[str] = []
         clock = time.perf_counter
         for module in self._model.modules():
-            own, derives = self._of_module.get(module, []), _derives_from_weights(module)
+            own = self._of_module.get(module, [])
+            derives = _derives_from_weights(module) and module not in self._only_looked_up
             with _graph_safe(module) if derives else nullcontext():
                 t0 = clock()
                 lines += [self._write(weight, alpha, reread=reread) for weight in own]
                 t1 = clock()
                 if derives:
                     _derive_again(module, own)
+                    self._leave_scratch(own)
                 seconds["write"] += t1 - t0
                 seconds["derive"] += clock() - t1
         t0 = clock()
@@ -129,12 +137,22 @@ class LiveWeights:
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
         tensor = weight.tensor
-        if tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
-            # post-load processing dropped or widened it: give it load-layout memory again
+        if not tensor.numel() and weight.shape.numel():
+            tensor.data = self._scratch.take(weight.shape, weight.dtype)  # packed into memory of its own (CPU)
+        elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
+            # post-load processing widened it: give it load-layout memory again
             tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.aligned.device)
         slots = weight.module._parameters if weight.is_parameter else weight.module._buffers
         slots[weight.attribute] = tensor  # type: ignore[assignment]
         return tensor
+
+    def _leave_scratch(self, own: list[Weight]) -> None:
+        """A weight that was not packed after all keeps memory of its own; the next module uses the scratch again."""
+        for weight in own:
+            live = weight.module._parameters.get(weight.attribute)
+            if live is not None and self._scratch.holds(live):
+                live.data = live.data.clone()
+        self._scratch.reset()
 
     def _write(self, weight: Weight, alpha: float, *, reread: bool) -> str:
         """Write one weight in load layout; its line of the fingerprint."""
@@ -169,6 +187,16 @@ def _graph_safe(module: nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if current_platform.is_cpu() else keeping_storage(module)
 
 
+def _embeddings_beside_a_head(model: nn.Module) -> set[nn.Module]:
+    """Input embeddings of models whose output is a module of its own: rows are looked up, no product is taken.
+
+    vLLM packs them for a matrix product all the same. The canary would show a packed copy that is used after all.
+    """
+    embeddings = {m for m in model.modules() if isinstance(m, VocabParallelEmbedding)}
+    heads = {m for m in embeddings if isinstance(m, ParallelLMHead)}
+    return embeddings - heads if heads else set()
+
+
 def _derives_from_weights(module: nn.Module) -> bool:
     """Whether vLLM's post-load processing of this module makes something from its weights."""
     method = getattr(module, "quant_method", None)
@@ -186,7 +214,7 @@ def _derive_again(module: nn.Module, own: list[Weight]) -> None:
         method.moe_kernel.fused_experts.process_weights_after_loading(module)
     for weight in own:
         if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
-            weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: free the load layout
+            weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: let go of the load layout
 
 
 def _describe(weights: list[Weight]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +52,14 @@ def _gain(d: Estimate) -> str:
     return f"{d.mean:+.4f} against alpha = 0, 95 % interval [{d.low:+.4f}, {d.high:+.4f}]"
 
 
-def verdict(evaluations: Sequence[Evaluation], confirmed: Confirmation | None = None) -> Verdict:
+def verdict(evaluations: Sequence[Evaluation], confirmed: Mapping[int, Confirmation] | None = None) -> Verdict:
     """Judge by the 95 % interval of the paired difference: of the confirmation if the best trial has one."""
     others = [e for e in evaluations if e.trial != CONTROL and e.alpha != 0]
     if not others:
         return Verdict(None, "nothing to compare")
     best = max(others, key=lambda e: (e.difference.mean, -abs(e.alpha)))
-    if confirmed is not None and confirmed.trial == best.trial:
-        return Verdict(best, _judge(confirmed.estimate), confirmed)
+    if confirmed and best.trial in confirmed:
+        return Verdict(best, _judge(confirmed[best.trial].estimate), confirmed[best.trial])
     return Verdict(best, _judge(best.difference))
 
 
@@ -149,7 +149,7 @@ def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
 
 
 def summary(
-    study_name: str, evaluations: Sequence[Evaluation], confirmed: Confirmation | None = None
+    study_name: str, evaluations: Sequence[Evaluation], confirmed: Mapping[int, Confirmation] | None = None
 ) -> dict[str, Any]:
     """For machines: the verdict and every trial's numbers."""
     found = verdict(evaluations, confirmed)

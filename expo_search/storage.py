@@ -1,4 +1,5 @@
-"""Memory that must stay where it is: a captured CUDA graph reads weights by address, not by name."""
+"""Memory that must stay where it is (a captured CUDA graph reads weights by address, not by name), and memory that is
+used again: fresh pages for every weight that is packed would cost as much time as the packing."""
 
 from __future__ import annotations
 
@@ -32,3 +33,32 @@ def _own_tensors(module: nn.Module) -> dict[tuple[str, str], torch.Tensor]:
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), b.device) and a.numel() > 0
+
+
+class Scratch:
+    """One buffer that is handed out in pieces, from its start again after each `reset`; grows to the largest use."""
+
+    _ALIGNMENT = 64
+
+    def __init__(self) -> None:
+        self._buffer, self._used, self._wanted = torch.empty(0, dtype=torch.uint8), 0, 0
+
+    def reset(self) -> None:
+        """What was taken may be overwritten from now on."""
+        if self._wanted > self._buffer.numel():
+            self._buffer = torch.empty(self._wanted, dtype=torch.uint8)
+        self._used = self._wanted = 0
+
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor on the CPU; of memory of its own until the buffer has grown."""
+        n_bytes = shape.numel() * dtype.itemsize
+        start = self._used
+        self._wanted += -(-n_bytes // self._ALIGNMENT) * self._ALIGNMENT
+        self._used = self._wanted
+        if start + n_bytes > self._buffer.numel():
+            return torch.empty(shape, dtype=dtype)
+        return self._buffer[start : start + n_bytes].view(dtype).view(shape)
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in the buffer."""
+        return bool(self._buffer.numel()) and tensor.untyped_storage().data_ptr() == self._buffer.data_ptr()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_prompts
 
-from expo_search.confirm import confirm, confirmation
+from expo_search.confirm import confirm, confirmations
 from expo_search.objective import Objective
 from expo_search.prompts import Prompt
 from expo_search.statistics import estimate
@@ -26,20 +26,20 @@ def objective(store: Store, model: FakeModel, prompts: list[Prompt]) -> Objectiv
 
 
 def test_the_winner_is_paired_with_alpha_zero_on_the_fresh_prompts_and_the_result_is_kept(store: Store) -> None:
-    assert confirmation(store) is None
+    assert confirmations(store) == {}
     found = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
     winner, control = ([expected_reward(alpha, p) for p in PROMPTS] for alpha in (0.3, 0.0))
     assert (found.trial, found.alpha, found.n) == (4, 0.3, 8)
     assert found.estimate == estimate([w - c for w, c in zip(winner, control, strict=True)])
     assert (found.reward, found.control_reward) == (estimate(winner).mean, estimate(control).mean)
-    assert confirmation(store) == confirmation(Store(store.url, "s")) == found
+    assert confirmations(store) == confirmations(Store(store.url, "s")) == {4: found}
 
 
 def test_a_killed_confirmation_goes_on_and_a_finished_one_costs_nothing(store: Store) -> None:
     dying, model, idle = FakeModel(dies_after=11), FakeModel(), FakeModel()
     with pytest.raises(Killed):
         confirm(store, objective(store, dying, PROMPTS), 4, 0.3, PROMPTS)
-    assert confirmation(store) is None
+    assert confirmations(store) == {}
     found = confirm(store, objective(store, model, PROMPTS), 4, 0.3, PROMPTS)
     assert sorted(dying.asked + model.asked) == sorted((a, p.id) for a in (0.0, 0.3) for p in PROMPTS)
     assert confirm(store, objective(store, idle, PROMPTS), 4, 0.3, PROMPTS) == found
@@ -47,11 +47,11 @@ def test_a_killed_confirmation_goes_on_and_a_finished_one_costs_nothing(store: S
 
 
 def test_another_trial_on_the_same_prompts_shares_the_control(store: Store) -> None:
-    confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+    first = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
     model = FakeModel()
-    found = confirm(store, objective(store, model, PROMPTS), 7, 0.5, PROMPTS)
+    second = confirm(store, objective(store, model, PROMPTS), 7, 0.5, PROMPTS)
     assert {alpha for alpha, _ in model.asked} == {0.5}
-    assert confirmation(store) == found
+    assert confirmations(store) == {4: first, 7: second}
 
 
 def test_answers_to_other_prompts_are_forgotten(store: Store) -> None:

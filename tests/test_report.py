@@ -80,10 +80,10 @@ def test_the_best_trial_is_never_the_control_however_low_the_others_are() -> Non
 )
 def test_a_confirmation_of_the_best_trial_is_what_counts(difference: float, word: str) -> None:
     better = make_evaluation(1, 0.3, 5.0, 0.1)
-    found = verdict([CONTROL, better], confirmed(1, difference))
+    found = verdict([CONTROL, better], {1: confirmed(1, difference)})
     assert found.word == word
     assert "confirmed on 100 fresh prompts and seeds" in found.sentence()
-    other = verdict([CONTROL, better], confirmed(2, difference))
+    other = verdict([CONTROL, better], {2: confirmed(2, difference)})
     assert (other.word, other.confirmed) == ("better", None)
     assert "optimistic" in other.sentence()
 
@@ -164,7 +164,7 @@ def test_without_a_gain_the_summary_recommends_alpha_zero() -> None:
 
 
 def test_the_summary_holds_the_confirmation_of_the_best_trial() -> None:
-    found = summary("s", [CONTROL, JUST_BETTER], confirmed(1, 0.0))
+    found = summary("s", [CONTROL, JUST_BETTER], {1: confirmed(1, 0.0)})
     assert (found["verdict"], found["best_alpha"]) == ("no evidence of a gain", 0.0)
     assert found["confirmation"]["difference_95"] == pytest.approx([-0.19842, 0.19842], abs=1e-5)
     assert found["confirmation"]["n"] == 100

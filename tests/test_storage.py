@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expo_search.storage import keeping_storage
+from expo_search.storage import Scratch, keeping_storage
 
 
 class Packed(nn.Module):
@@ -54,3 +54,17 @@ def test_memory_that_did_not_move_is_left_alone() -> None:
     with keeping_storage(module):
         module.replaced.data.fill_(7)
     assert (module.replaced == 7).all()
+
+
+def test_scratch_hands_out_the_same_memory_after_a_reset_and_never_overlapping_pieces() -> None:
+    scratch = Scratch()
+    shapes = (torch.Size([3, 5]), torch.Size([7]))
+    for _ in range(3):
+        pieces = [scratch.take(shape, torch.bfloat16) for shape in shapes]
+        for i, piece in enumerate(pieces):
+            piece.fill_(i)
+        assert all((piece == i).all() for i, piece in enumerate(pieces))
+        inside = [scratch.holds(piece) for piece in pieces]
+        scratch.reset()
+    assert inside == [True, True]
+    assert not scratch.holds(torch.zeros(3))
