@@ -144,7 +144,9 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
     scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
     store = Store(checked.storage, spec.name)
     weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
-    store.pin_settings(checked.settings | weights, spec.model_dump(mode="json"))
+    # with the number of prompts there were, so that a confirmation takes the same ones as the search's
+    used = spec.model_copy(update={"prompts": spec.prompts.model_copy(update={"n": len(checked.search_prompts)})})
+    store.pin_settings(checked.settings | weights, used.model_dump(mode="json"))
     return Running(checked, model, scorer, store)
 
 
