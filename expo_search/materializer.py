@@ -83,8 +83,12 @@ class LiveWeights:
         self._extrapolator, self._fingerprinter, self._kernel = Extrapolator(), Fingerprinter(), load_kernel()
         self._scratch = Scratch()
         self._of_module: dict[nn.Module, list[Weight]] = {}
+        # buffers that both checkpoints leave as the model made them (attention's scales): nothing to write, ever
+        constants = [w for w in weights if not w.is_parameter and torch.equal(w.aligned, w.sft)]
+        self._constant_lines = [self._fingerprinter.line(w.name, w.aligned) for w in constants]
         for weight in weights:
-            self._of_module.setdefault(weight.module, []).append(weight)
+            if weight not in constants:
+                self._of_module.setdefault(weight.module, []).append(weight)
         self._only_looked_up = _embeddings_beside_a_head(model)
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class LiveWeights:
         the exported checkpoint. It is summed as the weight is written; `reread` sums it afterwards, from the memory.
         """
         seconds = {"write": 0.0, "derive": 0.0}
-        lines: list[str] = []
+        lines = list(self._constant_lines)
         clock = time.perf_counter
         for module in self._model.modules():
             own = self._of_module.get(module, [])
