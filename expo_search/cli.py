@@ -49,6 +49,9 @@ def main() -> None:
     # threads that sleep at once cost a fifth of the speed of an idle machine. A short spin does neither.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # the sampler's matrices are tiny; its threads spin into the switch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
