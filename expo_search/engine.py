@@ -34,7 +34,7 @@ class ModelSpec:
     chat_template: str | None = None
     trust_remote_code: bool = False
     gpu_memory_utilization: float = 0.85
-    load_format: str = "expo"
+    load_format: str | None = None  # a benchmark's own loader
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def start_engine(spec: ModelSpec) -> LLM:
             max_model_len=spec.engine.max_model_len,
             tensor_parallel_size=spec.engine.tensor_parallel,
             seed=spec.seed,
-            load_format=spec.load_format,
+            load_format=spec.load_format or expo_search.loader.LOAD_FORMAT,
             model_loader_extra_config={expo_search.loader.SFT_OPTION: str(spec.sft)},
             worker_extension_cls="expo_search.materializer.ExpoWorker",
             disable_log_stats=True,

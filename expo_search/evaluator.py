@@ -101,9 +101,6 @@ class VllmModel:
         """What `switch` must return: the formula, computed apart from it."""
         return "-".join(self._llm.collective_rpc("expo_expected", args=(float(alpha),)))
 
-    def n_prompt_tokens(self, prompt: Prompt) -> int:
-        return len(self._encode(prompt))
-
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
         """Answer each prompt once. Yields the number of new tokens after each engine step, and completions as they end.
 

@@ -20,7 +20,7 @@ from expo_search.confirm import confirmations
 from expo_search.database import stored_attribute
 from expo_search.errors import StudyError
 from expo_search.extrapolate import plain_theta
-from expo_search.match import PairCheck, check_pair
+from expo_search.match import PairCheck, check_pair, with_rows_of
 from expo_search.pairs import resolve_pair
 from expo_search.report import as_json, trial_at, verdict
 from expo_search.run import sources_settings
@@ -163,22 +163,11 @@ def _theta(
     wanted = getattr(torch, dtype) if dtype else None
     for name in aligned.tensors:
         a = aligned.read(name)
-        s = a if alpha == 0 else _sft_tensor(sft, check, name, a)
+        s = a if alpha == 0 else with_rows_of(a, sft.read(check.tied_in_sft.get(name, name)))
         to = wanted if wanted is not None and a.is_floating_point() else a.dtype
         yield name, plain_theta(a, s, alpha).to(to)
         if on_tensor is not None:
             on_tensor(a.nbytes)
-
-
-def _sft_tensor(sft: Checkpoint, check: PairCheck, name: str, aligned: torch.Tensor) -> torch.Tensor:
-    """sft's tensor for one of aligned's names, as the engine's loader gives it: rows that sft lacks are aligned's."""
-    tensor = sft.read(check.tied_in_sft.get(name, name))
-    if tensor.shape == aligned.shape:
-        return tensor
-    rows = min(len(aligned), len(tensor))
-    whole = aligned.float()
-    whole[:rows] = tensor[:rows].float()
-    return whole
 
 
 def _copy_beside(source: Path, folder: Path, dtype: str | None) -> None:

@@ -43,7 +43,7 @@ static uint64_t weighted_sum(const uint16_t *restrict halves, const int64_t *res
     return sum;
 }
 
-/* Elements [0, n) of one tensor: writes out (unless it is aligned itself) and sums[b] for every block of
+/* Elements [0, n) of one tensor: writes out, and sums[b] for every block of
  * block_words words; an odd last element is padded with zero bits to a word. alpha == 0 copies aligned. */
 void expo_switch_bf16(uint16_t *restrict out, const uint16_t *restrict aligned, const uint16_t *restrict sft, float alpha,
                       int64_t n, const int64_t *restrict keys, int64_t block_words, uint64_t *restrict sums) {

@@ -26,7 +26,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.errors import MaterializeError
-from expo_search.match import PairCheck, check_pair
+from expo_search.match import PairCheck, check_pair, with_rows_of
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
@@ -198,20 +198,11 @@ def _sft_tensors(
         if name in check.skipped_in_sft:
             continue
         if name in check.longer_vocabulary:
-            tensor = _with_rows_of(aligned.read(name), tensor)
+            tensor = with_rows_of(aligned.read(name), tensor)
         yield name, tensor
         if name in copies:
             output = copies[name]
-            yield output, _with_rows_of(aligned.read(output), tensor)
-
-
-def _with_rows_of(aligned: torch.Tensor, sft: torch.Tensor) -> torch.Tensor:
-    if aligned.shape == sft.shape:
-        return sft
-    rows = min(len(aligned), len(sft))
-    out = aligned.to(torch.promote_types(aligned.dtype, sft.dtype)).clone()
-    out[:rows] = sft[:rows]
-    return out
+            yield output, with_rows_of(aligned.read(output), tensor)
 
 
 def _find_views(model: nn.Module, weights: list[Weight]) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from expo_search.checkpoint import Checkpoint
 from expo_search.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
             do="give the SFT checkpoint that the aligned model was trained from",
         )
     return PairCheck(vocabulary, tied, tuple(skipped))
+
+
+def with_rows_of(aligned: torch.Tensor, sft: torch.Tensor) -> torch.Tensor:
+    """sft's vocabulary tensor in aligned's shape: rows that sft lacks are aligned's, so that they do not move."""
+    import torch
+
+    if aligned.shape == sft.shape:
+        return sft
+    rows = min(len(aligned), len(sft))
+    out = aligned.to(torch.promote_types(aligned.dtype, sft.dtype)).clone()
+    out[:rows] = sft[:rows]
+    return out
 
 
 def _is_output(name: str) -> bool:

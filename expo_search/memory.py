@@ -9,7 +9,7 @@ from expo_search.checkpoint import Checkpoint
 from expo_search.errors import EngineError
 
 _GIB = 1 << 30
-_LIBRARIES_BYTES = int(1.5 * _GIB)  # torch, vllm and transformers themselves, measured on a CPU
+_LIBRARIES_BYTES = int(1.5 * _GIB)  # an allowance for torch, vllm and transformers themselves
 _ACTIVATIONS_SHARE = 0.1  # of a GPU: activations and CUDA graphs, as vLLM's own default leaves
 
 

@@ -134,7 +134,7 @@ def _assemble(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
         root / f"reward-{keys['reward']}",
     )
     if not (sft.is_dir() and aligned.is_dir() and reward.is_dir()):
-        say(f"building the pair's checkpoints in {root} (once, about 20 s)")
+        say(f"building the pair's checkpoints in {root} (once, about half a minute)")
         _check_hash(gguf, parts)
         if not sft.is_dir():
             dequantise_gguf(gguf, sft)
