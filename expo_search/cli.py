@@ -1,4 +1,4 @@
-"""The command line: parses, wires the concrete classes, prints. Nothing else in the package prints or exits.
+"""The command line: parses, wires the concrete classes, prints. Only the `cli` modules print, and only this one exits.
 
 Exit codes: 0 done; 2 the input is at fault, in one line on standard error; 130 stopped by Ctrl-C, with everything
 that was finished kept. Anything else is a fault of ours and keeps its traceback.
@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from expo_search import __version__
-from expo_search.errors import ExpoError, StoreError, StudyError
+from expo_search.cli_export import export_model
+from expo_search.cli_inspect import print_result, show
+from expo_search.errors import ExpoError, StudyError
 from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study, stored_spec
-
-if TYPE_CHECKING:
-    from expo_search.report import Verdict
-    from expo_search.store import Store
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, plain, say_on, terminal
 
 app = typer.Typer(
     add_completion=False,
@@ -35,12 +32,6 @@ app = typer.Typer(
     help="Find the alpha of an ExPO extrapolation, aligned + alpha * (aligned - sft), on one running engine.",
     epilog="Example: expo-search --pair demo --trials 20",
 )
-
-Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]
-_DEFAULT_LOG = Path("expo-search.log")
 
 
 def main() -> None:
@@ -57,7 +48,7 @@ def main() -> None:
     try:
         app()
     except ExpoError as fault:
-        Console(stderr=True).print(Text(f"expo-search: {_plain(str(fault))}"), soft_wrap=True)
+        Console(stderr=True).print(Text(f"expo-search: {plain(str(fault))}"), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print(
@@ -95,7 +86,7 @@ def search(
     ] = False,
     study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
     storage: Storage = DEFAULT_STORAGE,
-    log: Log = _DEFAULT_LOG,
+    log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -132,8 +123,8 @@ def _search(spec: StudySpec, n_trials: int, storage: str, log: Path, *, quiet: b
     from expo_search.search import search as run_search
     from expo_search.store import Store
 
-    with _terminal(log) as (out, err):
-        say = _say(err, quiet)
+    with terminal(log) as (out, err):
+        say = say_on(err, quiet)
         checked = check(spec, storage, say)
         done = len(_finished(storage, spec.name))
         if done < n_trials:
@@ -152,7 +143,7 @@ def _search(spec: StudySpec, n_trials: int, storage: str, log: Path, *, quiet: b
                 )
         else:
             say(f"study {spec.name} has {done} finished trials already")
-        _print_result(out, Store(storage, spec.name), as_json=as_json)
+        print_result(out, Store(storage, spec.name), as_json=as_json)
 
 
 @app.command("pairs")
@@ -191,7 +182,7 @@ def confirm_winner(
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")] = False,
     storage: Storage = DEFAULT_STORAGE,
-    log: Log = _DEFAULT_LOG,
+    log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -204,10 +195,10 @@ def confirm_winner(
     from expo_search.search import evaluations
     from expo_search.store import SPEC, Store
 
-    name = _known_study(study, storage)
+    name = known_study(study, storage)
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    with _terminal(log) as (out, err):
-        say = _say(err, quiet)
+    with terminal(log) as (out, err):
+        say = say_on(err, quiet)
         winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         checked = check(spec, storage, say)
         fresh = checked.confirm_prompts(n_prompts)
@@ -221,70 +212,6 @@ def confirm_winner(
             out.print(Text(report.confirmation_sentence(found)), soft_wrap=True, style="bold")
 
 
-@app.command("export")
-def export_model(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; aligned's by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
-    quiet: Quiet = False,
-) -> None:
-    """Write the model at the best alpha as an ordinary checkpoint."""
-    from expo_search.export import export_study
-
-    if out is None:
-        raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
-    err = _console(sys.stderr)
-    with _bytes_bar(err, quiet) as on_bytes:
-        name = _known_study(study, storage)
-        chosen = export_study(storage, name, out, alpha=alpha, dtype=dtype, force=force, on_bytes=on_bytes)
-    if not quiet:
-        err.print(Text(f"alpha = {chosen:.6g} of study {name} written to {out}"), soft_wrap=True)
-
-
-@contextmanager
-def _bytes_bar(console: Console, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Progress of an export in bytes, with rate and time left."""
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("export", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@app.command()
-def show(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
-    storage: Storage = DEFAULT_STORAGE,
-    as_json: Json = False,
-) -> None:
-    """Show a study's trials, curve and verdict."""
-    from expo_search.store import Store
-
-    _print_result(_console(sys.stdout), Store(storage, _known_study(study, storage)), as_json=as_json)
-
-
-def _known_study(study: str | None, storage: str) -> str:
-    """A study's name, or the only one there is."""
-    from expo_search.database import check_storage, study_names
-
-    check_storage(storage)
-    names = study_names(storage)
-    if study is None and len(names) == 1:
-        return names[0]
-    if study is None or study not in names:
-        raise StoreError(
-            where=f"--storage {storage}",
-            found="no study named" if study is None else f"no study {study!r}",
-            expected=f"one of {', '.join(names)}" if names else "a database with a study in it",
-            do="give a study's name, or --storage",
-        )
-    return study
-
-
 def _finished(storage: str, name: str) -> list[Any]:
     """The finished trials of a study that may not exist, without writing."""
     from expo_search.database import study_names
@@ -294,38 +221,6 @@ def _finished(storage: str, name: str) -> list[Any]:
     return evaluations(Store(storage, name).study) if name in study_names(storage) else []
 
 
-def _print_result(console: Console, store: Store, *, as_json: bool) -> None:
-    from expo_search import report
-    from expo_search.confirm import confirmations
-    from expo_search.search import evaluations
-
-    found, confirmed = evaluations(store.study), confirmations(store)
-    if as_json:
-        text = json.dumps(report.summary(store.name, found, confirmed), indent=2)
-        console.print(Text(text), soft_wrap=True)
-        return
-    console.print(report.trial_table(found))
-    if len(found) > 1:
-        console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
-    verdict = report.verdict(found, confirmed)
-    console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
-    console.print(Text(report.stage_seconds(found)), soft_wrap=True)
-    console.print(Text(_next_steps(store, verdict)), soft_wrap=True)
-
-
-def _next_steps(store: Store, verdict: Verdict) -> str:
-    at = "" if store.url == DEFAULT_STORAGE else f" --storage {store.url}"
-    steps = []
-    if verdict.word == "better" and verdict.confirmed is None:
-        steps.append((f"expo-search confirm {store.name}{at}", "measure the gain on prompts the search never saw"))
-    steps.append((f"expo-search show {store.name}{at}", "this again"))
-    if verdict.word == "better":
-        steps.append((f"expo-search export {store.name} --out DIR{at}", "the model at the best alpha"))
-    steps.append((f"optuna-dashboard {store.url}", "look into the study in a browser"))
-    width = max(len(command) for command, _ in steps)
-    return "\nNext:\n" + "\n".join(f"  {command:{width}}   {purpose}" for command, purpose in steps)
-
-
 def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that were given, by table of the study file."""
     return {
@@ -333,28 +228,5 @@ def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-@contextmanager
-def _terminal(log: Path) -> Iterator[tuple[Console, Console]]:
-    """Consoles on the real standard output and error, while the libraries' own output goes to `log`."""
-    from expo_search.output import library_output_to
-
-    with library_output_to(log) as (out, err):
-        yield _console(out), _console(err)
-
-
-def _console(stream: TextIO) -> Console:
-    """As wide as the terminal, and wide enough for a table where there is none."""
-    return Console(file=stream) if stream.isatty() else Console(file=stream, width=110)
-
-
-def _say(console: Console, quiet: bool) -> Any:
-    def say(line: str) -> None:
-        if not quiet:
-            console.print(Text(_plain(line)), soft_wrap=True)
-
-    return say
-
-
-def _plain(text: str) -> str:
-    """Without control characters: names and messages may come from files that are not ours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+app.command("export")(export_model)
+app.command("show")(show)

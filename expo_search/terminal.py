@@ -1,0 +1,65 @@
+"""What the commands share: their common options, consoles, names of studies, lines that are safe to print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from expo_search.errors import StoreError
+
+Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]
+DEFAULT_LOG = Path("expo-search.log")
+
+
+def known_study(study: str | None, storage: str) -> str:
+    """A study's name, or the only one there is."""
+    from expo_search.database import check_storage, study_names
+
+    check_storage(storage)
+    names = study_names(storage)
+    if study is None and len(names) == 1:
+        return names[0]
+    if study is None or study not in names:
+        raise StoreError(
+            where=f"--storage {storage}",
+            found="no study named" if study is None else f"no study {study!r}",
+            expected=f"one of {', '.join(names)}" if names else "a database with a study in it",
+            do="give a study's name, or --storage",
+        )
+    return study
+
+
+@contextmanager
+def terminal(log: Path) -> Iterator[tuple[Console, Console]]:
+    """Consoles on the real standard output and error, while the libraries' own output goes to `log`."""
+    from expo_search.output import library_output_to
+
+    with library_output_to(log) as (out, err):
+        yield console_on(out), console_on(err)
+
+
+def console_on(stream: TextIO) -> Console:
+    """As wide as the terminal, and wide enough for a table where there is none."""
+    return Console(file=stream) if stream.isatty() else Console(file=stream, width=110)
+
+
+def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if not quiet:
+            console.print(Text(plain(line)), soft_wrap=True)
+
+    return say
+
+
+def plain(text: str) -> str:
+    """Without control characters: names and messages may come from files that are not ours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
