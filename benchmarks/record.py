@@ -46,7 +46,7 @@ def main() -> None:
             answers = [c for c in running.model.generate(checked.search_prompts) if not isinstance(c, int)]
             rewards, _ = running.scorer.score(answers, lambda _: None)
             rows = [
-                (alpha, c.prompt.id, f"{r:.5f}", c.n_tokens, c.finish_reason, f"{repetition(c.text):.3f}")
+                (f"{alpha:g}", c.prompt.id[:8], f"{r:.4f}", c.n_tokens, c.finish_reason, f"{repetition(c.text):.3f}")
                 for c, r in zip(answers, rewards, strict=True)
             ]
             new = not options.out.exists()

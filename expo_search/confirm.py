@@ -5,11 +5,11 @@ The best of N noisy numbers overstates its own gain; this measurement was used f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from expo_search.objective import CONTROL, Objective
+from expo_search.objective import CONTROL, Objective, Stopped
 from expo_search.prompts import Prompt, prompts_hash
 from expo_search.statistics import Estimate
 from expo_search.store import Store
@@ -20,7 +20,7 @@ _PROMPTS = "expo_confirm_prompts"
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What was measured: a trial's alpha, its mean reward less that of alpha = 0 on n fresh prompts."""
+    """What was measured: a trial's alpha, and its gain (the study's objective) over alpha = 0 on n fresh prompts."""
 
     trial: int
     alpha: float
@@ -39,10 +39,20 @@ class Confirmation:
         return asdict(self)
 
 
-def confirm(store: Store, objective: Objective, trial: int, alpha: float, prompts: Sequence[Prompt]) -> Confirmation:
+def confirm(
+    store: Store,
+    objective: Objective,
+    trial: int,
+    alpha: float,
+    prompts: Sequence[Prompt],
+    stop: Callable[[], bool] = lambda: False,
+) -> Confirmation:
     """Evaluate alpha = 0 and one trial's alpha on `prompts`, and keep the result with the study.
 
     Goes on from stored answers if those prompts were begun before; answers to others are forgotten.
+
+    Raises:
+        Stopped: `stop`, asked between the two, said so.
     """
     key = prompts_hash(prompts)
     with store.owned():
@@ -52,13 +62,15 @@ def confirm(store: Store, objective: Objective, trial: int, alpha: float, prompt
             store.study.set_user_attr(_PROMPTS, key)
         store.put_prompts("confirm", prompts)
         control = objective.evaluate(CONTROL, 0.0)
+        if stop():
+            raise Stopped
         winner = objective.evaluate(trial, alpha)
         found = Confirmation(
             trial,
             alpha,
-            winner.difference.mean,
-            winner.difference.se,
-            winner.difference.n,
+            winner.gain.mean,
+            winner.gain.se,
+            winner.gain.n,
             key,
             winner.reward.mean,
             control.reward.mean,

@@ -1,4 +1,7 @@
-"""One alpha -> one `Evaluation`: materialize, generate, score, store, compare with alpha = 0.
+"""One alpha -> one `Evaluation`: materialize, generate, score, store, compare with alpha = 0, in chunks of prompts.
+
+After each chunk a trial ends early if it cannot win any more (`hopeless`), if its answers have degenerated, or if the
+search has learnt enough from it. Chunks are the front parts of one order of prompts, the same at every alpha.
 
 The two seams of the project are here. `Model` and `Scorer` are all that this module and `search.py` know of vLLM
 and transformers; tests put fakes in their place.
@@ -8,27 +11,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
+from expo_search.degenerate import LOOPS_FROM, repetition
 from expo_search.errors import EngineError
 from expo_search.evaluator import Completion, Switch
 from expo_search.prompts import Prompt
-from expo_search.statistics import Estimate, estimate, paired_difference
-from expo_search.store import Part, Store
+from expo_search.statistics import (
+    Estimate,
+    Kind,
+    Rated,
+    estimate,
+    gain,
+    hopeless,
+    mean_covariance,
+    prompt_gains,
+    rise_beyond_chance,
+    win_rate,
+)
+from expo_search.store import Part, Store, Stored
+from expo_search.study import GuardrailSpec
 
 CONTROL = 0  # the number of the trial at alpha = 0, with which every other trial is paired
+Outcome = Literal["complete", "hopeless", "degenerate", "enough"]
+FIRST_LOOK = 1 / 8  # of the prompts: with doubling there are four looks at a trial
+LEAST_LOOK = 16  # prompts below which no look is taken: a t-test on fewer is not to be trusted
+WRONG_DROP = 0.01  # probability that racing drops the best alpha of a search, spent evenly over the looks at it
 _FLUSH_S = 1.0
+_TRIALS_KEPT = 64  # finished trials whose gains stay in memory
+
+
+class Stopped(Exception):
+    """An evaluation that was asked to stop did so after a chunk, which is stored. No error, and nothing to say."""
 
 
 class Model(Protocol):
-    """A model whose alpha can be changed while it runs."""
+    """A model whose alpha can be changed while it runs. Its methods may raise `EngineDied`."""
 
     def materialize(self, alpha: float) -> Switch:
         """Make the weights theta(alpha); from now on `generate` answers with them."""
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
         """One completion a prompt, in any order, between numbers of tokens generated since the last item."""
+
+    def restart(self) -> None:
+        """Start anew after an `EngineDied`; the next call is `materialize`."""
 
 
 class Scorer(Protocol):
@@ -48,14 +77,39 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one trial found out. Times in seconds; shares in 0..1; lengths in tokens; `fingerprint` of the weights."""
+    """What one trial found out, over the prompts it was evaluated on.
+
+    Attributes:
+        reward: mean reward.
+        difference: reward less that of alpha = 0, paired by prompt.
+        gain: the study's objective against alpha = 0, 0 where there is none; this is what Optuna is told.
+        win_rate: share of prompts whose reward is higher than at alpha = 0.
+        length_controlled: the difference at equal lengths (see `statistics.prompt_gains`).
+        outcome: "complete", or why the trial was stopped early: "hopeless", "degenerate", or "enough" was learnt.
+        broken: guardrails that it breaks; such a trial cannot win. `excess`: by how much over each limit, or under.
+        mean_length: of the answers, in tokens; `length_ratio` is that over alpha = 0's on the same prompts.
+        share_cut, share_repeating: of answers that ran to max_tokens, and that say the same over and over; 0..1.
+        n_reward_cut: conversations that were cut for the reward model.
+        fingerprint: of the weights.
+        switch_s, generate_s, score_s, other_s: seconds, of the run that finished the trial.
+        n_tokens: generated for this trial, whichever run did; `n_generated` in the run that finished it.
+        covariances: of this trial's gain with those of earlier trials (key: their number), which share its prompts.
+    """
 
     trial: int
     alpha: float
     reward: Estimate
     difference: Estimate
+    gain: Estimate
+    win_rate: Estimate
+    length_controlled: Estimate
+    outcome: Outcome
+    broken: tuple[str, ...]
+    excess: Mapping[str, float]
     mean_length: float
+    length_ratio: float
     share_cut: float
+    share_repeating: float
     n_reward_cut: int
     fingerprint: str
     switch_s: float
@@ -63,45 +117,43 @@ class Evaluation:
     score_s: float
     other_s: float
     n_generated: int
+    n_tokens: int
+    covariances: Mapping[str, float]
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.outcome != "complete"
 
     def attributes(self) -> dict[str, Any]:
-        """As the trial's user attributes."""
-        return {
-            "reward": self.reward.mean,
-            "reward_se": self.reward.se,
-            "n_prompts": self.reward.n,
-            "difference": self.difference.mean,
-            "difference_se": self.difference.se,
-            "mean_length": self.mean_length,
-            "share_cut": self.share_cut,
-            "n_reward_cut": self.n_reward_cut,
-            "fingerprint": self.fingerprint,
-            "switch_s": self.switch_s,
-            "generate_s": self.generate_s,
-            "score_s": self.score_s,
-            "other_s": self.other_s,
-            "n_generated_tokens": self.n_generated,
-        }
+        """As the trial's user attributes: an estimate as NAME and NAME_se, with n_prompts for all of them."""
+        flat: dict[str, Any] = {"n_prompts": self.reward.n}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Estimate):
+                flat |= {f.name: value.mean, f"{f.name}_se": value.se}
+            elif f.name not in ("trial", "alpha"):
+                flat[f.name] = list(value) if isinstance(value, tuple) else value
+        return flat
 
     @classmethod
     def from_attributes(cls, trial: int, alpha: float, a: Mapping[str, Any]) -> Evaluation:
         """Inverse of `attributes`."""
-        n = int(a["n_prompts"])
-        return cls(
-            trial,
-            alpha,
-            Estimate(a["reward"], a["reward_se"], n),
-            Estimate(a["difference"], a["difference_se"], n),
-            a["mean_length"],
-            a["share_cut"],
-            a["n_reward_cut"],
-            a["fingerprint"],
-            a["switch_s"],
-            a["generate_s"],
-            a["score_s"],
-            a["other_s"],
-            a["n_generated_tokens"],
-        )
+        values: dict[str, Any] = {"trial": trial, "alpha": alpha}
+        for f in fields(cls):
+            if f"{f.name}_se" in a:
+                values[f.name] = Estimate(a[f.name], a[f"{f.name}_se"], int(a["n_prompts"]))
+            elif f.name not in values:
+                values[f.name] = tuple(a[f.name]) if f.name == "broken" else a[f.name]
+        return cls(**values)
+
+
+def looks(n: int) -> list[int]:
+    """How many of n prompts have been evaluated at each look: an eighth of them, then twice as many, up to all."""
+    sizes, size = [], max(LEAST_LOOK, round(n * FIRST_LOOK))
+    while size < n:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, n]
 
 
 class Objective:
@@ -116,55 +168,194 @@ class Objective:
         watcher: Watcher,
         *,
         part: Part = "search",
+        kind: Kind = "reward",
+        guardrails: GuardrailSpec | None = None,
     ) -> None:
         self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
-        self._prompts, self._part = prompts, part
+        self._prompts, self._part, self._kind = prompts, part, kind
+        self._guardrails = guardrails or GuardrailSpec()
+        self._control: _Control | None = None
+        self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
 
-    def evaluate(self, trial: int, alpha: float) -> Evaluation:
+    @property
+    def n_prompts(self) -> int:
+        return len(self._prompts)
+
+    def restart(self) -> None:
+        """Start the model anew after an `EngineDied`."""
+        self._model.restart()
+
+    def evaluate(
+        self,
+        trial: int,
+        alpha: float,
+        *,
+        others: Sequence[int] = (),
+        best: int | None = None,
+        n_most: int | None = None,
+        on_look: Callable[[Evaluation], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Evaluation:
         """Evaluate one alpha, going on from what is stored of this trial.
 
+        Args:
+            others: finished trials, whose covariances with this one are wanted.
+            best: the trial to race against; CONTROL races against a gain of 0. None: no trial stops early.
+            n_most: the prompts from which enough is learnt, taken up to a whole look.
+            on_look: gets what is known after each chunk.
+            stop: asked after each chunk but the last.
+
         Raises:
+            Stopped: `stop` said so.
             SettingsChanged: the weights at this alpha are not those of the stored answers.
         """
-        started = time.perf_counter()
-        stored = self._store.completions(trial, self._part, self._prompts)
-        self._watcher.started(trial, alpha, len(self._prompts), len(stored))
+        run = _Run(started=time.perf_counter())
+        n_stored = self._store.n_completions(trial, self._part)
+        self._watcher.started(trial, alpha, len(self._prompts), n_stored)
         switch = self._model.materialize(alpha)
         self._store.pin_weights(trial, self._part, alpha, switch.fingerprint)
+        racing = best is not None and trial != CONTROL
+        ends = looks(len(self._prompts)) if racing else [len(self._prompts)]
+        rival = self._finished_gains(best) if racing and best is not None and best != CONTROL else {}
+        outcome: Outcome = "complete"
+        for n in ends:
+            answers = self._answer(trial, n, run)
+            found = self._evaluation(trial, alpha, answers, switch, run)
+            if on_look is not None:
+                on_look(found)
+            if n == ends[-1]:
+                break
+            verdict = self._stop(found, answers, rival, len(ends), n_most)
+            if verdict is not None:
+                outcome = verdict
+                break
+            if stop():
+                raise Stopped
+        return self._evaluation(trial, alpha, answers, switch, run, outcome, self._covariances(trial, others))
+
+    def _stop(
+        self, found: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int, n_most: int | None
+    ) -> Outcome | None:
+        """Why to stop after this look, if so."""
+        control, limits, n = self._control_on(answers), self._guardrails, len(answers)
+        if rise_beyond_chance(found.share_cut, control.share_cut, n, limits.cut_off_rise) or rise_beyond_chance(
+            found.share_repeating, control.share_repeating, n, limits.repeating_rise
+        ):
+            return "degenerate"
+        mine = prompt_gains(_rated(answers), control.rated, self._kind)
+        if hopeless(mine, rival or dict.fromkeys(mine, 0.0), WRONG_DROP / n_looks):
+            return "hopeless"
+        return "enough" if n_most is not None and n >= n_most else None
+
+    def _answer(self, trial: int, n: int, run: _Run) -> list[Stored]:
+        """The answers to the first n prompts, generated and scored where they are not stored yet."""
+        stored = self._store.completions(trial, self._part, self._prompts)
         t0 = time.perf_counter()
-        n_generated = self._generate_missing(trial, {s.position for s in stored})
+        run.n_generated += self._generate_missing(trial, n, {s.position for s in stored})
         t1 = time.perf_counter()
-        n_reward_cut = self._score_missing(trial)
-        t2 = time.perf_counter()
-        answers = self._store.completions(trial, self._part, self._prompts)
-        if len(answers) != len(self._prompts):
+        run.n_reward_cut += self._score_missing(trial)
+        run.generate_s += t1 - t0
+        run.score_s += time.perf_counter() - t1
+        answers = [s for s in self._store.completions(trial, self._part, self._prompts) if s.position < n]
+        if len(answers) != n:
             raise EngineError(
-                where=f"trial {trial}, alpha {alpha:g}",
-                found=f"{len(answers)} answers to {len(self._prompts)} prompts",
+                where=f"trial {trial}",
+                found=f"{len(answers)} answers to {n} prompts",
                 expected="one answer a prompt",
                 do="run the same command again: it goes on with the missing ones",
             )
-        rewards = {s.position: s.reward for s in answers if s.reward is not None}
-        control = rewards if trial == CONTROL else self._store.rewards(CONTROL, self._part)
+        return answers
+
+    def _evaluation(
+        self,
+        trial: int,
+        alpha: float,
+        answers: Sequence[Stored],
+        switch: Switch,
+        run: _Run,
+        outcome: Outcome = "complete",
+        covariances: Mapping[str, float] | None = None,
+    ) -> Evaluation:
+        n, rated = len(answers), _rated(answers)
+        control = self._control_on(answers, is_control=trial == CONTROL)
+        length = sum(s.completion.n_tokens for s in answers) / n
+        share_cut, share_repeating = _share_cut(answers), self._share_repeating(answers, run)
+        length_ratio = length / max(control.length, 1e-9)
+        limits = self._guardrails
+        excess = {
+            "cut off": share_cut - control.share_cut - limits.cut_off_rise,
+            "repeating": share_repeating - control.share_repeating - limits.repeating_rise,
+            "length": length_ratio - limits.length_ratio,
+        }
         return Evaluation(
             trial=trial,
             alpha=alpha,
-            reward=estimate(list(rewards.values())),
-            difference=paired_difference(rewards, control),
-            mean_length=sum(s.completion.n_tokens for s in answers) / len(answers),
-            share_cut=sum(s.completion.finish_reason == "length" for s in answers) / len(answers),
-            n_reward_cut=n_reward_cut,
+            reward=estimate([r.reward for r in rated.values()]),
+            difference=gain(rated, control.rated, "reward"),
+            gain=gain(rated, control.rated, self._kind),
+            win_rate=win_rate(rated, control.rated),
+            length_controlled=gain(rated, control.rated, "length-controlled"),
+            outcome=outcome,
+            broken=tuple(name for name, by in excess.items() if by > 0),
+            excess=excess,
+            mean_length=length,
+            length_ratio=length_ratio,
+            share_cut=share_cut,
+            share_repeating=share_repeating,
+            n_reward_cut=run.n_reward_cut,
             fingerprint=switch.fingerprint,
             switch_s=switch.seconds,
-            generate_s=t1 - t0,
-            score_s=t2 - t1,
-            other_s=time.perf_counter() - started - switch.seconds - (t2 - t0),
-            n_generated=n_generated,
+            generate_s=run.generate_s,
+            score_s=run.score_s,
+            other_s=time.perf_counter() - run.started - switch.seconds - run.generate_s - run.score_s,
+            n_generated=run.n_generated,
+            n_tokens=sum(s.completion.n_tokens for s in answers),
+            covariances=covariances or {},
         )
 
-    def _generate_missing(self, trial: int, done: set[int]) -> int:
-        """Generate for the prompts without a stored answer; answers are stored at least once a second."""
-        positions = {p: i for i, p in enumerate(self._prompts) if i not in done}
+    def _control_on(self, answers: Sequence[Stored], *, is_control: bool = False) -> _Control:
+        """Alpha = 0's answers to the same prompts; kept from look to look, and read again for more prompts."""
+        if is_control:
+            self._control = None
+            own = answers
+        elif self._control is not None and len(self._control.rated) == len(answers):
+            return self._control
+        else:
+            positions = {s.position for s in answers}
+            stored = self._store.completions(CONTROL, self._part, self._prompts)
+            own = [s for s in stored if s.position in positions]
+        control = _Control(
+            rated=_rated(own),
+            length=sum(s.completion.n_tokens for s in own) / len(own),
+            share_cut=_share_cut(own),
+            share_repeating=self._share_repeating(own, _Run(started=0.0)),
+        )
+        if not is_control:
+            self._control = control
+        return control
+
+    def _gains(self, trial: int) -> Mapping[int, float]:
+        """A stored trial's gain on each prompt."""
+        rated, control = self._store.rated(trial, self._part), self._store.rated(CONTROL, self._part)
+        return prompt_gains(rated, control, self._kind)
+
+    def _covariances(self, trial: int, others: Sequence[int]) -> dict[str, float]:
+        """Of a trial's gain with others' (by their number)."""
+        mine = self._gains(trial)
+        return {str(t): mean_covariance(mine, self._finished_gains(t)) for t in others if t not in (CONTROL, trial)}
+
+    @staticmethod
+    def _share_repeating(answers: Sequence[Stored], run: _Run) -> float:
+        for s in answers:
+            if s.position not in run.loops:
+                run.loops[s.position] = repetition(s.completion.text) >= LOOPS_FROM
+        return sum(run.loops[s.position] for s in answers) / len(answers)
+
+    def _generate_missing(self, trial: int, n: int, done: set[int]) -> int:
+        """Generate for those of the first n prompts without a stored answer; stored at least once a second."""
+        positions = {p: i for i, p in enumerate(self._prompts[:n]) if i not in done}
+        if not positions:
+            return 0
         fresh: dict[int, Completion] = {}
         flushed, n_tokens = time.monotonic(), 0
         try:
@@ -190,3 +381,33 @@ class Objective:
         rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
         self._store.add_rewards(trial, self._part, {s.position: r for s, r in zip(unscored, rewards, strict=True)})
         return n_cut
+
+
+@dataclass
+class _Run:
+    """What one run of a trial adds up: seconds, tokens, and which answers loop (by position)."""
+
+    started: float
+    generate_s: float = 0.0
+    score_s: float = 0.0
+    n_generated: int = 0
+    n_reward_cut: int = 0
+    loops: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Control:
+    """Alpha = 0 on some prompts."""
+
+    rated: Mapping[int, Rated]
+    length: float
+    share_cut: float
+    share_repeating: float
+
+
+def _rated(answers: Sequence[Stored]) -> dict[int, Rated]:
+    return {s.position: Rated(s.reward, s.completion.n_tokens) for s in answers if s.reward is not None}
+
+
+def _share_cut(answers: Sequence[Stored]) -> float:
+    return sum(s.completion.finish_reason == "length" for s in answers) / len(answers)

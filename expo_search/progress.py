@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from expo_search.objective import Evaluation
+from expo_search.terminal import plain
 
 
 class Progress:
@@ -40,7 +41,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line that stays."""
         if not self._quiet:
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(plain(line)), soft_wrap=True)
 
     def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
         self._reset(trial, alpha, n_prompts)
@@ -65,14 +66,11 @@ class Progress:
         self._n_finished += 1
         self._trial_s.append(time.monotonic() - self._t_start)
         rate = e.n_generated / e.generate_s if e.generate_s else 0.0
-        difference = (
-            "alpha = 0: the control"
-            if e.trial == 0
-            else f"to alpha = 0 {e.difference.mean:+.4f} ± {e.difference.se:.4f}"
-        )
+        gain = "the control" if e.trial == 0 else f"gain {e.gain.mean:+.4f} ± {e.gain.se:.4f}"
+        stopped = f"  {e.outcome} after {e.gain.n} prompts" if e.stopped_early else ""
         self.say(
-            f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {difference}  "
-            f"{e.n_generated} tokens, {rate:.0f}/s  cut off {e.share_cut:.0%}  left {_clock(self._left(0))}"
+            f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {gain}"
+            f"{stopped}  {e.n_generated} tokens, {rate:.0f}/s  left {_clock(self._left(0))} at most"
         )
 
     def _reset(self, trial: int, alpha: float, n_prompts: int) -> None:

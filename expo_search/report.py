@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from expo_search.confirm import Confirmation
 from expo_search.errors import StudyError
+from expo_search.fit import collapsed, noise_covariance
 from expo_search.objective import CONTROL, Evaluation
-from expo_search.statistics import Estimate
+from expo_search.sampler import winner
+from expo_search.statistics import Estimate, Kind, simultaneous
+from expo_search.study import SearchSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,53 +23,97 @@ class Verdict:
     """What is known about the best alpha against alpha = 0.
 
     Attributes:
-        best: the trial with the highest mean reward among those at other alphas than 0; None if there is none.
+        best: the trial to recommend among those at other alphas than 0 (`sampler.winner`); None where none was tried
+            or none may win.
         word: "better", "no evidence of a gain", "worse", or "nothing to compare"; of the confirmation, once there is
             one for the best trial.
+        interval: 95 % interval of the best trial's gain, wide enough for its having been picked from `n_tried` alphas.
         confirmed: that confirmation.
+        objective: what the gain is of.
+        edge: the end of a fixed range at which the best alpha lies; None where it lies inside.
     """
 
     best: Evaluation | None
     word: str
+    interval: tuple[float, float] = (0.0, 0.0)
+    n_tried: int = 0
     confirmed: Confirmation | None = None
+    objective: Kind = "reward"
+    edge: float | None = None
 
     def sentence(self) -> str:
         """For people: one sentence on the search, one on the confirmation."""
+        if self.best is None and self.n_tried:
+            each = f"each of the {self.n_tried} tried lost clearly or broke a guardrail"
+            return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {each}."
         if self.best is None:
             return "Only alpha = 0 was evaluated: nothing to compare."
-        d = self.best.difference
-        reward = f"alpha = {self.best.alpha:.4g}: reward {self.best.reward.mean:.4f}"
-        searched = f"{reward}, {_gain(d)} on the search's {d.n} prompts"
+        low, high = self.interval
+        e = self.best
+        searched = (
+            f"alpha = {e.alpha:.4g}: reward {e.reward.mean:.4f}, {_TELLS[self.objective]} {e.gain.mean:+.4f} "
+            f"against alpha = 0, 95 % interval [{low:+.4f}, {high:+.4f}] for the best of {self.n_tried} alphas "
+            f"on {e.gain.n} prompts"
+        )
         if self.confirmed:
             c = self.confirmed.estimate
             searched += f"; confirmed on {c.n} fresh prompts and seeds: {_gain(c)}"
         elif self.word == "better":
-            searched += " (the best of several noisy numbers is optimistic: `expo-search confirm` measures it afresh)"
+            searched += " (`expo-search confirm` measures it on fresh prompts)"
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
             self.word, "No evidence of a gain: keep alpha = 0. The best other"
         )
-        return f"{opening} {searched}."
+        edge = ""
+        if self.edge is not None:
+            edge = (
+                f" The best alpha lies at the edge {self.edge:g} of the range: the optimum may lie beyond "
+                "(`--alpha-min auto --alpha-max auto` with another `--study-name` looks there)."
+            )
+        return f"{opening} {searched}.{edge}"
+
+
+_TELLS = {"reward": "gain", "win-rate": "win rate above a half", "length-controlled": "gain at equal lengths"}
 
 
 def _gain(d: Estimate) -> str:
     return f"{d.mean:+.4f} against alpha = 0, 95 % interval [{d.low:+.4f}, {d.high:+.4f}]"
 
 
-def verdict(evaluations: Sequence[Evaluation], confirmed: Mapping[int, Confirmation] | None = None) -> Verdict:
-    """Judge by the 95 % interval of the paired difference: of the confirmation if the best trial has one."""
-    others = [e for e in evaluations if e.trial != CONTROL and e.alpha != 0]
-    if not others:
-        return Verdict(None, "nothing to compare")
-    best = max(others, key=lambda e: (e.difference.mean, -abs(e.alpha)))
+def verdict(
+    evaluations: Sequence[Evaluation],
+    confirmed: Mapping[int, Confirmation] | None = None,
+    *,
+    search: SearchSpec | None = None,
+) -> Verdict:
+    """Judge by a 95 % interval of the paired gain: of the confirmation if the best trial has one, else of the search,
+    corrected for the number of alphas tried."""
+    kind: Kind = search.objective if search else "reward"
+    best = winner(evaluations)
+    if best is None:
+        n_tried = sum(e.alpha != 0 for e in evaluations)
+        return Verdict(None, _judge(0, 0) if n_tried else "nothing to compare", n_tried=n_tried, objective=kind)
+    tried = [e for e in evaluations if e.alpha != 0 and (e is best or not collapsed(e, evaluations))]
+    interval = simultaneous(tried.index(best), [e.gain for e in tried], noise_covariance(tried))
+    found = Verdict(best, _judge(*interval), interval, len(tried), None, kind, _edge(best, search))
     if confirmed and best.trial in confirmed:
-        return Verdict(best, _judge(confirmed[best.trial].estimate), confirmed[best.trial])
-    return Verdict(best, _judge(best.difference))
+        c = confirmed[best.trial]
+        return replace(found, word=_judge(c.estimate.low, c.estimate.high), confirmed=c)
+    return found
 
 
-def _judge(difference: Estimate) -> str:
-    if difference.low > 0:
+def _edge(best: Evaluation, search: SearchSpec | None) -> float | None:
+    """The end of a range that was given, if the best alpha lies on it."""
+    ends = (search.alpha_min, search.alpha_max) if search else ()
+    for end in ends:
+        if not isinstance(end, str) and abs(best.alpha - end) <= 1e-3 * abs(end):
+            return end
+    return None
+
+
+def _judge(low: float, high: float) -> str:
+    if low > 0:
         return "better"
-    return "worse" if difference.high < 0 else "no evidence of a gain"
+    return "worse" if high < 0 else "no evidence of a gain"
 
 
 def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Evaluation:
@@ -75,19 +122,19 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
     Raises:
         StudyError: none was evaluated there; names the nearest that were.
     """
-    others = [e for e in found if e.alpha != 0]
+    others = sorted((e for e in found if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
     if alpha is None:
-        best = verdict(found).best
+        missing, best = "no trial that may win", verdict(found).best
         if best is not None:
             return best
     else:
-        for e in others:
-            if abs(e.alpha - alpha) <= 1e-3 * max(1.0, abs(alpha)):
-                return e
-    near = ", ".join(f"{e.alpha:.4g}" for e in sorted(others, key=lambda e: abs(e.alpha - (alpha or 0)))[:3])
+        missing = f"no finished trial at alpha {alpha:g}"
+        if others and abs(others[0].alpha - alpha) <= 1e-3 * abs(alpha):  # tables show four digits
+            return others[0]
+    near = ", ".join(f"{e.alpha:.4g}" for e in others[:3])
     raise StudyError(
         where=f"study {name}",
-        found="no finished trial but alpha = 0" if not others else f"no finished trial at alpha {alpha:g}",
+        found=missing if others else "no finished trial but alpha = 0",
         expected=f"an alpha that was evaluated{f', such as {near}' if near else ''}",
         do="search first" if not others else "give one of these",
     )
@@ -100,39 +147,46 @@ def trial_table(evaluations: Sequence[Evaluation]) -> Table:
 
     best = verdict(evaluations).best
     table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", "alpha", "reward", "± SE", "vs 0", "95 % interval", "tokens", "cut off", "seconds"):
+    for heading in ("trial", "alpha", "prompts", "reward", "gain", "95 % interval", "wins", "equal length", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("cut off", "loops", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
     for e in evaluations:
         is_control = e.trial == CONTROL
         table.add_row(
             str(e.trial),
             f"{e.alpha:.4g}",
+            str(e.gain.n),
             f"{e.reward.mean:.4f}",
-            f"{e.reward.se:.4f}",
-            "" if is_control else f"{e.difference.mean:+.4f}",
-            "" if is_control else f"[{e.difference.low:+.3f}, {e.difference.high:+.3f}]",
-            f"{e.mean_length:.1f}",
+            "" if is_control else f"{e.gain.mean:+.4f}",
+            "" if is_control else f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]",
+            "" if is_control else f"{e.win_rate.mean:.0%}",
+            "" if is_control else f"{e.length_controlled.mean:+.3f}",
+            f"{e.mean_length:.0f}",
             f"{e.share_cut:.0%}",
+            f"{e.share_repeating:.0%}",
             f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
+            " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
             style="bold green" if e is best else "",
         )
     return table
 
 
 def curve(evaluations: Sequence[Evaluation], width: int = 90, height: int = 18) -> str:
-    """Difference to alpha = 0 over alpha with one-standard-error bars, as text without colour codes."""
+    """Gain over alpha with one-standard-error bars, as text without colour codes; collapsed trials are left out."""
     import plotext
 
-    points = sorted(evaluations, key=lambda e: e.alpha)
+    points = sorted((e for e in evaluations if not collapsed(e, evaluations)), key=lambda e: e.alpha)
     alphas = [e.alpha for e in points]
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(width, height)
-    plotext.plot(alphas, [e.difference.mean for e in points], marker="dot")
-    plotext.error(alphas, [e.difference.mean for e in points], yerr=[2 * e.difference.se for e in points])
+    plotext.plot(alphas, [e.gain.mean for e in points], marker="dot")
+    plotext.error(alphas, [e.gain.mean for e in points], yerr=[2 * e.gain.se for e in points])
     plotext.horizontal_line(0)
     plotext.xlabel("alpha")
-    plotext.title("mean reward against alpha = 0, paired by prompt (bars: ± 1 standard error)")
+    plotext.title("gain over alpha = 0, paired by prompt (bars: ± 1 standard error)")
     return str(plotext.uncolorize(plotext.build()))
 
 
@@ -148,31 +202,38 @@ def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def summary(
-    study_name: str, evaluations: Sequence[Evaluation], confirmed: Mapping[int, Confirmation] | None = None
-) -> dict[str, Any]:
+def summary(study_name: str, evaluations: Sequence[Evaluation], found: Verdict) -> dict[str, Any]:
     """For machines: the verdict and every trial's numbers."""
-    found = verdict(evaluations, confirmed)
     return {
         "study": study_name,
         "verdict": found.word,
         "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
         "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
+        "recommended": None if found.best is None else as_json(found.best),
+        "interval_95": list(found.interval),
+        "alphas_tried": found.n_tried,
+        "objective": found.objective,
+        "edge": found.edge,
         "confirmation": None if found.confirmed is None else confirmation_json(found.confirmed),
         "trials": [as_json(e) for e in evaluations],
     }
 
 
 def as_json(e: Evaluation) -> dict[str, Any]:
-    """One trial's numbers."""
-    low, high = (0.0, 0.0) if e.trial == CONTROL else (e.difference.low, e.difference.high)
-    return {"trial": e.trial, "alpha": e.alpha, **e.attributes(), "difference_95": [low, high]}
+    """One trial's numbers; the intervals are its own, not corrected for the number of alphas tried."""
+    return {
+        "trial": e.trial,
+        "alpha": e.alpha,
+        **e.attributes(),
+        "gain_95": [0.0, 0.0] if e.trial == CONTROL else [e.gain.low, e.gain.high],
+        "difference_95": [0.0, 0.0] if e.trial == CONTROL else [e.difference.low, e.difference.high],
+    }
 
 
 def confirmation_sentence(c: Confirmation) -> str:
     """For people."""
     opening = {"better": "Better", "worse": "Worse: keep alpha = 0"}.get(
-        _judge(c.estimate), "No evidence of a gain: keep alpha = 0"
+        _judge(c.estimate.low, c.estimate.high), "No evidence of a gain: keep alpha = 0"
     )
     return (
         f"{opening}. alpha = {c.alpha:.4g} on {c.n} prompts and seeds the search never used: reward {c.reward:.4f}, "

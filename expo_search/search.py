@@ -1,4 +1,4 @@
-"""ask -> evaluate -> tell, until a study has N finished trials. Create and resume are the same call.
+"""ask -> evaluate -> tell, until a study has N finished trials or is settled. Create and resume are the same call.
 
 Trial 0 is always alpha = 0: the control with which every other trial is paired.
 """
@@ -6,12 +6,13 @@ Trial 0 is always alpha = 0: the control with which every other trial is paired.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from expo_search.errors import MaterializeError
-from expo_search.objective import Evaluation, Objective
-from expo_search.sampler import make_sampler, start_points
+from expo_search.errors import EngineDied, MaterializeError, StoreError
+from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
+from expo_search.repeat import FAILURE, n_first, repeat, stands_for, to_repeat
+from expo_search.sampler import bounds, bracketing, first_step, make_sampler, n_explore, settled, start_points
 from expo_search.store import Store
 from expo_search.study import SearchSpec
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 ALPHA = "alpha"
+FIRST_STEP = "expo_first_step"
 
 
 def search(
@@ -28,57 +30,174 @@ def search(
     n_trials: int,
     *,
     published_alpha: float | None = None,
+    relative_delta: float | None = None,
+    before_tell: Callable[[Trial, Evaluation], None] | None = None,
     on_trial: Callable[[Evaluation], None] | None = None,
+    on_failure: Callable[[EngineDied], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Evaluation]:
-    """Run a study until it has n_trials finished trials; all of them, in order.
+    """Run a study until it has n_trials finished trials, or is settled; all of them, in order.
 
-    A trial that a killed process left running is finished first, from its stored answers.
+    A trial that a killed process left running is finished first, from its stored answers. A trial that the engine does
+    not survive fails, with the reason; a new engine repeats it, once.
+
+    Args:
+        on_failure: gets the reason, before the engine is started anew.
+        stop: asked after each chunk of prompts and each trial; the search then ends with what it has.
+        relative_delta: ||aligned - sft|| / ||aligned||; gives the first step where no alpha is published.
+        before_tell: gets each trial when it is evaluated and not told yet, for artifacts.
+
+    Raises:
+        EngineDied: the second time in one trial.
     """
     from optuna.trial import TrialState
 
     study = store.study
+    if FIRST_STEP not in study.user_attrs:  # kept: the delta's norm differs in its last bits between machines
+        study.set_user_attr(FIRST_STEP, first_step(spec, published_alpha, relative_delta))
+    start = float(study.user_attrs[FIRST_STEP])
     for alpha in start_points(spec, published_alpha, n_trials):
         study.enqueue_trial({ALPHA: alpha}, skip_if_exists=True)
+    failed_once: int | None = None
     with store.owned():
-        while len(evaluations(study)) < n_trials:
-            trial = _next_trial(study, spec)
+        while not stop() and why_done(study, spec, n_trials, published_alpha) is None:
+            found = evaluations(study)
+            trial = _next_trial(study, spec, start)
+            alpha = _alpha(trial, spec, published_alpha)
             try:
-                evaluation = objective.evaluate(trial.number, _alpha(trial, spec))
+                evaluation = objective.evaluate(
+                    stands_for(trial),
+                    alpha,
+                    others=[e.trial for e in found],
+                    best=_rival(found) if spec.racing else None,
+                    n_most=_n_most(found, alpha, objective.n_prompts, spec, published_alpha, start),
+                    on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]
+                    stop=stop,
+                )
+            except Stopped:
+                break
+            except EngineDied as fault:
+                if stop():  # whatever ends this process ends the engine's as well
+                    break
+                trial.set_user_attr(FAILURE, str(fault))
+                study.tell(trial, state=TrialState.FAIL)
+                if failed_once == stands_for(trial):
+                    raise
+                failed_once = stands_for(trial)
+                if on_failure is not None:
+                    on_failure(fault)
+                objective.restart()
+                continue
             except MaterializeError:
                 study.tell(trial, state=TrialState.FAIL)  # not to be gone on with: the same alpha fails again
                 raise
-            for key, value in evaluation.attributes().items():
-                trial.set_user_attr(key, value)
-            study.tell(trial, evaluation.reward.mean)
+            _keep(trial, evaluation)
+            if before_tell is not None:
+                before_tell(trial, evaluation)
+            study.tell(trial, evaluation.gain.mean)
             if on_trial is not None:
                 on_trial(evaluation)
     return evaluations(study)
 
 
-def _next_trial(study: Study, spec: SearchSpec) -> Trial:
-    """The trial that a killed process left running, if there is one, else a new one."""
+def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: float | None) -> str | None:
+    """Why a study is at its end, for people; None: it is not.
+
+    It has its trials, or `expo` expects no more from going on (see `sampler.settled`); no other sampler ends early.
+    """
+    from optuna.trial import TrialState
+
+    if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or to_repeat(study) is not None:
+        return None
+    found = evaluations(study)
+    if len(found) >= n_trials:
+        return f"{len(found)} finished trials"
+    start = study.user_attrs.get(FIRST_STEP)
+    if spec.sampler != "expo" or start is None:
+        return None
+    if not settled(found, *bounds(spec, published_alpha), start, spec.tolerance):
+        return None
+    return f"settled after {len(found)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
+
+
+def _rival(found: Sequence[Evaluation]) -> int:
+    """The trial to race against: the best so far that was evaluated on all prompts; alpha = 0 is one of them."""
+    whole = [e for e in found if not e.broken and not e.stopped_early]
+    return max(whole, key=lambda e: e.gain.mean).trial if whole else CONTROL
+
+
+def _n_most(
+    found: Sequence[Evaluation],
+    alpha: float,
+    n_prompts: int,
+    spec: SearchSpec,
+    published_alpha: float | None,
+    start: float,
+) -> int | None:
+    """A trial that only brackets the optimum needs few prompts; any other all of them (None)."""
+    if spec.sampler != "expo" or not spec.racing:
+        return None
+    step = bracketing(found, *bounds(spec, published_alpha), start)
+    return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
+
+
+def _next_trial(study: Study, spec: SearchSpec, start: float) -> Trial:
+    """The trial that a killed process left running, or one that is to be repeated, else a new one."""
     from optuna.trial import Trial, TrialState
 
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if running:
-        study.sampler = make_sampler(spec, running[0].number)
+        study.sampler = make_sampler(spec, stands_for(running[0]), start)
         # Optuna has no public way to take up a running trial; its number is told, but attributes need the id.
         return Trial(study, running[0]._trial_id)
-    study.sampler = make_sampler(spec, len(study.get_trials(deepcopy=False)))
+    failed = to_repeat(study)
+    if failed is not None:
+        return repeat(study, failed)
+    study.sampler = make_sampler(spec, n_first(study), start)
     return study.ask()
 
 
-def _alpha(trial: Trial, spec: SearchSpec) -> float:
+def _alpha(trial: Trial, spec: SearchSpec, published_alpha: float | None) -> float:
     """The trial's alpha, drawn now unless it was drawn before."""
     with warnings.catch_warnings():
         # alpha = 0 is evaluated whatever the range is, and Optuna warns where it lies outside
         warnings.filterwarnings("ignore", message="Fixed parameter")
-        return trial.suggest_float(ALPHA, spec.alpha_min, spec.alpha_max)
+        return trial.suggest_float(ALPHA, *bounds(spec, published_alpha))
+
+
+def _report(trial: Trial, seen: Evaluation) -> None:
+    """The gain so far, as the trial's intermediate value at that number of prompts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resumed trial reports again what it has reported
+        trial.report(seen.gain.mean, seen.gain.n)
+
+
+def _keep(trial: Trial, evaluation: Evaluation) -> None:
+    """The evaluation as the trial's attributes, and the guardrails as Optuna's constraints (kept: at most 0)."""
+    for key, value in evaluation.attributes().items():
+        trial.set_user_attr(key, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, excess in evaluation.excess.items():
+            trial.set_constraint(name, excess)
 
 
 def evaluations(study: Study) -> list[Evaluation]:
-    """The finished trials of a study, in order."""
+    """The finished trials of a study, in order.
+
+    Raises:
+        StoreError: trials that this package did not make.
+    """
     from optuna.trial import TrialState
 
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [Evaluation.from_attributes(t.number, t.params[ALPHA], t.user_attrs) for t in finished]
+    try:
+        found = [Evaluation.from_attributes(stands_for(t), t.params[ALPHA], t.user_attrs) for t in finished]
+    except (KeyError, TypeError) as fault:
+        raise StoreError(
+            where=f"study {study.study_name}",
+            found=f"trials without {fault}",
+            expected="trials that this version of expo-search made",
+            do="give another study",
+        ) from None
+    return sorted(found, key=lambda e: e.trial)

@@ -1,4 +1,4 @@
-"""Rewards of two alphas on the same prompts -> differences and intervals. Everything is paired by prompt.
+"""Rewards of two alphas on the same prompts -> differences, intervals and tests. Everything is paired by prompt.
 
 The same prompt and the same sampling seed at both alphas: sharing prompts halves the variance of a difference, so the
 difference of two means with independent errors would be far too wide.
@@ -10,6 +10,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["reward", "win-rate", "length-controlled"]
+_LEVEL = 0.05
+_DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,15 @@ class Estimate:
     def _half_width(self) -> float:
         from scipy.stats import t
 
-        return float(t.ppf(0.975, self.n - 1)) * self.se if self.n > 1 else math.inf
+        return float(t.ppf(1 - _LEVEL / 2, self.n - 1)) * self.se if self.n > 1 else math.inf
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One answer, as statistics see it: its reward and its length in tokens."""
+
+    reward: float
+    length: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -52,3 +68,111 @@ def paired_difference(rewards: Mapping[int, float], control: Mapping[int, float]
     """
     common = sorted(rewards.keys() & control.keys())
     return estimate([rewards[k] - control[k] for k in common])
+
+
+def prompt_gains(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> dict[int, float]:
+    """What each prompt says for an alpha against the control; their mean is the gain, 0 where there is none.
+
+    - reward: the difference of the two rewards.
+    - win-rate: 1/2 for the better answer, -1/2 for the worse, 0 for a tie: the mean is the win rate less 1/2.
+    - length-controlled: its part in the intercept of the least-squares line of reward differences over length
+      differences: the mean is the gain at equal lengths (after AlpacaEval's length-controlled win rate, Dubois et
+      al. 2024, on rewards), and the spread has the slope's error in it, which is most of it where answers grow.
+    """
+    common = sorted(answers.keys() & control.keys())
+    differences = {k: answers[k].reward - control[k].reward for k in common}
+    if kind == "win-rate":
+        return {k: float(np.sign(d)) / 2 for k, d in differences.items()}
+    if kind == "length-controlled":
+        longer = np.array([answers[k].length - control[k].length for k in common], float)
+        parts = _parts_of_intercept(longer, np.array(list(differences.values())))
+        return dict(zip(common, parts.tolist(), strict=True))
+    return differences
+
+
+def gain(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> Estimate:
+    """Mean and standard error of `prompt_gains`.
+
+    Raises:
+        ValueError: no prompt in common.
+    """
+    return estimate(list(prompt_gains(answers, control, kind).values()))
+
+
+def win_rate(answers: Mapping[int, Rated], control: Mapping[int, Rated]) -> Estimate:
+    """Share (0..1) of prompts whose answer has the higher reward; a tie counts half."""
+    found = gain(answers, control, "win-rate")
+    return Estimate(found.mean + 0.5, found.se, found.n)
+
+
+def mean_covariance(a: Mapping[int, float], b: Mapping[int, float]) -> float:
+    """Covariance of two means over prompts, of which the shorter's are a part of the longer's.
+
+    Only the common prompts' covariance enters: cov = S_ab * n_common / (n_a n_b). 0 with fewer than 3 in common.
+    """
+    common = sorted(a.keys() & b.keys())
+    if len(common) < 3:
+        return 0.0
+    s = float(np.cov([a[k] for k in common], [b[k] for k in common])[0, 1])
+    return s * len(common) / (len(a) * len(b))
+
+
+def hopeless(candidate: Mapping[int, float], best: Mapping[int, float], error: float) -> bool:
+    """Whether a candidate's mean gain lies below the best's, by a one-sided paired t-test at level `error`.
+
+    Below 8 common prompts the test's assumption of a normal mean is not to be trusted, and the answer is no.
+    """
+    from scipy.stats import t
+
+    common = candidate.keys() & best.keys()
+    if len(common) < 8:
+        return False
+    d = estimate([candidate[k] - best[k] for k in sorted(common)])
+    return d.mean < -float(t.ppf(1 - error, d.n - 1)) * d.se
+
+
+def rise_beyond_chance(share: float, control: float, n: int, limit: float) -> bool:
+    """Whether a share of n answers exceeds the control's by more than `limit` and by two standard errors more."""
+    se = math.sqrt((share * (1 - share) + control * (1 - control)) / n)
+    return share - control > limit + 2 * se
+
+
+def simultaneous(best: int, gains: Sequence[Estimate], covariance: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of one of several gains, wide enough for having been picked from all of them.
+
+    Max-t over the correlated estimates (Dunnett 1955, two-sided, by simulation with a fixed seed): if no alpha gains
+    anything, the interval of whichever looks best lies above 0 in at most one search out of forty.
+
+    Args:
+        covariance: of the gains, shape (len(gains), len(gains)), in the rewards' unit squared.
+    """
+    from scipy.stats import t
+
+    e = gains[best]
+    sd = np.sqrt(np.clip(np.diag(covariance), 1e-300, None))
+    correlation = np.clip(covariance / np.outer(sd, sd), -1, 1)
+    np.fill_diagonal(correlation, 1.0)
+    values, vectors = np.linalg.eigh(correlation)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    draws = np.abs(np.random.default_rng(0).standard_normal((_DRAWS, len(gains))) @ root.T).max(axis=1)
+    z = float(np.quantile(draws, 1 - _LEVEL))
+    # the normal quantile's level, carried over to Student's t of this estimate
+    level = math.erfc(z / math.sqrt(2)) / 2
+    half = float(t.ppf(1 - level, max(1, e.n - 1))) * e.se
+    return e.mean - half, e.mean + half
+
+
+def _parts_of_intercept(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values, shape (n,), whose mean is the intercept of the least-squares line of y over x, and whose standard error
+    is that intercept's (by the jackknife: HC3 of MacKinnon and White 1985). y itself where x says nothing."""
+    n = len(x)
+    centred = x - x.mean() if n > 2 else np.zeros(n)
+    spread = float(centred @ centred)
+    if not spread:
+        return y
+    slope = float(centred @ y) / spread
+    intercept = y.mean() - slope * x.mean()
+    free = 1 - 1 / n - centred**2 / spread  # 0: a point through which the line goes wherever it lies
+    left = np.divide(y - intercept - slope * x, free, out=np.zeros(n), where=free > 1e-9)
+    parts = (1 - n * x.mean() * centred / spread) * left
+    return np.asarray(intercept + parts - parts.mean())

@@ -8,19 +8,29 @@ ACL 2025, section 3.1 and its published code).
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expo_search.errors import StudyError
 
 DEFAULT_STORAGE = "sqlite:///expo-search.db"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _inside(path: str) -> str:
+    if not re.fullmatch(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*", path):
+        raise ValueError("not the plain name of something inside its folder")
+    return path
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class _Table(BaseModel):
@@ -35,18 +45,20 @@ class PartsSpec(_Table):
         aligned_adapter, reward_adapter: PEFT folders under `studies/`.
     """
 
-    package: str
-    version: str
-    file: str
-    sha256: str
-    aligned_adapter: str
-    reward_adapter: str
+    package: Inside
+    version: Inside
+    file: Inside
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    aligned_adapter: Inside
+    reward_adapter: Inside
 
 
 class PairSpec(_Table):
     """The two checkpoints, how to talk to them, and the reward model that judges.
 
     Attributes:
+        adapter: a LoRA adapter in PEFT's format; the aligned model is then `aligned` with it merged in, and sft, if it
+            is not given, is `aligned` without it.
         stop_token_ids, stop_strings: ends of an answer beyond what the checkpoint's generation config names.
         chat_template: a Jinja template for an aligned checkpoint that brings none.
         max_model_len: cap of the context, in tokens.
@@ -54,6 +66,7 @@ class PairSpec(_Table):
     """
 
     aligned: str | None = None
+    adapter: str | None = None
     sft: str | None = None
     aligned_revision: str | None = None
     sft_revision: str | None = None
@@ -73,7 +86,12 @@ class PairSpec(_Table):
 
     @model_validator(mode="after")
     def _whole(self) -> PairSpec:
-        missing = [k for k in ("aligned", "sft", "reward_model") if getattr(self, k) is None]
+        wanted = ("aligned", "reward_model") if self.adapter else ("aligned", "sft", "reward_model")
+        missing = [k for k in wanted if getattr(self, k) is None]
+        if self.adapter and self.aligned is None:
+            raise ValueError(
+                "an adapter but no aligned; expected as aligned the checkpoint that the adapter belongs to"
+            )
         if self.parts is None and missing:
             raise ValueError(f"no {', '.join(missing)}; expected aligned, sft and reward_model (paths or Hub ids)")
         return self
@@ -99,18 +117,43 @@ class SamplingSpec(_Table):
 
 
 class SearchSpec(_Table):
-    """Where alpha is looked for, and by what. `seed` fixes the prompts' order, every answer and the sampler."""
+    """Where alpha is looked for, by what, and for what. `seed` fixes the prompts' order, every answer and the sampler.
 
-    alpha_min: Finite = 0.0
-    alpha_max: Finite = 1.0
-    sampler: Literal["gp", "tpe", "grid", "random"] = "gp"
+    Attributes:
+        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`sampler.bounds`).
+        racing: stop a trial early once it cannot win.
+        objective: the mean reward, the win rate, or the mean reward at equal lengths, each against alpha = 0.
+        tolerance: end the search once going on is expected to gain less than this share of the gain; 0 never does.
+    """
+
+    alpha_min: Finite | Literal["auto"] = "auto"
+    alpha_max: Finite | Literal["auto"] = "auto"
+    sampler: Literal["expo", "gp", "tpe", "grid", "random"] = "expo"
+    racing: bool = True
+    objective: Literal["reward", "win-rate", "length-controlled"] = "reward"
+    tolerance: Finite = Field(0.05, ge=0, lt=1)
     seed: int = Field(42, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _ordered(self) -> SearchSpec:
-        if self.alpha_min >= self.alpha_max:
-            raise ValueError(f"alpha_min {self.alpha_min:g} is not below alpha_max {self.alpha_max:g}")
+        low, high = self.alpha_min, self.alpha_max
+        if not isinstance(low, str) and not isinstance(high, str) and low >= high:
+            raise ValueError(f"alpha_min {low:g} is not below alpha_max {high:g}")
         return self
+
+
+class GuardrailSpec(_Table):
+    """What an alpha may do to the answers, against alpha = 0; one that does more cannot win.
+
+    Attributes:
+        cut_off_rise, repeating_rise: rise of the share (0..1) of answers that run to max_tokens, and that say the same
+            over and over (`degenerate.repetition` of at least a half).
+        length_ratio: mean length over alpha = 0's.
+    """
+
+    cut_off_rise: Finite = Field(0.2, ge=0)
+    repeating_rise: Finite = Field(0.1, ge=0)
+    length_ratio: Finite = Field(3.0, ge=1)
 
 
 class RewardSpec(_Table):
@@ -121,13 +164,25 @@ class RewardSpec(_Table):
 
 
 class EngineSpec(_Table):
-    """How vLLM is run. `kv_cache_gib` is used on a CPU; on a GPU the cache takes what the plan leaves."""
+    """How vLLM is run.
+
+    Attributes:
+        kv_cache_gib: used on a CPU; on a GPU the cache takes what the plan leaves.
+        sources: where the two checkpoints are kept that every switch reads: on the GPU, in host memory from which they
+            are streamed, or as the memory plan chooses. A CPU engine has one memory, its own.
+        timeout_s: seconds without a token after which the engine counts as hung and is started anew.
+        own_process: on a CPU with one rank, run the engine in a process of its own: it starts more slowly, and a crash
+            of its native code ends that process alone. Elsewhere it always has one.
+    """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     tensor_parallel: int = Field(1, ge=1)
     max_num_seqs: int = Field(256, ge=1)
+    sources: Literal["gpu", "host", "auto"] = "auto"
     kv_cache_gib: int = Field(2, ge=1)
     max_model_len: int = Field(4096, ge=16)
+    timeout_s: Finite = Field(600, gt=0)
+    own_process: bool = False
 
 
 class StudySpec(_Table):
@@ -138,6 +193,7 @@ class StudySpec(_Table):
     prompts: PromptsSpec = PromptsSpec()
     sampling: SamplingSpec = SamplingSpec()
     search: SearchSpec = SearchSpec()
+    guardrails: GuardrailSpec = GuardrailSpec()
     reward: RewardSpec = RewardSpec()
     engine: EngineSpec = EngineSpec()
     trust_remote_code: bool = False
@@ -213,7 +269,7 @@ def _check(data: Mapping[str, Any], where: str) -> StudySpec:
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as faults:
-        texts = [_fault(e) for e in faults.errors()]
+        texts = _faults(faults.errors())
         raise StudyError(
             where=where,
             found="; ".join(texts),
@@ -237,12 +293,20 @@ def _check(data: Mapping[str, Any], where: str) -> StudySpec:
     return spec
 
 
-def _fault(error: Any) -> str:
-    place = ".".join(str(p) for p in error["loc"]) or "file"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f" (found {given!r})" if isinstance(given, str | int | float) else ""
-    return f"{place}: {message}{shown}"
+def _faults(errors: Sequence[Any]) -> list[str]:
+    """One text a place; a value that may be of several kinds has an error for each."""
+    messages: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for error in errors:
+        # pydantic names the kind that it tried ("float", "literal['auto']") as if it were a key
+        kinds = ("float", "literal[")
+        place = ".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)) or "file"
+        message = error["msg"].removeprefix("Value error, ")
+        seen = messages.setdefault(place, [])
+        seen.append(message.removeprefix("Input should be ") if seen else message)
+        given = error.get("input")
+        shown[place] = f" (found {given!r})" if isinstance(given, str | int | float) else ""
+    return [f"{place}: {' or '.join(found)}{shown[place]}" for place, found in messages.items()]
 
 
 def _preset_file(preset: str) -> Path:

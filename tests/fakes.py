@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from expo_search.evaluator import Completion, Switch
 from expo_search.objective import Evaluation
@@ -38,16 +40,28 @@ def expected_reward(alpha: float, prompt: Prompt, best: float = BEST) -> float:
     return 3.0 * unit(prompt.id) - 4.0 * (alpha - best) ** 2
 
 
+def normal(*parts: object) -> float:
+    """A draw of the standard normal distribution that depends on the parts alone."""
+    return NormalDist().inv_cdf(unit(*parts) + 2**-49)
+
+
 @dataclass
 class FakeModel:
     """Answers in a shuffled order. `asked` keeps every (alpha, prompt id) that it was asked for.
 
     Attributes:
         weights: stands for the checkpoints; another string gives other fingerprints.
+        collapse: from this alpha on every answer is cut off in the middle of a loop.
+        stretch: how many times as long an alpha's answers are.
         dies_after: answers until `die` is called; None: never.
+        restarts: how often it was started anew, after which it does not die any more but `dies_again` times.
     """
 
     weights: str = "w"
+    restarts: int = 0
+    dies_again: int = 0
+    collapse: float = math.inf
+    stretch: Callable[[float], float] = lambda _: 1.0
     dies_after: int | None = None
     die: Callable[[], None] = field(default=lambda: _raise(Killed()))
     asked: list[tuple[float, str]] = field(default_factory=list)
@@ -57,22 +71,38 @@ class FakeModel:
         self.alphas.append(alpha)
         return Switch(alpha, 0.0, hashlib.sha256(f"{self.weights} {alpha!r}".encode()).hexdigest()[:32])
 
+    def restart(self) -> None:
+        self.restarts += 1
+        self.alphas.append(math.nan)  # of which no answer can be made: the alpha must be set anew
+        self.dies_after = None if self.restarts > self.dies_again else len(self.asked) + 1
+
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
         alpha = self.alphas[-1]
+        assert not math.isnan(alpha)
         for prompt in sorted(prompts, key=lambda p: unit("order", p.id)):
             if self.dies_after is not None and len(self.asked) >= self.dies_after:
                 self.die()
             self.asked.append((alpha, prompt.id))
-            n_tokens = 1 + int(9 * unit("length", prompt.id))
+            usual = 1 + int(9 * unit("length", prompt.id))
+            said, cut, n_tokens = [alpha, prompt.id], usual > 8, round(usual * self.stretch(alpha))
+            if alpha >= self.collapse:
+                said, cut = [*said, "and on and on " * 20], True
             yield n_tokens
-            yield Completion(prompt, json.dumps([alpha, prompt.id]), n_tokens, "length" if n_tokens > 8 else "stop")
+            yield Completion(prompt, json.dumps(said), n_tokens, "length" if cut else "stop")
 
 
 @dataclass
 class FakeScorer:
-    """`expected_reward` of what the text says. `scored` keeps the texts."""
+    """`expected_reward` of what the text says. `scored` keeps the texts.
+
+    Attributes:
+        truth: mean reward over that at alpha = 0, in place of the parabola.
+        noise: standard deviation of a reward about it, drawn anew for each alpha and prompt.
+    """
 
     best: float = BEST
+    truth: Callable[[float], float] | None = None
+    noise: float = 0.0
     dies_after: int | None = None
     die: Callable[[], None] = field(default=lambda: _raise(Killed()))
     scored: list[str] = field(default_factory=list)
@@ -82,12 +112,19 @@ class FakeScorer:
         for c in completions:
             if self.dies_after is not None and len(self.scored) >= self.dies_after:
                 self.die()
-            alpha, prompt_id = json.loads(c.text)
+            alpha, prompt_id, *_ = json.loads(c.text)
             assert prompt_id == c.prompt.id, "the answer of another prompt"
-            rewards.append(expected_reward(alpha, c.prompt, self.best))
+            rewards.append(self.reward(alpha, c.prompt))
             self.scored.append(c.text)
             on_scored(1)
         return rewards, 0
+
+    def reward(self, alpha: float, prompt: Prompt) -> float:
+        if self.truth is None:
+            level = expected_reward(alpha, prompt, self.best)
+        else:
+            level = 3.0 * unit(prompt.id) + self.truth(alpha)
+        return level + (self.noise * normal("noise", alpha, prompt.id) if self.noise else 0.0)
 
 
 @dataclass
@@ -111,14 +148,23 @@ class FakeWatcher:
 
 
 def make_evaluation(trial: int, alpha: float, difference: float, se: float, n: int = 100) -> Evaluation:
-    """An evaluation whose control has mean reward 1."""
+    """A whole evaluation whose control has mean reward 1."""
+    gain = Estimate(difference, se, n)
     return Evaluation(
         trial=trial,
         alpha=alpha,
         reward=Estimate(1.0 + difference, 0.5, n),
-        difference=Estimate(difference, se, n),
+        difference=gain,
+        gain=gain,
+        win_rate=Estimate(0.5, 0.05, n),
+        length_controlled=gain,
+        outcome="complete",
+        broken=(),
+        excess={},
         mean_length=12.5,
+        length_ratio=1.0,
         share_cut=0.25,
+        share_repeating=0.0,
         n_reward_cut=3,
         fingerprint=f"{trial:032x}",
         switch_s=0.1,
@@ -126,6 +172,8 @@ def make_evaluation(trial: int, alpha: float, difference: float, se: float, n: i
         score_s=1.0,
         other_s=0.05,
         n_generated=1250,
+        n_tokens=1250,
+        covariances={},
     )
 
 

@@ -10,7 +10,7 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, m
 from expo_search.confirm import confirm, confirmations
 from expo_search.objective import Objective
 from expo_search.prompts import Prompt
-from expo_search.statistics import estimate
+from expo_search.statistics import Kind, estimate, gain
 from expo_search.store import Store
 
 PROMPTS = make_prompts(8)
@@ -33,6 +33,31 @@ def test_the_winner_is_paired_with_alpha_zero_on_the_fresh_prompts_and_the_resul
     assert found.estimate == estimate([w - c for w, c in zip(winner, control, strict=True)])
     assert (found.reward, found.control_reward) == (estimate(winner).mean, estimate(control).mean)
     assert confirmations(store) == confirmations(Store(store.url, "s")) == {4: found}
+
+
+@pytest.mark.parametrize("kind", ["reward", "win-rate", "length-controlled"])
+def test_the_gain_is_by_the_studys_objective(store: Store, kind: Kind) -> None:
+    model, scorer = FakeModel(stretch=lambda a: 1 + a), FakeScorer(noise=0.5)
+    found = confirm(
+        store,
+        Objective(model, scorer, store, PROMPTS, FakeWatcher(), part="confirm", kind=kind),
+        4,
+        0.3,
+        PROMPTS,
+    )
+    winner, control = store.rated(4, "confirm"), store.rated(0, "confirm")
+    assert found.estimate == gain(winner, control, kind)
+    others = {k for k in ("reward", "win-rate", "length-controlled") if k != kind}
+    assert all(found.difference != gain(winner, control, k).mean for k in others)  # type: ignore[arg-type]
+
+
+def test_a_confirmation_is_no_race(store: Store) -> None:
+    """A winner that falls behind on the fresh prompts is measured on all of them all the same."""
+    many = make_prompts(40)
+    scorer = FakeScorer(truth=lambda a: -9.0 * (a > 0), noise=0.1)
+    fresh = Objective(FakeModel(collapse=0.3), scorer, store, many, FakeWatcher(), part="confirm")
+    found = confirm(store, fresh, 4, 0.3, many)
+    assert (found.n, found.estimate.high < 0) == (40, True)
 
 
 def test_a_killed_confirmation_goes_on_and_a_finished_one_costs_nothing(store: Store) -> None:

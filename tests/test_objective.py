@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from expo_search.errors import SettingsChanged
 from expo_search.evaluator import Completion
 from expo_search.objective import Evaluation, Objective
 from expo_search.prompts import Prompt
-from expo_search.statistics import estimate
+from expo_search.statistics import Estimate, estimate
 from expo_search.store import Store
 
 PROMPTS = make_prompts(12)
@@ -50,7 +51,13 @@ def test_an_evaluation_holds_the_numbers_that_follow_from_its_answers(store: Sto
     lengths = [1 + int(9 * unit("length", p.id)) for p in PROMPTS]
     assert (found.trial, found.alpha) == (1, 0.3)
     assert found.reward == estimate(rewards)
-    assert found.difference == estimate(differences)
+    assert found.difference == found.gain == estimate(differences)
+    assert found.win_rate.mean == sum(d > 0 for d in differences) / 12
+    assert found.length_controlled.mean == pytest.approx(found.difference.mean, rel=1e-12), (
+        "lengths are as at alpha = 0"
+    )
+    assert (found.outcome, found.broken, found.length_ratio, found.share_repeating) == ("complete", (), 1.0, 0.0)
+    assert found.n_tokens == found.n_generated
     assert found.mean_length == sum(lengths) / 12
     assert found.share_cut == sum(n > 8 for n in lengths) / 12
     assert found.n_generated == sum(lengths)
@@ -101,6 +108,8 @@ def test_generation_goes_on_at_the_first_prompt_without_an_answer(store: Store, 
     found = objective(store, second, watcher=watcher).evaluate(0, 0.0)
     assert watcher.starts == [(0, 0.0, 12, dies_after)]
     assert sorted(first.asked + second.asked) == sorted((0.0, p.id) for p in PROMPTS)
+    assert found.n_tokens == sum(1 + int(9 * unit("length", p.id)) for p in PROMPTS)
+    assert found.n_generated == watcher.n_tokens <= found.n_tokens
     assert found.reward == estimate([expected_reward(0.0, p) for p in PROMPTS])
 
 
@@ -142,8 +151,16 @@ def test_a_confirmation_is_paired_with_its_own_control_and_leaves_the_search_alo
 
 
 def test_an_evaluation_comes_back_whole_from_a_trials_attributes() -> None:
-    e = make_evaluation(3, 0.25, 0.1, 0.02)
-    assert Evaluation.from_attributes(3, 0.25, e.attributes()) == e
+    e = replace(
+        make_evaluation(3, 0.25, 0.1, 0.02),
+        gain=Estimate(0.05, 0.01, 100),
+        outcome="enough",
+        broken=("cut off", "length"),
+        excess={"cut off": 0.1, "repeating": -0.1, "length": 0.5},
+        covariances={"1": 2e-4, "2": -1e-5},
+    )
+    stored = json.loads(json.dumps(e.attributes(), allow_nan=False))  # as the database keeps them
+    assert Evaluation.from_attributes(3, 0.25, stored) == e
 
 
 def test_a_scorer_that_returns_too_few_rewards_is_a_mistake_of_ours(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expo_search.errors import StudyError
+from expo_search.sampler import bounds
 from expo_search.study import StudySpec, load_study, preset_names, studies_folder
 
 _SFT_FULL = "alignment-handbook/zephyr-7b-sft-full"
@@ -73,10 +74,18 @@ def test_prompts_sampling_and_reward_model_are_the_papers(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("sampler", ["expo", "gp", "tpe", "grid", "random"])
 @pytest.mark.parametrize("name", TABLE)
-def test_the_published_alpha_lies_strictly_inside_the_range_that_is_searched(name: str) -> None:
+def test_the_published_alpha_lies_strictly_inside_the_range_that_is_searched(name: str, sampler: str) -> None:
+    spec = load_study(preset=name, overrides={"search": {"sampler": sampler}}, trust_remote_code=True)
+    low, high = bounds(spec.search, spec.pair.published_alpha)
+    assert low < TABLE[name][2] < high
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_preset_sets_a_range_that_would_censor_the_optimum(name: str) -> None:
     search = _load(name).search
-    assert search.alpha_min < TABLE[name][2] < search.alpha_max
+    assert (search.alpha_min, search.alpha_max) == ("auto", "auto")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,4 +1,4 @@
-"""Samplers on a smooth curve whose best alpha is known, and the points that a study starts with."""
+"""Optuna's samplers on a smooth curve whose best alpha is known, and the points that a study starts with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def replace_range(spec: SearchSpec, low: float, high: float) -> SearchSpec:
     ("sampler", "n_trials", "tolerance"), [("gp", 9, 0.01), ("tpe", 15, 0.1), ("grid", 11, 0.05), ("random", 15, 0.15)]
 )
 def test_every_sampler_finds_a_known_best_alpha(url: str, sampler: str, n_trials: int, tolerance: float) -> None:
-    found, _ = run(url, n_trials, SearchSpec(sampler=sampler, seed=1))  # type: ignore[arg-type]
+    spec = SearchSpec(sampler=sampler, alpha_min=0.0, alpha_max=1.0, seed=1)  # type: ignore[arg-type]
+    found, _ = run(url, n_trials, spec)
     best = max(found, key=lambda e: e.reward.mean)
     assert len(found) == n_trials
     assert abs(best.alpha - BEST) <= tolerance
@@ -39,7 +40,7 @@ def test_every_sampler_finds_a_known_best_alpha(url: str, sampler: str, n_trials
 
 
 def test_the_points_a_study_starts_with_are_zero_the_published_one_then_halves_of_the_upper_end() -> None:
-    spec = SearchSpec(alpha_max=16.0)
+    spec = SearchSpec(sampler="gp", alpha_max=16.0)
     assert start_points(spec, None, 20) == [0, 4, 8, 2, 16]
     assert start_points(spec, 0.3, 20) == [0, 0.3, 4, 8, 2]
     assert start_points(spec, 4.0, 20) == [0, 4, 8, 2, 16]
@@ -47,6 +48,16 @@ def test_the_points_a_study_starts_with_are_zero_the_published_one_then_halves_o
     assert start_points(replace_range(spec, 3.0, 16.0), None, 20) == [0, 4, 8, 16]
     assert start_points(replace_range(spec, -2.0, -1.0), None, 20) == [0, -1]
     assert len(start_points(spec, 0.3, 20)) == N_START
+
+
+def test_without_a_range_the_points_reach_twice_the_published_alpha() -> None:
+    assert start_points(SearchSpec(sampler="gp"), 8.0, 20) == [0, 8, 4, 2, 16]
+    assert start_points(SearchSpec(sampler="tpe"), None, 20) == [0, 0.25, 0.5, 0.125, 1]
+
+
+def test_random_starts_with_zero_and_the_published_alpha_and_expo_with_zero_alone() -> None:
+    assert start_points(SearchSpec(sampler="random"), 0.3, 20) == [0, 0.3]
+    assert start_points(SearchSpec(sampler="expo"), 0.3, 20) == [0]
 
 
 @pytest.mark.parametrize(("low", "published"), [(0.0, None), (0.0, 0.3), (0.5, None), (0.5, 0.7), (0.5, 0.1)])

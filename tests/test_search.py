@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ class DyingObjective(Objective):
 
     dies_in, place, die = 0, "never", staticmethod(end_process)
 
-    def evaluate(self, trial: int, alpha: float) -> Evaluation:
+    def evaluate(self, trial: int, alpha: float, **options: Any) -> Evaluation:
         if (trial, self.place) == (self.dies_in, "before evaluating"):
             self.die()
-        found = super().evaluate(trial, alpha)
+        found = super().evaluate(trial, alpha, **options)
         if (trial, self.place) == (self.dies_in, "before telling"):
             self.die()
         return found
@@ -79,9 +80,9 @@ def raise_killed() -> None:
     raise Killed
 
 
-def outcome(found: list[Evaluation]) -> list[tuple[object, ...]]:
-    """Everything but times."""
-    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.share_cut, e.fingerprint) for e in found]
+def outcome(found: list[Evaluation]) -> list[Evaluation]:
+    """Everything but times, and counts of one run."""
+    return [replace(e, switch_s=0, generate_s=0, score_s=0, other_s=0, n_generated=0) for e in found]
 
 
 def states(url: str) -> list[str]:
@@ -102,20 +103,21 @@ def rows(url: str, query: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Evaluation]:
     """The outcome of a random search of 4 trials that nothing interrupts."""
     return outcome(run(f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}", 4)[0])
 
 
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "grid", "random"])
+@pytest.mark.parametrize("sampler", ["expo", "gp", "tpe", "grid", "random"])
 def test_alpha_zero_is_trial_zero_and_the_published_alpha_comes_second(url: str, sampler: str) -> None:
     found, model = run(url, 2, SearchSpec(sampler=sampler), published=0.123)  # type: ignore[arg-type]
     assert [e.trial for e in found] == [0, 1]
     assert [e.alpha for e in found] == model.alphas == [0.0, 0.123]
 
 
-def test_a_range_without_zero_is_searched_with_alpha_zero_as_control_and_no_warning(url: str) -> None:
-    spec = SearchSpec(alpha_min=0.3, alpha_max=0.5, seed=2)
+@pytest.mark.parametrize("sampler", ["expo", "gp"])
+def test_a_range_without_zero_is_searched_with_alpha_zero_as_control_and_no_warning(url: str, sampler: str) -> None:
+    spec = SearchSpec(alpha_min=0.3, alpha_max=0.5, sampler=sampler, tolerance=0, seed=2)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, _ = run(url, 7, spec, published=0.9)
@@ -126,7 +128,7 @@ def test_a_range_without_zero_is_searched_with_alpha_zero_as_control_and_no_warn
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_killed_search_that_is_run_again_ends_as_an_unbroken_one(
-    url: str, unbroken: list[tuple[object, ...]], place: str
+    url: str, unbroken: list[Evaluation], place: str
 ) -> None:
     with pytest.raises(Killed):
         run(url, 4, place=place, die=raise_killed)
@@ -141,7 +143,7 @@ def test_a_killed_search_that_is_run_again_ends_as_an_unbroken_one(
 
 @pytest.mark.parametrize("place", ["generating", "before telling"])
 def test_a_search_whose_process_ends_at_once_loses_nothing_that_was_stored(
-    url: str, unbroken: list[tuple[object, ...]], place: str
+    url: str, unbroken: list[Evaluation], place: str
 ) -> None:
     code = f"import test_search; test_search.run({url!r}, 4, place={place!r})"
     killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
@@ -154,7 +156,7 @@ def test_a_search_whose_process_ends_at_once_loses_nothing_that_was_stored(
     assert states(url) == ["COMPLETE"] * 4
 
 
-def test_a_search_killed_again_and_again_ends_as_an_unbroken_one(url: str, unbroken: list[tuple[object, ...]]) -> None:
+def test_a_search_killed_again_and_again_ends_as_an_unbroken_one(url: str, unbroken: list[Evaluation]) -> None:
     for n_answers in (2, 5, 1):
         store = Store(url, "s")
         model = FakeModel(dies_after=n_answers, die=raise_killed)
@@ -170,7 +172,7 @@ def test_a_search_killed_again_and_again_ends_as_an_unbroken_one(url: str, unbro
 
 
 def test_a_study_goes_on_to_a_larger_number_of_trials_as_if_asked_for_it_at_once(
-    url: str, unbroken: list[tuple[object, ...]]
+    url: str, unbroken: list[Evaluation]
 ) -> None:
     for n_trials in (1, 2, 4):
         found, _ = run(url, n_trials)
@@ -178,9 +180,12 @@ def test_a_study_goes_on_to_a_larger_number_of_trials_as_if_asked_for_it_at_once
     assert outcome(found) == unbroken
 
 
-def test_a_gaussian_process_that_is_killed_and_then_asked_for_more_goes_on_as_an_unbroken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["gp", "expo"])
+def test_a_model_of_the_curve_that_is_killed_and_then_asked_for_more_goes_on_as_an_unbroken_one(
+    tmp_path: Path, sampler: str
+) -> None:
     broken, whole = (f"sqlite:///{tmp_path / name}.db" for name in ("broken", "whole"))
-    spec = SearchSpec(seed=3)
+    spec = SearchSpec(sampler=sampler, tolerance=0, seed=3)  # type: ignore[arg-type]
     with pytest.raises(Killed):
         run(broken, 7, spec, place="generating", dies_in=N_START, die=raise_killed)
     run(broken, 7, spec)
@@ -204,7 +209,7 @@ def test_a_study_that_has_its_trials_runs_none(url: str) -> None:
 
 
 def test_changed_weights_of_a_killed_study_are_refused_and_it_can_still_go_on(
-    url: str, unbroken: list[tuple[object, ...]]
+    url: str, unbroken: list[Evaluation]
 ) -> None:
     with pytest.raises(Killed):
         run(url, 4, place="generating", die=raise_killed)
@@ -232,5 +237,30 @@ def test_finished_trials_are_told_in_order_with_their_attributes_in_the_database
     objective = Objective(FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
     found = search(store, objective, RANDOM, 3, on_trial=told.append)
     assert told == found == evaluations(Store(url, "s").study)
-    assert [t.value for t in store.study.trials] == [e.reward.mean for e in found]
+    assert [t.value for t in store.study.trials] == [e.gain.mean for e in found]
     assert store.study.best_trial.user_attrs["fingerprint"] == max(found, key=lambda e: e.reward.mean).fingerprint
+
+
+def test_a_trial_that_is_evaluated_can_be_given_more_before_it_is_told(url: str) -> None:
+    """Optuna takes artifacts and attributes of a trial only until it is told."""
+    seen: list[tuple[int, str]] = []
+
+    def before_tell(trial: Any, e: Evaluation) -> None:
+        trial.set_user_attr("picture", f"of {e.alpha}")
+        seen.append((e.trial, states(url)[e.trial]))
+
+    store = Store(url, "s")
+    objective = Objective(FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+    found = search(store, objective, RANDOM, 3, before_tell=before_tell)
+    assert seen == [(0, "RUNNING"), (1, "RUNNING"), (2, "RUNNING")]
+    assert [t.user_attrs["picture"] for t in store.study.trials] == [f"of {e.alpha}" for e in found]
+
+
+def test_the_first_step_is_kept_although_the_delta_is_measured_anew(url: str) -> None:
+    def go(n_trials: int, relative_delta: float) -> list[float]:
+        store = Store(url, "s")
+        objective = Objective(FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+        return [e.alpha for e in search(store, objective, SearchSpec(), n_trials, relative_delta=relative_delta)]
+
+    assert go(1, 0.01) == [0.0]
+    assert go(2, 0.004) == [0.0, 0.1], "0.004 would give a first step of 0.25"

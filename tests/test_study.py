@@ -36,7 +36,27 @@ def test_the_defaults_are_the_papers_settings() -> None:
     assert (s.presence_penalty, s.frequency_penalty) == (0.1, 0.1)
     assert (spec.prompts.source, spec.prompts.split) == ("HuggingFaceH4/ultrafeedback_binarized", "test_gen")
     assert spec.prompts.n == 1000
-    assert (spec.search.alpha_min, spec.search.sampler, spec.name) == (0.0, "gp", "custom")
+    assert spec.name == "custom"
+
+
+def test_without_a_range_the_search_finds_its_own_and_stops_what_cannot_win() -> None:
+    search = load_study(overrides={"pair": PAIR}).search
+    assert (search.alpha_min, search.alpha_max, search.sampler) == ("auto", "auto", "expo")
+    assert (search.racing, search.objective) == (True, "reward")
+    assert 0 < search.tolerance < 1
+
+
+def test_a_bound_may_be_a_number_or_auto_also_as_a_word_of_the_command_line() -> None:
+    given = {"alpha_min": "-0.5", "alpha_max": "auto"}
+    search = load_study(overrides={"pair": PAIR, "search": given}).search
+    assert (search.alpha_min, search.alpha_max) == (-0.5, "auto")
+
+
+def test_guardrails_are_part_of_the_study_file(tmp_path: Path) -> None:
+    limits = "[guardrails]\ncut_off_rise = 0.05\nlength_ratio = 1.5\n"
+    guardrails = load_study(file=write(tmp_path, PAIR_TOML + limits)).guardrails
+    assert (guardrails.cut_off_rise, guardrails.length_ratio) == (0.05, 1.5)
+    assert guardrails.repeating_rise == load_study(overrides={"pair": PAIR}).guardrails.repeating_rise
 
 
 def test_options_lie_over_the_file_and_the_file_over_its_preset(tmp_path: Path) -> None:
@@ -97,7 +117,13 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     ("table", "values", "found"),
     [
         ("search", {"alpha_min": 2.0, "alpha_max": 1.0}, "alpha_min 2 is not below alpha_max 1"),
-        ("search", {"alpha_min": 1.0}, "alpha_min 1 is not below alpha_max 1"),
+        ("search", {"alpha_min": 1.0, "alpha_max": 1.0}, "alpha_min 1 is not below alpha_max 1"),
+        ("search", {"alpha_max": "wide"}, "search.alpha_max"),
+        ("search", {"objective": "length"}, "search.objective"),
+        ("search", {"tolerance": 1.0}, "search.tolerance"),
+        ("search", {"tolerance": -0.01}, "search.tolerance"),
+        ("guardrails", {"cut_off_rise": -0.1}, "guardrails.cut_off_rise"),
+        ("guardrails", {"length_ratio": 0.9}, "guardrails.length_ratio"),
         ("search", {"alpha_max": math.nan}, "search.alpha_max"),
         ("search", {"alpha_min": -math.inf}, "search.alpha_min"),
         ("search", {"seed": -1}, "search.seed"),
@@ -169,7 +195,7 @@ tables = st.dictionaries(
     scalar
     | st.dictionaries(
         st.sampled_from(
-            ["aligned", "n", "temperature", "alpha_min", "alpha_max", "seed", "max_tokens", "max_model_len", "x"]
+            ["aligned", "n", "temperature", "alpha_min", "alpha_max", "tolerance", "seed", "max_tokens", "x"]
         ),
         scalar,
     ),
@@ -186,7 +212,10 @@ def test_any_values_give_a_spec_within_its_bounds_or_a_study_error(
     except StudyError:
         return
     assert isinstance(spec, StudySpec)
-    assert -math.inf < spec.search.alpha_min < spec.search.alpha_max < math.inf
+    given_range = [end for end in (spec.search.alpha_min, spec.search.alpha_max) if end != "auto"]
+    assert all(isinstance(end, float) and math.isfinite(end) for end in given_range)
+    assert len(set(given_range)) == len(given_range)
+    assert sorted(given_range) == given_range
     assert spec.sampling.max_tokens < spec.engine.max_model_len
 
 
