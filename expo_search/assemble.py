@@ -2,20 +2,16 @@
 
 In: a GGUF file; or a base checkpoint folder and a LoRA adapter folder in PEFT's format
 (`adapter_config.json`, `adapter_model.safetensors`). Out: a folder that transformers and vLLM load as any
-other (`model.safetensors` in bfloat16, `config.json`, `generation_config.json`, tokenizer, chat template).
+other (safetensors, `config.json`, `generation_config.json`, tokenizer, chat template).
 
 Invariants: a folder appears under its final name only when it is complete (it is written beside it and
-renamed); the same input on the same machine gives the same bytes; weights are merged in float32 and rounded
-to bfloat16 once.
-
-A LoRA merge is W + (lora_alpha / r) B A, with A of shape (r, in) and B of shape (out, r): Hu et al., "LoRA",
-section 4.1.
+renamed); the same input on the same machine gives the same bytes; weights are merged in float32 and rounded once,
+to the base's dtype, or to bfloat16 where there is none.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -25,14 +21,16 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_search.adapter import check_fits, merged, open_adapter, write_merged
+from expo_search.beside import copy_small_files, copy_tokenizer
+from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import PairError
+from expo_search.publish import published
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-LORA_VARIANTS = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias")
-PEFT_PREFIX = "base_model.model."
+_HEAD = "score.weight"
 
 
 def dequantise_gguf(gguf: Path, out: Path) -> None:
@@ -67,18 +65,20 @@ def dequantise_gguf(gguf: Path, out: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
-    """Write `base` with a causal-LM LoRA adapter merged into its weights. About 2 s for 135 M weights.
+def merge_adapter(base: Path, adapter: Path, out: Path, *, code: bool = False) -> None:
+    """Write `base` with a causal-LM LoRA adapter merged into its weights; the tokenizer is the adapter's if it has one.
+
+    `code` copies the base's own Python as well. About 2 s for 135 M weights.
 
     Raises: PairError: a file is missing, the adapter is no plain LoRA or fits another base, or `out` exists
         already.
     """
+    checkpoint, lora = open_checkpoint(base, role="base"), open_adapter(adapter)
+    check_fits(lora, checkpoint)
     with _published(out) as folder:
-        weights, extra = _merged(base, adapter)
-        if extra:
-            raise _misfit(adapter, f"tensors that are no LoRA factors: {', '.join(sorted(extra))}")
-        _save_weights(weights, folder)
-        _copy(base, folder, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+        write_merged(lora, checkpoint, folder)
+        copy_small_files(base, folder, code=code)
+        copy_tokenizer(adapter, folder)
 
 
 def merge_reward_adapter(base: Path, adapter: Path, out: Path) -> None:
@@ -93,18 +93,19 @@ def merge_reward_adapter(base: Path, adapter: Path, out: Path) -> None:
     Raises: PairError: a file is missing, the adapter is no plain LoRA with a score head, fits another base,
         or `out` exists.
     """
+    from safetensors.torch import load_file
+
+    checkpoint, lora = open_checkpoint(base, role="base"), open_adapter(adapter, extra=(_HEAD,))
+    check_fits(lora, checkpoint)
     with _published(out) as folder:
-        weights, extra = _merged(base, adapter)
-        if set(extra) != {"score.weight"}:
-            beside = ", ".join(sorted(extra)) or "nothing"
-            raise _misfit(adapter, f"{beside} beside the LoRA factors", "score.weight alone")
-        config = _read_json(base / "config.json")
+        config = dict(checkpoint.config)
         if (adapter / "layers.json").is_file():
             config |= _read_json(adapter / "layers.json")
         n_layers = config["num_hidden_layers"]
-        body = {name: tensor for name, tensor in weights.items() if _in_body(name, n_layers)}
-        _save_weights(body | extra, folder)
-        _copy(base, folder, TOKENIZER_FILES)
+        weights = {name: merged(lora, checkpoint, name) for name in checkpoint.tensors if _in_body(name, n_layers)}
+        weights[_HEAD] = load_file(lora.others[_HEAD].file)[lora.others[_HEAD].name]
+        _save_weights(weights, folder)
+        copy_tokenizer(base, folder)
         _copy(adapter, folder, ("chat_template.jinja",))
         family = config["architectures"][0].removesuffix("ForCausalLM")
         config |= {"architectures": [f"{family}ForSequenceClassification"], "pad_token_id": 0}
@@ -117,38 +118,6 @@ def _in_body(name: str, n_layers: int) -> bool:
     """Whether a causal LM's tensor belongs to a classifier on its lowest `n_layers` layers."""
     layer = re.search(r"\.layers\.(\d+)\.", name)
     return name != "lm_head.weight" and (layer is None or int(layer[1]) < n_layers)
-
-
-def _merged(base: Path, adapter: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The base's tensors in float32 with the LoRA products added, and what else the adapter holds."""
-    from safetensors.torch import load_file
-
-    for file in (base / "config.json", base / "model.safetensors", *_adapter_files(adapter)):
-        if not file.is_file():
-            raise PairError(where=str(file), found="no such file", expected="that file", do="check the folder")
-    config = _read_json(adapter / "adapter_config.json")
-    used = [name for name in LORA_VARIANTS if config.get(name)]
-    if config.get("peft_type") != "LORA" or used:
-        raise _misfit(adapter, " ".join([str(config.get("peft_type")), *used]), "plain LoRA")
-    weights = {name: tensor.float() for name, tensor in load_file(base / "model.safetensors").items()}
-    factors = load_file(adapter / "adapter_model.safetensors")
-    parts = {name.removeprefix(PEFT_PREFIX): tensor.float() for name, tensor in factors.items()}
-    scale = config["lora_alpha"] / config["r"]
-    for name in [name for name in parts if name.endswith(".lora_A.weight")]:
-        target, a = name.replace(".lora_A.weight", ".weight"), parts.pop(name)
-        b = parts.pop(name.replace("lora_A", "lora_B"), None)
-        if b is None or target not in weights or weights[target].shape != (b.shape[0], a.shape[1]):
-            raise _misfit(adapter, f"factors for {target} that do not fit it")
-        weights[target] += (b @ a) * scale
-    return weights, parts
-
-
-def _adapter_files(adapter: Path) -> tuple[Path, Path]:
-    return adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
-
-
-def _misfit(adapter: Path, found: str, expected: str = "LoRA factors that fit the base") -> PairError:
-    return PairError(where=str(adapter), found=found, expected=expected, do="give this base's own adapter")
 
 
 def _plain_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -190,24 +159,23 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _published(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well, else is removed.
+    """A new folder that appears as `out` when it is whole.
 
     Where another process published the same folder in the meantime, its copy stays: the bytes are the same.
     """
     if out.exists():
         raise PairError(where=str(out), found="exists already", expected="a new folder", do="name another")
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        yield folder
-        try:
-            folder.rename(out)
-        except OSError:
-            if not out.is_dir():
-                raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with published(out) as folder:
+            yield folder
+    except FileExistsError:
+        if not out.is_dir():
+            raise
+    except OSError as fault:
+        raise PairError(
+            where=str(out), found=str(fault), expected="a folder that can be written to",
+            do="free room, or set EXPO_SEARCH_CACHE to another folder",
+        ) from fault  # fmt: skip
 
 
 @contextmanager

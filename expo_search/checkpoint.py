@@ -1,4 +1,4 @@
-"""A folder of safetensors -> its tensors by name, read one at a time; and the way back, in shards.
+"""A folder of safetensors -> its tensors by name, read one at a time.
 
 Files are matched by tensor name, never by file: the shards of an aligned model need not line up with those of its
 SFT model. Headers alone are read for checking, so that bad input is found before an engine starts.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SAMPLE_BYTES = 4096
 # Rotary tables of old Llama checkpoints: constants, which every engine computes anew.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
@@ -59,6 +61,21 @@ class Checkpoint:
             digest.update(f"{name} {t.dtype} {t.shape} {t.n_bytes}\n".encode())
         for file in sorted({t.file for t in self.tensors.values()}):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def sample_hash(self) -> str:
+        """16 hex digits over the middle 4 KiB of every tensor: cheap, and other weights of these shapes differ in it.
+
+        Not a proof that two checkpoints are equal; the engine's fingerprints are.
+        """
+        digest = hashlib.sha256()
+        with ExitStack() as stack:
+            files = {f: stack.enter_context(f.open("rb")) for f in {t.file for t in self.tensors.values()}}
+            for name in sorted(self.tensors):
+                t = self.tensors[name]
+                files[t.file].seek(t.offset + max(0, t.n_bytes - _SAMPLE_BYTES) // 2)
+                digest.update(files[t.file].read(min(t.n_bytes, _SAMPLE_BYTES)))
         return digest.hexdigest()[:16]
 
     def read(self, name: str) -> torch.Tensor:
@@ -155,40 +172,3 @@ def _weight_files(path: Path, where: str) -> list[Path]:
             do="convert it on a machine you trust: model.save_pretrained(DIR, safe_serialization=True)",
         )
     return files
-
-
-def write_sharded(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, max_shard_bytes: int = 5 << 30) -> None:
-    """Write tensors, one at a time, as model-XXXXX-of-YYYYY.safetensors with an index (or one model.safetensors).
-
-    At most one shard is held in memory. `folder` must exist and be empty of weights.
-    """
-    from safetensors.torch import save_file
-
-    shards: list[tuple[Path, list[str]]] = []
-    held: dict[str, torch.Tensor] = {}
-    held_bytes = total_bytes = 0
-
-    def flush() -> None:
-        nonlocal held, held_bytes
-        part = folder / f"part-{len(shards):05d}.safetensors"
-        save_file(held, part, metadata={"format": "pt"})
-        shards.append((part, list(held)))
-        held, held_bytes = {}, 0
-
-    for name, tensor in tensors:
-        if held and held_bytes + tensor.nbytes > max_shard_bytes:
-            flush()
-        held[name] = tensor.contiguous()
-        held_bytes += tensor.nbytes
-        total_bytes += tensor.nbytes
-    flush()
-    if len(shards) == 1:
-        shards[0][0].rename(folder / SINGLE)
-        return
-    weight_map: dict[str, str] = {}
-    for i, (part, names) in enumerate(shards, 1):
-        final = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        part.rename(folder / final)
-        weight_map.update(dict.fromkeys(names, final))
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

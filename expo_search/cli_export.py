@@ -1,8 +1,9 @@
-"""The commands that write the model of a study: `export`."""
+"""The commands that hand on the model of a study: `export`, and `reproduce`, which evaluates an exported one again."""
 
 from __future__ import annotations
 
-import sys
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,10 @@ from rich.text import Text
 
 from expo_search.errors import StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import Quiet, Storage, console_on, known_study
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, plain, say_on, terminal
+
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def export_model(
@@ -22,29 +26,81 @@ def export_model(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; aligned's by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one file: 5GB, 500MB, 2GiB.")] = "5GB",
+    as_adapter: Annotated[
+        bool, typer.Option("--as-adapter", help="Write the pair's LoRA adapter, rescaled, not a checkpoint.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Load it in a fresh engine and compare with the trial, or leave nothing.")
+    ] = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload it, once it is whole.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="To a private repository.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an exported folder; export an alpha that was not evaluated.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
-    from expo_search.export import export_study
+    from expo_search.export_study import Wanted, export_study
 
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
-    err = console_on(sys.stderr)
-    with _bytes_bar(err, quiet) as on_bytes:
+    shard_bytes = size_in_bytes(max_shard_size)
+    wanted = Wanted(out, alpha, dtype, shard_bytes, force, as_adapter, verify, push_to_hub, private, trust_remote_code)
+    with terminal(log) as (_, err):
+        say = say_on(err, quiet)
         name = known_study(study, storage)
-        chosen = export_study(storage, name, out, alpha=alpha, dtype=dtype, force=force, on_bytes=on_bytes)
-    if not quiet:
-        err.print(Text(f"alpha = {chosen:.6g} of study {name} written to {out}"), soft_wrap=True)
+        with _bytes_bar(err, quiet) as on_bytes:
+            chosen = export_study(storage, name, wanted, say, on_bytes)
+        say(f"alpha = {chosen:.6g} of study {name} written to {out}")
+
+
+def reproduce_model(
+    exported: Annotated[Path, typer.Argument(metavar="DIR_OR_JSON", help="An exported folder, or its expo.json.")],
+    trust_remote_code: TrustRemoteCode = False,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
+    from expo_search.progress import Progress
+    from expo_search.provenance import read_provenance
+    from expo_search.reproduce import reproduce
+
+    found = read_provenance(exported)
+    with terminal(log) as (out, err):
+        with Progress(err, 2, 0, quiet=quiet) as progress:
+            again = reproduce(found, progress, say_on(err, quiet), trust_remote_code=trust_remote_code)
+        text = json.dumps(again.as_json(), indent=2) if as_json else again.report()
+        out.print(Text(plain(text)), soft_wrap=True)
+    if not again.same_weights:
+        raise typer.Exit(1)
+
+
+def size_in_bytes(text: str) -> int:
+    """ "5GB" -> 5 * 10**9; "2GiB" -> 2 * 2**30.
+
+    Raises:
+        StudyError: not a size.
+    """
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    size = int(float(parts[1]) * _UNITS.get(parts[2].upper(), 0)) if parts else 0
+    if size < 1:
+        raise StudyError(
+            where="--max-shard-size", found=repr(text), expected="a size such as 5GB, 500MB or 2GiB", do="give one"
+        )
+    return size
 
 
 @contextmanager
 def _bytes_bar(console: Console, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Progress of an export in bytes, with rate and time left."""
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("export", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -28,13 +28,18 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One entry of a safetensors header: dtype as the format names it ("BF16"), shape, and size on disk."""
+    """One entry of a safetensors header: dtype as the format names it ("BF16"), shape, and where its bytes are."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     n_bytes: int
     file: Path
+    offset: int = 0
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
 
 
 def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
@@ -51,7 +56,7 @@ def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
         prefix = stream.read(8)
         n = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
         if n < 0 or n > _MAX_HEADER_BYTES or 8 + n > size:
-            raise broken(f"a header of {n} bytes in a file of {size} bytes")
+            raise broken(f"a header of {n} bytes in a file of {size} bytes" if n >= 0 else f"a file of {size} bytes")
         try:
             header = json.loads(stream.read(n).decode(), object_pairs_hook=_unique)
             metadata = header.pop("__metadata__", None)
@@ -65,7 +70,7 @@ def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
         if start != end or stop > size - 8 - n:  # the format knows no gaps and no overlaps
             raise broken(f"tensor {name} at bytes {start}..{stop}, after one that ends at {end}, of {size - 8 - n}")
         end = stop
-        yield TensorInfo(name, dtype, shape, stop - start, file)
+        yield TensorInfo(name, dtype, shape, stop - start, file, 8 + n + start)
     if end != size - 8 - n:
         raise broken(f"tensors that end at byte {end} of {size - 8 - n}")
 

@@ -1,7 +1,7 @@
 """A `PairSpec` -> three local checkpoint folders: aligned, sft and reward model.
 
 Each comes from a folder, from the Hub (the whole snapshot, safetensors only), or from parts that ship with the
-package and are put together in the cache folder on first use.
+package and are put together in the cache folder on first use. So is an aligned model that is a base and an adapter.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import PairError
-from expo_search.study import PairSpec, PartsSpec, studies_folder
+from expo_search.remote_code import CONFIGS, check_code, is_commit
+from expo_search.study import PairSpec, PartsSpec, StudySpec, studies_folder
 
+LOCAL = "local"
 _WANTED = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -26,6 +29,8 @@ _WANTED = (
     "LICENSE*",
     "README.md",
 )
+# whose code is run, once it is trusted: nothing but tensors is read from the others
+_REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,27 @@ class Source:
     path: Path
     id: str
     revision: str
+    on_hub: bool = False
+
+    @property
+    def loadable(self) -> str:
+        """What other tools find it by: a Hub id, a path as it was given, or the folder it was built in."""
+        return self.id if self.on_hub or self.revision == LOCAL else str(self.path)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The three checkpoints of a search, all local."""
+    """The three checkpoints of a search, all local.
+
+    Attributes:
+        base, adapter: where aligned is a base with an adapter merged in, those two.
+    """
 
     aligned: Source
     sft: Source
     reward_model: Source
+    base: Source | None = None
+    adapter: Source | None = None
 
 
 def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Pair:
@@ -60,11 +77,22 @@ def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str]
     aligned, sft, reward_model = (
         _resolve(id, revision, role, trust_remote_code, say) if id else None for id, revision, role in given
     )
+    base, adapter = None, None
+    if spec.adapter and aligned:
+        base, adapter = aligned, _resolve(spec.adapter, None, "adapter", trust_remote_code, say, "adapter_config.json")
+        aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
     if aligned and sft and reward_model:
-        return Pair(aligned, sft, reward_model)
+        return Pair(aligned, sft, reward_model, base, adapter)
     assert spec.parts is not None, "PairSpec checks that all three are given where there are no parts"
     parts = _assemble(spec.parts, say)
     return Pair(aligned or parts.aligned, sft or parts.sft, reward_model or parts.reward_model)
+
+
+def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
+    """A spec with the revisions that were found on the Hub, where the next one to look may find others."""
+    sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
+    revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s.on_hub}
+    return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions)})
 
 
 def cache_folder() -> Path:
@@ -74,10 +102,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expo-search"
 
 
-def _resolve(id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+def _resolve(
+    id: str,
+    revision: str | None,
+    role: str,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+    first: str = "config.json",
+) -> Source:
+    """A folder, or the Hub's snapshot of an id; `first` is a small file that such a folder has."""
     path = Path(os.path.expanduser(id))  # noqa: PTH111  Path's own raises for a user that there is not
     if path.is_dir():
-        return Source(path.resolve(), id, "local")
+        if trust_remote_code and role in _REVISIONS:
+            check_code(path, f"{role} {id}")
+        return Source(path.resolve(), id, LOCAL)
     if path.is_absolute() or id.startswith((".", "~")) or id.count("/") != 1:
         raise PairError(
             where=f"{role} {id}",
@@ -85,20 +123,27 @@ def _resolve(id: str, revision: str | None, role: str, trust_remote_code: bool, 
             expected="a checkpoint folder or a Hub id",
             do="check the path",
         )
-    return _from_hub(id, revision, role, trust_remote_code, say)
+    return _from_hub(id, revision, role, trust_remote_code, say, first)
 
 
-def _from_hub(id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+def _from_hub(
+    id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None], first: str
+) -> Source:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [*_WANTED, *(["*.py"] if trust_remote_code else [])]
-    file = "config.json"
+    trusted, pinned = trust_remote_code and role in _REVISIONS, is_commit(revision)
+    wanted = [*_WANTED, *(["*.py"] if trusted and pinned else [])]
+    file = first
     try:
-        hf_hub_download(id, file, revision=revision)  # small, and fails fast
+        # small, and fails fast; everything else is taken from the same commit
+        commit = Path(hf_hub_download(id, file, revision=revision)).parent.name
+        if trusted:
+            configs = Path(snapshot_download(id, revision=commit, allow_patterns=list(CONFIGS)))
+            check_code(configs, f"{role} {id}", pin=None if pinned else f'{_REVISIONS[role]} = "{commit}"')
         say(f"fetching {role} {id} (kept in the Hub's cache)")
         file = "*.safetensors"
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(id, revision=commit, allow_patterns=wanted))
     except GatedRepoError:
         raise PairError(
             where=f"{role} {id}",
@@ -113,7 +158,23 @@ def _from_hub(id: str, revision: str | None, role: str, trust_remote_code: bool,
             expected="a repository on the Hub that can be reached",
             do="check the id and the network; the path of a local checkpoint folder works too",
         ) from None
-    return Source(folder, id, folder.name)
+    return Source(folder, id, folder.name, on_hub=True)
+
+
+def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+    """The base with the adapter merged in: built once in the cache for exactly these two."""
+    from expo_search.adapter import check_fits, open_adapter
+    from expo_search.assemble import merge_adapter
+
+    checkpoint, lora = open_checkpoint(base.path, role="aligned"), open_adapter(adapter.path)
+    check_fits(lora, checkpoint)
+    parts = (checkpoint.header_hash, checkpoint.sample_hash, lora.content_hash(), str(trust_remote_code))
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    merged = cache_folder() / "checkpoints" / f"merged-{key}"
+    if not merged.is_dir():
+        say(f"merging adapter {adapter.id} into {base.id} (once, kept in {merged})")
+        merge_adapter(base.path, adapter.path, merged, code=trust_remote_code)
+    return Source(merged, f"{base.id}+{adapter.id}", f"{base.revision}+{lora.content_hash()}")
 
 
 def _assemble(parts: PartsSpec, say: Callable[[str], None]) -> Pair:

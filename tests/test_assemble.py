@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from twins import make_pair, read_all
 
 from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
+from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import PairError
+from expo_search.pairs import Pair, Source, pinned, resolve_pair
+from expo_search.study import PairSpec, load_study
 
 LAYERS = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
 
@@ -41,6 +46,20 @@ def write_adapter(folder: Path, *, head: bool = False, peft_type: str = "LORA", 
     save_file(factors, folder / "adapter_model.safetensors")
     config = {"peft_type": peft_type, "r": 1, "lora_alpha": 4}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_lora(folder: Path, base: Path, *, rank: int = 4, **config: Any) -> Path:
+    """A random adapter for the first layer's query projection of a whole base, in PEFT's format."""
+    folder.mkdir()
+    name = "model.layers.0.self_attn.q_proj"
+    rows, columns = open_checkpoint(base, role="base").tensors[f"{name}.weight"].shape
+    random = torch.Generator().manual_seed(5)
+    factors = {"A": torch.randn(rank, columns, generator=random), "B": torch.randn(rows, rank, generator=random)}
+    prefix = f"base_model.model.{name}.lora_"
+    save_file({f"{prefix}{k}.weight": f * 0.2 for k, f in factors.items()}, folder / "adapter_model.safetensors")
+    plain = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(plain | config))
     return folder
 
 
@@ -79,6 +98,112 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(base: Path, 
     with pytest.raises(PairError, match="adapter"):
         merge_adapter(base, adapter, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"use_dora": True}, "LORA use_dora"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias=all"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"r": 0}, "LORA"),
+        ({"r": "four"}, "adapter_config.json that is not readable (TypeError"),
+    ],
+)
+def test_what_a_plain_merge_does_not_cover_is_refused_by_name(
+    base: Path, tmp_path: Path, config: dict[str, Any], found: str
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(PairError) as fault:
+        merge_adapter(base, adapter, tmp_path / "out")
+    assert found in str(fault.value)
+    assert "\n" not in str(fault.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_an_adapter_and_pickled_factors_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(PairError, match=r"no adapter_config\.json; expected an adapter folder"):
+        merge_adapter(base, base, tmp_path / "out")
+    adapter = write_adapter(tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(PairError, match="pickled weights, which can run code"):
+        merge_adapter(base, adapter, tmp_path / "out")
+
+
+def test_rank_stabilised_lora_is_scaled_by_the_root_of_its_rank(tmp_path: Path) -> None:
+    aligned, _ = make_pair(tmp_path, "llama-tied")
+    lora, name = write_lora(tmp_path / "lora", aligned, use_rslora=True), "model.layers.0.self_attn.q_proj.weight"
+    merge_adapter(aligned, lora, tmp_path / "out")
+    a, b = (t for _, t in sorted(load_file(lora / "adapter_model.safetensors").items()))
+    expected = (read_all(aligned)[name].float() + (b @ a) * (8 / 2)).bfloat16()  # lora_alpha 8, rank 4
+    assert torch.equal(read_all(tmp_path / "out")[name], expected)
+
+
+def test_a_merge_keeps_each_tensors_dtype_the_small_files_and_the_adapters_own_tokenizer(tmp_path: Path) -> None:
+    _, sft = make_pair(tmp_path, "llama-tied", sft_dtype=torch.float32, shard="300KB")
+    lora = write_lora(tmp_path / "lora", sft)
+    (lora / "tokenizer_config.json").write_text("{}")
+    (lora / "chat_template.jinja").write_text("the adapter's")
+    merge_adapter(sft, lora, tmp_path / "out")
+    assert {t.dtype for t in read_all(tmp_path / "out").values()} == {torch.float32}
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "the adapter's"
+    assert (tmp_path / "out" / "generation_config.json").is_file()
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_an_adapter_makes_a_pair_with_its_own_base_merged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    base, other = make_pair(tmp_path, "llama-tied")
+    lora, said = write_lora(tmp_path / "lora", base), list[str]()
+    spec = PairSpec(aligned=str(base), adapter=str(lora), reward_model=str(base))
+    pair, again = (resolve_pair(spec, trust_remote_code=False, say=said.append) for _ in range(2))
+    assert pair == again
+    assert len([line for line in said if "merging" in line]) == 1
+    assert pair.sft.path == base
+    assert pair.base == pair.sft
+    assert pair.aligned.id == f"{base}+{lora}"
+    assert not torch.equal(
+        *(read_all(s.path)["model.layers.0.self_attn.q_proj.weight"] for s in (pair.aligned, pair.sft))
+    )
+    given = resolve_pair(spec.model_copy(update={"sft": str(other)}), trust_remote_code=False, say=said.append)
+    assert given.sft.path == other
+    with pytest.raises(ValueError, match="an adapter but no aligned"):
+        PairSpec(adapter=str(lora), sft=str(base), reward_model=str(base))
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _ = make_pair(tmp_path, "llama-tied")
+    lora = write_lora(tmp_path / "lora", base)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "file"))
+    spec = PairSpec(aligned=str(base), adapter=str(lora), reward_model=str(base))
+    with pytest.raises(PairError, match=r"Not a directory.*set EXPO_SEARCH_CACHE"):
+        resolve_pair(spec, trust_remote_code=False, say=lambda _: None)
+
+
+def test_the_revisions_that_the_hub_gave_are_kept_with_the_study(tmp_path: Path) -> None:
+    hub, local = Source(tmp_path, "owner/x", "abc", on_hub=True), Source(tmp_path, "x", "local")
+    given = {"aligned": "owner/x", "sft": "x", "reward_model": "owner/x"}
+    spec = load_study(overrides={"pair": given})
+    kept = pinned(spec, Pair(hub, local, hub)).pair
+    assert (kept.aligned_revision, kept.sft_revision, kept.reward_revision) == ("abc", None, "abc")
+
+
+def test_an_adapter_of_another_base_is_refused_with_its_shapes(tmp_path: Path) -> None:
+    aligned, _ = make_pair(tmp_path, "llama-tied")
+    lora = write_lora(tmp_path / "lora", aligned)
+    factors = load_file(lora / "adapter_model.safetensors")
+    save_file(
+        {k: v[:, :64].clone() if "lora_A" in k else v for k, v in factors.items()}, lora / "adapter_model.safetensors"
+    )
+    with pytest.raises(PairError, match=r"1 of 1 that do not fit \(.*q_proj\.weight: base \[128, 128\], A \[4, 64\]"):
+        merge_adapter(aligned, lora, tmp_path / "out")
 
 
 def test_a_reward_adapter_without_a_head_is_refused(base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,35 @@ def test_whatever_the_safetensors_library_cannot_open_is_a_checkpoint_error(
         assert SINGLE in fault_of(folder).where
         return
     assert {n: t.shape for n, t in open_checkpoint(folder, role="sft").tensors.items()} == expected
+
+
+spans = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spans=spans)
+def test_tensors_that_overlap_or_leave_a_gap_are_refused_and_no_others(
+    tmp_path: Path, spans: list[tuple[int, int]]
+) -> None:
+    header = {str(i): entry([max(0, stop - start)], start, stop, dtype="U8") for i, (start, stop) in enumerate(spans)}
+    folder = raw(tmp_path, json.dumps(header).encode(), bytes(12))
+    back_to_back = [0, *(stop for _, stop in sorted(spans))] == [*(start for start, _ in sorted(spans)), 12]
+    if back_to_back and all(start <= stop for start, stop in spans):
+        assert len(open_checkpoint(folder, role="sft").tensors) == len(spans)
+    else:
+        assert SINGLE in fault_of(folder).where
+
+
+huge = st.integers(2**31, 2**200)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=st.lists(st.integers(1, 9) | huge, min_size=1, max_size=50), offset=st.integers(0, 8) | huge)
+def test_numbers_of_any_size_are_refused_without_reserving_memory_for_them(
+    tmp_path: Path, shape: list[int], offset: int
+) -> None:
+    folder = raw(tmp_path, json.dumps({"a": entry(shape, 0, offset, dtype="U8")}).encode())
+    if math.prod(shape) == offset == 8:
+        assert open_checkpoint(folder, role="sft").tensors["a"].shape == tuple(shape)
+    else:
+        assert SINGLE in fault_of(folder).where

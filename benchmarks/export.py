@@ -1,0 +1,114 @@
+"""An export against a plain copy of as many bytes, on the same disk, in turns; and the memory that an export needs.
+
+Both are timed until their bytes are on the disk (fsync of every file). The sources lie in the page cache, as after a
+search. The export reads both sources, computes and writes; the copy reads one. Prints medians, their ratio, and the
+peak of resident memory in a process of its own, over what it held before the export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+from switch import random_pair
+
+from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.export import Format, export
+from expo_search.pairs import resolve_pair
+from expo_search.publish import sync_files
+from expo_search.study import load_study
+
+REPEATS, ALPHA = 7, 0.37
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", default="demo", help="a preset, or `random-1b`")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured")
+    parser.add_argument("--only", nargs=2, type=Path, metavar=("ALIGNED", "SFT"), help="export once; print the peak")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.only:
+            print_peak(opened(*options.only), Path(folder) / "out")
+        elif options.pair == "random-1b":
+            measure(options.pair, *random_pair(Path(folder)), Path(folder))
+        else:
+            pair = resolve_pair(load_study(preset=options.pair).pair, trust_remote_code=False, say=print)
+            measure(options.pair, pair.aligned.path, pair.sft.path, Path(folder))
+
+
+def opened(aligned: Path, sft: Path) -> tuple[Checkpoint, Checkpoint]:
+    return open_checkpoint(aligned, role="aligned"), open_checkpoint(sft, role="sft")
+
+
+def measure(name: str, aligned: Path, sft: Path, folder: Path) -> None:
+    sources, files = opened(aligned, sft), sorted(aligned.glob("*.safetensors"))
+    n_bytes = sources[0].n_bytes
+
+    def copy(out: Path) -> None:
+        out.mkdir()
+        for file in files:
+            shutil.copyfile(file, out / file.name)
+        sync_files(out)
+
+    def write(out: Path) -> None:
+        export(*sources, ALPHA, out, Format(), check_finite=False)
+
+    taken: dict[str, list[tuple[float, float]]] = {"copy": [], "export": []}
+    for turn in range(REPEATS + 1):  # the first warms up
+        for label, work in (("copy", copy), ("export", write)):
+            found = seconds(work, folder / label)
+            taken[label] += [found] if turn else []
+    walls = {label: statistics.median(wall for wall, _ in times) for label, times in taken.items()}
+    command = [sys.executable, __file__, "--folder", str(folder), "--only", str(aligned), str(sft)]
+    peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} cores")
+    print(f"{name}: {n_bytes / 1e9:.3f} GB of weights, {len(files)} file(s); medians of {REPEATS}, with fsync")
+    for label, wall in walls.items():
+        cpu = statistics.median(cpu for _, cpu in taken[label])
+        print(f"  {label:6}   {wall:7.3f} s  {n_bytes / wall / 1e9:6.2f} GB/s  {cpu:.3f} s of processor")
+    print(f"  the export's speed is {walls['copy'] / walls['export']:.0%} of the copy's")
+    print(f"  peak memory of an export: {peak} over the process before it")
+
+
+def seconds(work: Callable[[Path], None], out: Path) -> tuple[float, float]:
+    """(by the clock, of processor time over all threads); a busy machine stretches the first only."""
+    os.sync()
+    clock, processor = time.perf_counter(), time.process_time()
+    work(out)
+    found = time.perf_counter() - clock, time.process_time() - processor
+    shutil.rmtree(out)
+    return found
+
+
+def print_peak(sources: tuple[Checkpoint, Checkpoint], out: Path) -> None:
+    import torch
+
+    from expo_search.kernel import load_kernel
+
+    load_kernel()
+    torch.zeros(1).bfloat16()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (Linux)
+    before = peak_kib()
+    export(*sources, ALPHA, out, Format(), check_finite=False)
+    print(f"{(peak_kib() - before) / 1024:.0f} MiB")
+
+
+def peak_kib() -> int:
+    """Of resident memory; not `ru_maxrss`, in which a process also has what its parent held before it."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A LoRA adapter folder in PEFT's format -> a merged checkpoint, or the same adapter rescaled. Without peft.
+
+The merge is W + s B A, with A of shape (r, in), B of shape (out, r) and s = lora_alpha / r, or lora_alpha / sqrt(r)
+for rank-stabilised LoRA (Hu et al., "LoRA", section 4.1; Kalajdzievski, "rsLoRA", 2023): computed in float32 and
+rounded once to W's dtype. What a merge of this kind does not cover is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expo_search.beside import TOKENIZER_FILES, copy_tokenizer
+from expo_search.checkpoint import Checkpoint
+from expo_search.errors import PairError
+from expo_search.header import TensorInfo, read_header
+from expo_search.shards import TORCH_DTYPES, ShardWriter, known_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_NOT_PLAIN = (
+    "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication", "use_qalora",
+    "use_bdlora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "modules_to_save",
+)  # fmt: skip
+# Starts that change only the adapter's first values; the others (PiSSA, OLoRA, CorDA, LoftQ) change the base as well.
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter folder.
+
+    Attributes:
+        factors: name of a base tensor, shape (out, in) -> its A, shape (r, in), and B, shape (out, r).
+        others: tensors that are no factors, such as the score head of a reward model.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    factors: Mapping[str, tuple[TensorInfo, TensorInfo]]
+    others: Mapping[str, TensorInfo]
+
+    @property
+    def scale(self) -> float:
+        rank = self.config["r"]
+        return float(self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
+
+    def content_hash(self) -> str:
+        """16 hex digits over config, weights and tokenizer."""
+        digest = hashlib.sha256()
+        for name in (CONFIG, WEIGHTS, *TOKENIZER_FILES):
+            if (self.path / name).is_file():
+                with (self.path / name).open("rb") as file:
+                    digest.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def open_adapter(path: Path, *, extra: tuple[str, ...] = ()) -> Adapter:
+    """Read and check an adapter's config and header; `extra` names the tensors beside LoRA factors that may be there.
+
+    Raises:
+        PairError: not an adapter folder, or an adapter that is no plain LoRA.
+    """
+    config = _read_config(path, heads=bool(extra))
+    if not (path / WEIGHTS).is_file():
+        pickled = (path / "adapter_model.bin").is_file()
+        raise PairError(
+            where=f"adapter {path}",
+            found="pickled weights, which can run code and are never loaded" if pickled else f"no {WEIGHTS}",
+            expected=WEIGHTS,
+            do="save it with peft's save_pretrained(DIR, safe_serialization=True) on a machine you trust",
+        )
+    tensors = {t.name.removeprefix(_PREFIX): t for t in read_header(path / WEIGHTS, f"adapter {path}")}
+    factors = {
+        name.removesuffix(_A) + ".weight": (a, tensors[name.removesuffix(_A) + _B])
+        for name, a in tensors.items()
+        if name.endswith(_A) and name.removesuffix(_A) + _B in tensors
+    }
+    others = {name: t for name, t in tensors.items() if not _is_factor(name, factors)}
+    if set(others) != set(extra) or not factors:
+        beside = ", ".join(sorted(set(others) - set(extra))) or "nothing"
+        raise misfit(path, f"{beside} beside {len(factors)} pairs of LoRA factors", " and ".join(("factors", *extra)))
+    return Adapter(path, config, factors, others)
+
+
+def check_fits(adapter: Adapter, base: Checkpoint) -> None:
+    """
+    Raises:
+        PairError: names every factor whose base tensor is not there or has another shape.
+    """
+    faults = []
+    for name, (a, b) in adapter.factors.items():
+        target = base.tensors.get(name)
+        if target is None:
+            faults.append(f"{name}: not in the base")
+        elif (a.shape[1:], b.shape[:1]) != (target.shape[1:], target.shape[:1]) or b.shape[1:] != a.shape[:1]:
+            faults.append(f"{name}: base {list(target.shape)}, A {list(a.shape)}, B {list(b.shape)}")
+    if faults:
+        raise misfit(adapter.path, f"{len(faults)} of {len(adapter.factors)} that do not fit ({'; '.join(faults[:5])})")
+
+
+def merged(adapter: Adapter, base: Checkpoint, name: str) -> torch.Tensor:
+    """One tensor of the merged checkpoint: in float32 where the adapter moves it, else the base's own."""
+    from safetensors import safe_open
+
+    tensor = base.read(name)
+    if name not in adapter.factors:
+        return tensor
+    a, b = adapter.factors[name]
+    with safe_open(a.file, framework="pt") as file:
+        product: torch.Tensor = file.get_tensor(b.name).float() @ file.get_tensor(a.name).float()
+    return tensor.float() + product * adapter.scale
+
+
+def write_merged(adapter: Adapter, base: Checkpoint, folder: Path) -> None:
+    """Write the merged weights, in the base's dtypes, into a folder. Holds one tensor at a time."""
+    import torch
+
+    specs = [(t.name, known_dtype(t), t.shape) for t in base.tensors.values()]
+    with ShardWriter(folder, specs) as writer:
+        for name, dtype, _ in specs:
+            tensor = merged(adapter, base, name).to(getattr(torch, TORCH_DTYPES[dtype]))
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise misfit(adapter.path, f"a merged {name} that is not finite")
+            writer.write(name, tensor)
+
+
+def write_rescaled(adapter: Adapter, alpha: float, folder: Path) -> None:
+    """Write the adapter whose merge is theta(alpha) of (base + adapter, base): lora_alpha times (1 + alpha).
+
+    The factors are copied as they are, so the scale is exact; the sum with the base is rounded where it is made.
+    """
+    shutil.copyfile(adapter.path / WEIGHTS, folder / WEIGHTS)
+    copy_tokenizer(adapter.path, folder)
+    config = dict(adapter.config) | {"lora_alpha": adapter.config["lora_alpha"] * (1 + alpha)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def misfit(path: Path, found: str, expected: str = "LoRA factors that fit the base") -> PairError:
+    """An adapter that is not what is asked for."""
+    return PairError(
+        where=f"adapter {path}", found=found, expected=expected,
+        do="give this base's own plain LoRA adapter, or merge it with peft and give the merged checkpoint",
+    )  # fmt: skip
+
+
+def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
+    """Checked; `heads`: whether whole modules may be saved beside the factors."""
+    file = path / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        plain = {"peft_type": config["peft_type"], "rank": config["r"] > 0, "scale": config["lora_alpha"] * 1.0}
+    except FileNotFoundError:
+        raise PairError(
+            where=f"adapter {path}",
+            found=f"no {CONFIG}",
+            expected="an adapter folder in PEFT's format",
+            do="check the path, or give a whole checkpoint as --aligned",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
+        raise misfit(path, f"a {CONFIG} that is not readable ({type(fault).__name__}: {fault})") from None
+    used = [name for name in _NOT_PLAIN if config.get(name) and not (heads and name == "modules_to_save")]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
+        used.append(f"init_lora_weights={start}")
+    if config.get("bias", "none") != "none":
+        used.append(f"bias={config['bias']}")
+    if plain["peft_type"] != "LORA" or not plain["rank"] or used:
+        raise misfit(path, " ".join([str(plain["peft_type"]), *used]), "plain LoRA")
+    return dict(config)
+
+
+def _is_factor(name: str, factors: Mapping[str, object]) -> bool:
+    return any(name.endswith(end) and name.removesuffix(end) + ".weight" in factors for end in (_A, _B))

@@ -1,0 +1,204 @@
+"""What is known about an exported model -> its model card: README.md with YAML metadata, and the curve as a picture.
+
+Names, paths and notes may come from files that are not ours: in the metadata they are quoted, in the text every
+character that Markdown or HTML could read as markup is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_search import __version__
+from expo_search.beside import CARD, PROVENANCE
+from expo_search.objective import CONTROL, Evaluation
+from expo_search.pairs import Source
+from expo_search.provenance import FORMULA, Origin
+
+PICTURE = "curve.png"
+# licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
+_HUB_LICENCES = {
+    "apache-2.0", "mit", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "bsd-3-clause", "openrail", "bigscience-openrail-m", "bigcode-openrail-m",
+}  # fmt: skip
+
+
+def write_card(origin: Origin, folder: Path) -> None:
+    """Write the card and its picture into an exported folder."""
+    from expo_search.figures import curve_png
+
+    (folder / PICTURE).write_bytes(curve_png(origin.evaluations, origin.verdict))
+    (folder / CARD).write_text(card(origin), encoding="utf-8")
+
+
+def card(origin: Origin) -> str:
+    """The card's text. Reads the licences that the sources' own cards name."""
+    licences = _licences(origin)
+    sections = [
+        _metadata(origin, licences),
+        _what(origin),
+        _why(origin),
+        _trials(origin),
+        _how(origin),
+        _limits(origin),
+        _licence_text(origin, licences),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def plain_text(text: object) -> str:
+    """Text that Markdown and HTML show as it is: one line, without markup, links or control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@:$])", r"\\\1", line)
+
+
+def _metadata(origin: Origin, licences: Mapping[str, str | None]) -> str:
+    """YAML; every value is written as JSON, which YAML contains."""
+    pair = origin.pair
+    bases = [pair.base] if origin.as_adapter else [pair.base or pair.aligned, pair.adapter, pair.sft]
+    ids = list(dict.fromkeys(s.id for s in bases if s is not None and s.on_hub))
+    named = set(licences.values())
+    licence = named.pop() if len(named) == 1 else None
+    fields: dict[str, Any] = {
+        "library_name": "peft" if origin.as_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "license": licence if licence in _HUB_LICENCES else "other",
+        "base_model": ids,
+        "base_model_relation": "adapter" if origin.as_adapter else "merge",
+        "tags": ["merge", "mergekit", "expo", "expo-search", "model-extrapolation"],
+    }
+    if not ids:
+        del fields["base_model"], fields["base_model_relation"]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _what(origin: Origin) -> str:
+    pair = origin.pair
+    aligned = _name(pair.aligned)
+    if pair.base and pair.adapter:
+        aligned = f"{_name(pair.base)} with the LoRA adapter {_name(pair.adapter)} merged in"
+    place = "beyond the aligned one" if origin.alpha > 0 else "before the aligned one"
+    form = "This is an ordinary checkpoint: it loads in transformers and vLLM as any other."
+    if origin.as_adapter:
+        form = "This is the adapter, rescaled by 1 + alpha; merged into its base it is that model up to rounding."
+    return (
+        f"# ExPO extrapolation, alpha = {origin.alpha:.6g}\n\n"
+        f"The weights are `{FORMULA}` with alpha = {origin.alpha!r} (ExPO, ACL 2025, arXiv 2404.16792): a model "
+        f"{place} on the line from its SFT model through it. Nothing was trained. {form}\n\n"
+        f"- aligned: {aligned}\n- sft: {_name(pair.sft)}\n- dtype: {plain_text(origin.out_dtype or 'that of aligned')}"
+    )
+
+
+def _why(origin: Origin) -> str:
+    if origin.trial is None:
+        near = sorted(origin.evaluations, key=lambda e: abs(e.alpha - origin.alpha))[:3]
+        return (
+            "## How good is it\n\n"
+            f"**Not evaluated.** alpha = {origin.alpha:.6g} was exported by choice; the nearest alphas that were "
+            f"evaluated are {', '.join(f'{e.alpha:.4g}' for e in near)}.\n\n{_picture(origin)}"
+        )
+    e, n = origin.trial, origin.trial.gain.n
+    lines = ["## How good is it", origin.verdict.sentence()]
+    if origin.verdict.best is not e:
+        lines.append(
+            f"This alpha is **not the one that the search recommends**: gain {e.gain.mean:+.4f} against alpha = 0, "
+            f"95 % interval [{e.gain.low:+.4f}, {e.gain.high:+.4f}] on {n} prompts."
+        )
+    if e.broken:
+        lines.append(f"**It breaks guardrails** of the search: {plain_text(', '.join(e.broken))}.")
+    if e.outcome != "complete":
+        lines.append(f"Its trial was stopped early ({plain_text(e.outcome)}), on {n} prompts.")
+    return "\n\n".join([*lines, _picture(origin)])
+
+
+def _picture(origin: Origin) -> str:
+    return f"![Gain over alpha = 0 against alpha, {len(origin.evaluations)} trials]({PICTURE})"
+
+
+def _trials(origin: Origin) -> str:
+    heading = "| trial | alpha | mean reward | gain over alpha = 0 | 95 % interval | prompts | tokens | cut off | |"
+    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(_row, origin.evaluations)])
+
+
+def _row(e: Evaluation) -> str:
+    remarks = [f"breaks {', '.join(e.broken)}"] if e.broken else []
+    remarks += [e.outcome] if e.outcome != "complete" else []
+    gain = ["0", ""] if e.trial == CONTROL else [f"{e.gain.mean:+.4f}", f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]"]
+    numbers = [str(e.trial), f"{e.alpha:.6g}", f"{e.reward.mean:.4f}", *gain, str(e.reward.n)]
+    return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", "; ".join(remarks)]) + " |"
+
+
+def _how(origin: Origin) -> str:
+    spec, sampling = origin.spec, origin.spec.sampling
+    rows = {
+        "prompts": f"{spec.prompts.n} of {_prompts(spec.prompts.source)}, hash {origin.settings.get('prompts.hash')}",
+        "objective": spec.search.objective,
+        "reward model": _shown(origin.pair.reward_model),
+        "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),
+        "seed": spec.search.seed,
+        "fingerprint of the weights in the engine": origin.trial.fingerprint if origin.trial else "not evaluated",
+        "evaluated on": ", ".join(f"{key} {value}" for key, value in origin.evaluated_on.items()),
+    }
+    text = "\n".join(f"- {name}: {plain_text(value)}" for name, value in rows.items())
+    same = f"`{PROVENANCE}` has all of it; `expo-search reproduce DIR` evaluates this alpha again and compares."
+    recipe = "" if origin.as_adapter else " `mergekit.yaml` makes the same weights, up to rounding, with mergekit."
+    return f"## How it was found\n\n{text}\n\n{same}{recipe} Made with expo-search {__version__}."
+
+
+def _limits(origin: Origin) -> str:
+    stops = origin.spec.pair.stop_strings
+    points = [
+        "A reward model's mean is not quality: reward models like long answers, and answers grow with alpha. Compare "
+        "lengths and cut-off shares above.",
+        "Only what the prompts ask for was measured. Knowledge, mathematics, safety and other languages were not; they "
+        "can get worse while the mean reward rises.",
+        *(
+            ["The interval of a search's best alpha was not confirmed on fresh prompts (`expo-search confirm`)."]
+            if origin.trial and origin.verdict.confirmed is None
+            else []
+        ),
+        *([f"Answers were also ended at these strings: {plain_text(', '.join(map(repr, stops)))}."] if stops else []),
+        "Faults of the two source models are its faults as well.",
+    ]
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _licence_text(origin: Origin, licences: Mapping[str, str | None]) -> str:
+    lines = [f"- {plain_text(name)}: {plain_text(licence or 'not stated')}" for name, licence in licences.items()]
+    note = f"\n\nThe preset notes: {plain_text(origin.spec.pair.licence)}." if origin.spec.pair.licence else ""
+    return "## Licence of the sources\n\n" + "\n".join(lines) + note
+
+
+def _licences(origin: Origin) -> dict[str, str | None]:
+    """Source -> the licence that the metadata of its own card names."""
+    pair = origin.pair
+    sources: Sequence[Source | None] = (pair.base or pair.aligned, pair.adapter, pair.sft)
+    return {_shown(s): _licence(s.path) for s in sources if s is not None}
+
+
+def _licence(folder: Path) -> str | None:
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    metadata = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"""^license:\s*["']?([A-Za-z0-9.-]+)""", metadata[1], re.MULTILINE) if metadata else None
+    return found[1] if found else None
+
+
+def _name(source: Source) -> str:
+    revision = f" at {plain_text(source.revision)}" if source.on_hub else ""
+    return plain_text(_shown(source)) + revision
+
+
+def _prompts(source: str) -> str:
+    return Path(source).name if Path(source).suffix else source
+
+
+def _shown(source: Source) -> str:
+    """A Hub id, or a folder's name without the path to it, which is nobody else's business."""
+    return source.id if source.on_hub else Path(source.id).name or source.id

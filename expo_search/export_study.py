@@ -1,0 +1,247 @@
+"""A study -> the model at its best alpha, handed over: checked, written, described, verified, uploaded if asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_search.adapter import CONFIG, WEIGHTS, open_adapter, write_rescaled
+from expo_search.beside import PROVENANCE, set_chat_template, set_stops
+from expo_search.card import write_card
+from expo_search.chat import load_tokenizer
+from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.confirm import confirmations
+from expo_search.database import stored_attribute
+from expo_search.engine import ModelSpec
+from expo_search.environment import ENVIRONMENT, environment
+from expo_search.errors import StudyError
+from expo_search.export import Format, check_target, export, n_bytes_of, writing
+from expo_search.hub import check_push, push
+from expo_search.objective import CONTROL, Evaluation, looks
+from expo_search.pairs import resolve_pair
+from expo_search.provenance import Origin, mergekit_recipe, provenance
+from expo_search.report import Verdict, trial_at, verdict
+from expo_search.run import sources_settings
+from expo_search.search import evaluations
+from expo_search.store import SETTINGS, SPEC, Store, compare_settings
+from expo_search.stream import FLOATS
+from expo_search.study import stored_spec
+from expo_search.verify import engine_dtype, verify
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be exported, and how.
+
+    Attributes:
+        alpha: None for the verdict's.
+        force: replace a folder; export an alpha that was not evaluated.
+        as_adapter: write the adapter rescaled, not a checkpoint.
+        push_to: a repository of the Hub, or None.
+        trust_remote_code: run aligned's own Python for its tokenizer, and copy it.
+    """
+
+    out: Path
+    alpha: float | None = None
+    dtype: str | None = None
+    max_shard_bytes: int = 5 * 10**9
+    force: bool = False
+    as_adapter: bool = False
+    verify: bool = False
+    push_to: str | None = None
+    private: bool = False
+    trust_remote_code: bool = False
+
+
+def export_study(
+    storage: str, name: str, wanted: Wanted, say: Callable[[str], None], on_bytes: Callable[[int, int], None]
+) -> float:
+    """Write the model at an alpha of a study; the alpha. `on_bytes`: bytes written, bytes in all.
+
+    Raises:
+        StudyError: the verdict is to keep alpha = 0 and no alpha is given; an alpha that was not evaluated (without
+            `force`); options that do not go together; the target; the Hub.
+        SettingsChanged: the checkpoints are not those that were searched.
+        CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
+    """
+    if wanted.push_to is not None:
+        check_push(wanted.push_to)
+    origin, aligned, sft = _origin(storage, name, wanted)
+    _check_options(wanted, origin, aligned)
+    done, total = 0, n_bytes_of(aligned, wanted.dtype)
+
+    def on_piece(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        on_bytes(done, total)
+
+    def finish(folder: Path) -> None:
+        _describe(origin, folder)
+        if wanted.verify:
+            say(_verify(origin, folder, aligned, wanted, say))
+
+    if wanted.as_adapter:
+        _export_adapter(origin, wanted)
+    else:
+        form = Format(wanted.dtype, wanted.max_shard_bytes, origin.spec.trust_remote_code)
+        known_finite = origin.trial is not None and wanted.dtype is None and origin.spec.engine.dtype == "auto"
+        export(
+            aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, check_finite=not known_finite,
+            finish=finish, on_bytes=on_piece,
+        )  # fmt: skip
+    if wanted.push_to is not None:
+        say(f"uploading to {wanted.push_to}")
+        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private)}")
+    return origin.alpha
+
+
+def _origin(storage: str, name: str, wanted: Wanted) -> tuple[Origin, Checkpoint, Checkpoint]:
+    """What is known about the alpha that is wanted, and the two checkpoints, which are those that were searched."""
+    stored, settings = stored_attribute(storage, name, SPEC), stored_attribute(storage, name, SETTINGS) or {}
+    spec = stored_spec(stored, name=name, trust_remote_code=wanted.trust_remote_code)
+    store = Store(storage, name)
+    found = evaluations(store.study)
+    judged = verdict(found, confirmations(store), search=spec.search)
+    alpha, trial = _choose(found, judged, wanted, name)
+    control = next((e for e in found if e.trial == CONTROL), None)
+    if control is None:
+        raise StudyError(
+            where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
+        )
+    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=lambda _: None)
+    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+    compare_settings(settings, sources_settings(pair, aligned, sft), name=name)
+    prompts = store.prompts("search")
+    own = str(aligned.config.get("dtype") or aligned.config.get("torch_dtype") or "")
+    origin = Origin(
+        study=name,
+        spec=spec,
+        settings=settings,
+        pair=pair,
+        alpha=alpha,
+        trial=trial,
+        control=control,
+        evaluations=found,
+        verdict=judged,
+        answers=store.completions(trial.trial, "search", prompts) if trial else [],
+        control_answers=store.completions(CONTROL, "search", prompts),
+        evaluated_on=store.study.user_attrs.get(ENVIRONMENT) or environment(),
+        dtype=wanted.dtype,
+        out_dtype=wanted.dtype or own or None,
+        as_adapter=wanted.as_adapter,
+    )
+    store.close()
+    return origin, aligned, sft
+
+
+def _choose(found: list[Evaluation], judged: Verdict, wanted: Wanted, name: str) -> tuple[float, Evaluation | None]:
+    """The alpha to export and its trial, None where it was not evaluated."""
+    if wanted.alpha is None:
+        if judged.best is None or judged.word != "better":
+            raise StudyError(
+                where=f"study {name}",
+                found=judged.sentence(),
+                expected="a gain to export",
+                do="give --alpha to export it all the same",
+            )
+        return judged.best.alpha, judged.best
+    if not math.isfinite(wanted.alpha):
+        raise StudyError(where="--alpha", found=str(wanted.alpha), expected="a number", do="give a finite alpha")
+    try:
+        trial = trial_at(found, wanted.alpha, name)
+    except StudyError as fault:
+        if wanted.force and found:
+            return wanted.alpha, None
+        do = f"{fault.do}, or --force to export it without an evaluation" if found else fault.do
+        raise StudyError(where=fault.where, found=fault.found, expected=fault.expected, do=do) from None
+    return trial.alpha, trial
+
+
+def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
+    def refuse(where: str, found: str, expected: str, do: str) -> None:
+        raise StudyError(where=where, found=found, expected=expected, do=do)
+
+    if wanted.dtype is not None and wanted.dtype not in FLOATS:
+        refuse("--dtype", wanted.dtype, f"one of {', '.join(FLOATS)}", "give one of these")
+    if wanted.private and wanted.push_to is None:
+        refuse("--private", "no --push-to-hub", "a repository that is to be private", "give both")
+    if wanted.as_adapter:
+        if origin.pair.adapter is None or origin.spec.pair.sft is not None:
+            found = (
+                "a pair of whole checkpoints" if origin.pair.adapter is None else "an SFT model beside base and adapter"
+            )
+            refuse("--as-adapter", found, "a base and its adapter", "export a checkpoint")
+        if wanted.dtype or wanted.verify:
+            refuse("--as-adapter", "--dtype or --verify", "neither: the factors are copied", "leave them out")
+    if wanted.verify and origin.trial is None:
+        refuse(
+            "--verify", f"alpha {origin.alpha:g}, which was not evaluated", "a trial to compare with", "leave it out"
+        )
+    if wanted.verify and engine_dtype(origin.spec.engine.dtype, aligned.config, wanted.dtype) is None:
+        refuse(
+            f"--verify with --dtype {wanted.dtype}", "another rounding than the trial's", "the trial's weights",
+            "leave one of the two out",
+        )  # fmt: skip
+
+
+def _export_adapter(origin: Origin, wanted: Wanted) -> None:
+    base, adapter = origin.pair.base, origin.pair.adapter
+    assert base is not None, "_check_options"
+    assert adapter is not None, "_check_options"
+    lora = open_adapter(adapter.path)
+    n_bytes = sum((lora.path / name).stat().st_size for name in (CONFIG, WEIGHTS))
+    check_target(wanted.out, n_bytes, (base.path, adapter.path), force=wanted.force)
+    with writing(wanted.out, force=wanted.force) as folder:
+        write_rescaled(lora, origin.alpha, folder)
+        write_card(origin, folder)
+        _write_json(folder / PROVENANCE, provenance(origin))
+
+
+def _describe(origin: Origin, folder: Path) -> None:
+    """Stops and template as they were in the search; card, provenance, recipe."""
+    pair, spec = origin.pair, origin.spec
+    tokenizer = load_tokenizer(
+        str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
+    )
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    set_stops(folder, [*own, *spec.pair.stop_token_ids])
+    if spec.pair.chat_template is not None:
+        set_chat_template(folder, spec.pair.chat_template)
+    (folder / "mergekit.yaml").write_text(mergekit_recipe(origin), encoding="utf-8")
+    _write_json(folder / PROVENANCE, provenance(origin))
+    write_card(origin, folder)
+
+
+def _verify(origin: Origin, folder: Path, aligned: Checkpoint, wanted: Wanted, say: Callable[[str], None]) -> str:
+    spec, pair, trial = origin.spec, origin.pair, origin.trial
+    assert trial is not None, "_check_options"
+    dtype = engine_dtype(spec.engine.dtype, aligned.config, wanted.dtype)
+    model = ModelSpec(
+        aligned=folder,
+        # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself
+        sft=pair.sft.path if origin.alpha > -0.5 else pair.aligned.path,
+        sampling=spec.sampling,
+        engine=spec.engine.model_copy(update={"dtype": dtype}),
+        seed=spec.search.seed,
+        trust_remote_code=spec.trust_remote_code,
+        stop_strings=spec.pair.stop_strings,
+    )
+    ends = looks(spec.prompts.n) if spec.search.racing else [spec.prompts.n]
+    return verify(folder, model, trial.fingerprint, origin.answers, ends, say)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """As JSON proper, which knows no infinity: an interval without an end has None there."""
+
+    def proper(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: proper(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [proper(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    file.write_text(json.dumps(proper(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

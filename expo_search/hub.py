@@ -1,0 +1,66 @@
+"""A whole exported folder -> a repository on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expo_search.errors import StudyError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def check_push(repo: str, api: HfApi | None = None) -> None:
+    """Find out, before any work, whether there is a token and the Hub takes it.
+
+    Raises:
+        StudyError: no token, one that the Hub refuses, or a repository name that it does not allow.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    where = f"--push-to-hub {repo}"
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as fault:
+        raise StudyError(
+            where=where, found=" ".join(str(fault).split())[:200], expected="a name such as owner/model", do="mend it"
+        ) from None
+    if get_token() is None:
+        raise StudyError(
+            where=where, found="no Hub token", expected="one that may write", do="run `hf auth login`, or set HF_TOKEN"
+        )
+    try:
+        (api or HfApi()).whoami()
+    except (HfHubHTTPError, OSError, ValueError) as fault:
+        raise _refused(where, fault, "check the token with `hf auth whoami`, and the network") from None
+
+
+def push(folder: Path, repo: str, *, private: bool, api: HfApi | None = None) -> str:
+    """Upload a folder, into a new repository or one that is there; the address.
+
+    Raises:
+        StudyError: the Hub refuses, or `private` is asked for and the repository that is there is public.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api, where = api or HfApi(), f"--push-to-hub {repo}"
+    again = f"the model is whole in {folder}: upload it with `hf upload {repo} {folder}`"
+    try:
+        created = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(created.repo_id).private:
+            raise StudyError(
+                where=where, found="a public repository", expected="a private one, for --private", do=again
+            )
+        api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message="Exported by expo-search")
+    except (HfHubHTTPError, OSError, ValueError) as fault:
+        raise _refused(where, fault, again) from None
+    return str(created)
+
+
+def _refused(where: str, fault: Exception, do: str) -> StudyError:
+    found = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    return StudyError(where=where, found=found, expected="a Hub that takes the upload", do=do)

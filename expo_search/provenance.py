@@ -1,0 +1,164 @@
+"""An alpha and its study -> `expo.json` and `mergekit.yaml`: where a model comes from, and how to make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from expo_search import __version__
+from expo_search.beside import PROVENANCE
+from expo_search.errors import StudyError
+from expo_search.objective import Evaluation
+from expo_search.pairs import Pair, Source, pinned
+from expo_search.report import Verdict, as_json, confirmation_json
+from expo_search.store import Stored
+from expo_search.study import StudySpec
+
+FORMULA = "aligned + alpha * (aligned - sft)"
+_FORMAT = 1
+_OF_TRIAL = {"trial", "alpha", "n_prompts", "reward", "difference", "difference_95", "fingerprint"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Everything that is known about where an exported model comes from.
+
+    Attributes:
+        trial: the trial at `alpha`; None if this alpha was not evaluated. `control`: the one at alpha = 0.
+        answers, control_answers: what the two trials stored.
+        settings: what all trials were made under.
+        evaluated_on: environment of the trials.
+        dtype: the weights' dtype that was asked for, or None; `out_dtype` is the one they then have.
+        as_adapter: a rescaled adapter is written, not a checkpoint.
+    """
+
+    study: str
+    spec: StudySpec
+    settings: Mapping[str, Any]
+    pair: Pair
+    alpha: float
+    trial: Evaluation | None
+    control: Evaluation
+    evaluations: Sequence[Evaluation]
+    verdict: Verdict
+    answers: Sequence[Stored]
+    control_answers: Sequence[Stored]
+    evaluated_on: Mapping[str, str]
+    dtype: str | None = None
+    out_dtype: str | None = None
+    as_adapter: bool = False
+
+    @property
+    def command(self) -> str:
+        """What writes the same weights again, next to the study's database."""
+        options = ["--alpha", repr(self.alpha), *(["--dtype", self.dtype] if self.dtype else [])]
+        options += ["--as-adapter"] if self.as_adapter else []
+        options += [] if self.trial else ["--force"]
+        return shlex.join(["expo-search", "export", self.study, *options, "--out", "DIR"])
+
+
+def provenance(origin: Origin) -> dict[str, Any]:
+    """What `expo.json` holds; see `reproduce.py` for what is made of it."""
+    confirmed = origin.verdict.confirmed
+    return {
+        "format": _FORMAT,
+        "made_by": f"expo-search {__version__}",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "formula": FORMULA,
+        "alpha": origin.alpha,
+        "evaluated": origin.trial is not None,
+        "kind": "adapter" if origin.as_adapter else "checkpoint",
+        "dtype": origin.out_dtype,
+        "pair": {
+            role: {"id": s.id, "revision": s.revision, "on_hub": s.on_hub}
+            for role, s in vars(origin.pair).items()
+            if s is not None
+        },
+        "fingerprints": {
+            "trial": origin.trial and origin.trial.fingerprint,
+            "alpha=0": origin.control.fingerprint,
+            "sft": origin.settings.get("weights.sft"),
+        },
+        "study": origin.study,
+        "verdict": {"word": origin.verdict.word, "sentence": origin.verdict.sentence()},
+        "confirmation": confirmed and confirmation_json(confirmed),
+        "trial": origin.trial and as_json(origin.trial),
+        "control": as_json(origin.control),
+        "answers": {"trial": _answers(origin.answers), "control": _answers(origin.control_answers)},
+        "settings": dict(origin.settings),
+        "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),
+        "evaluated_on": dict(origin.evaluated_on),
+        "commands": {"export": origin.command, "evaluate again": f"expo-search reproduce DIR/{PROVENANCE}"},
+    }
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What an `expo.json`, or the one in a folder, holds.
+
+    Raises:
+        StudyError: no such file, or none that `export` wrote.
+    """
+    file = path / PROVENANCE if path.is_dir() else path
+    wanted = {"format", "alpha", "trial", "control", "answers", "settings", "spec", "study", "evaluated_on"}
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        missing = sorted(wanted - found.keys())
+        if not missing and found["trial"] is not None:
+            missing = sorted(_OF_TRIAL - found["trial"].keys()) + sorted(_OF_TRIAL - found["control"].keys())
+    except (OSError, ValueError, AttributeError, RecursionError) as fault:
+        found, missing = {}, [f"not readable ({type(fault).__name__}: {fault})"]
+    if missing or found["format"] != _FORMAT:
+        raise StudyError(
+            where=str(file),
+            found="a file without " + ", ".join(missing) if found and missing else (missing or ["another format"])[0],
+            expected=f"an {PROVENANCE} that `expo-search export` of version {__version__} can have written",
+            do="give an exported folder, or its file",
+        )
+    return dict(found)
+
+
+def text_hash(text: str) -> str:
+    """16 hex digits of an answer's text: enough to see whether another one is the same."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def mergekit_recipe(origin: Origin) -> str:
+    """The same model as mergekit's task arithmetic, base + weight * (aligned - base) with weight = 1 + alpha.
+
+    mergekit rounds in other places: its weights agree with ours up to the last bits of float32, not to the bit.
+    """
+    pair = origin.pair
+    model = f"{_mergekit(pair.base)}+{_mergekit(pair.adapter)}" if pair.base and pair.adapter else None
+    lines = [
+        f"# {FORMULA} at alpha = {origin.alpha!r}",
+        "merge_method: task_arithmetic",
+        f"base_model: {json.dumps(_mergekit(pair.sft))}",
+        "models:",
+        f"  - model: {json.dumps(model or _mergekit(pair.aligned))}",
+        "    parameters:",
+        f"      weight: {1 + origin.alpha!r}",
+        "parameters:",
+        "  normalize: false",
+        "dtype: float32  # of the arithmetic",
+    ]
+    return "\n".join([*lines, *([f"out_dtype: {origin.out_dtype}"] if origin.out_dtype else [])]) + "\n"
+
+
+def _mergekit(source: Source) -> str:
+    """As mergekit names a model; the revision pins it."""
+    return f"{source.loadable}@{source.revision}" if source.on_hub else source.loadable
+
+
+def _answers(stored: Sequence[Stored]) -> dict[str, Any]:
+    """Rewards and hashes of answers by their position, without the texts."""
+    return {
+        "positions": [s.position for s in stored],
+        "sha256": [text_hash(s.completion.text) for s in stored],
+        "rewards": [s.reward for s in stored],
+    }

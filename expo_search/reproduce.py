@@ -1,0 +1,147 @@
+"""An `expo.json` -> the exported alpha evaluated again from its sources, compared with what its search found.
+
+The whole search is not repeated: alpha = 0 and the exported alpha answer the search's prompts with the search's seeds,
+in a database of their own that is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from expo_search.environment import differences, environment
+from expo_search.errors import StudyError
+from expo_search.objective import CONTROL, Evaluation, Watcher
+from expo_search.provenance import text_hash
+from expo_search.run import check, start
+from expo_search.store import Store, compare_settings
+from expo_search.study import stored_spec
+
+Grade = Literal["identical", "same weights, other environment", "different"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out the second time.
+
+    Attributes:
+        stored, again: the exported trial's numbers, as in `expo.json`: then, and now.
+        control: those of alpha = 0, now.
+        same_weights: whether the fingerprints at both alphas are those of then.
+        n_same, n: answers of the exported alpha that are the same, letter for letter, and answers in all.
+        same_rewards: whether every reward at both alphas is the same number.
+        differences: of the environment, one line each.
+    """
+
+    stored: Mapping[str, Any]
+    again: Evaluation
+    control: Evaluation
+    same_weights: bool
+    n_same: int
+    n: int
+    same_rewards: bool
+    differences: tuple[str, ...]
+
+    @property
+    def grade(self) -> Grade:
+        if not self.same_weights:
+            return "different"
+        return "identical" if self.same_rewards else "same weights, other environment"
+
+    @property
+    def within(self) -> bool:
+        """Whether the gain of now lies in the 95 % interval of then."""
+        low, high = self.stored["difference_95"]  # None: without an end
+        gain = self.again.difference.mean
+        return bool((low is None or low <= gain) and (high is None or gain <= high))
+
+    def report(self) -> str:
+        """For people."""
+        then, now = self.stored["difference"], self.again.difference.mean
+        lines = [f"{self.grade}: alpha = {self.again.alpha:.6g}, gain {then:+.4f} then, {now:+.4f} now"]
+        lines.append(f"  weights: {'the same' if self.same_weights else 'other ones'} ({self.again.fingerprint})")
+        lines.append(f"  answers: {self.n_same} of {self.n} are the same")
+        if self.grade != "identical":
+            lines.append(f"  the gain of now is {'within' if self.within else 'outside'} the 95 % interval of then")
+            lines += [f"  environment, {line}" for line in self.differences or ("no difference that is recorded",)]
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "grade": self.grade,
+            "alpha": self.again.alpha,
+            "difference": {"then": self.stored["difference"], "now": self.again.difference.mean},
+            "reward": {"then": self.stored["reward"], "now": self.again.reward.mean},
+            "fingerprint": {"then": self.stored["fingerprint"], "now": self.again.fingerprint},
+            "answers": {"same": self.n_same, "of": self.n},
+            "within_interval": self.within,
+            "environment": list(self.differences),
+        }
+
+
+def reproduce(
+    found: Mapping[str, Any], watcher: Watcher, say: Callable[[str], None], *, trust_remote_code: bool
+) -> Reproduction:
+    """Evaluate again what an `expo.json` says.
+
+    Raises:
+        StudyError: its alpha was never evaluated.
+        SettingsChanged: sources, prompts or reward model are not those of then; names what differs.
+        ExpoError: whatever a search may raise.
+    """
+    stored = found["trial"]
+    if stored is None:
+        raise StudyError(
+            where=f"alpha {found['alpha']}",
+            found="an alpha that was never evaluated",
+            expected="an evaluation to repeat",
+            do="search with it first",
+        )
+    spec = stored_spec(found["spec"], name=str(found["study"]), trust_remote_code=trust_remote_code)
+    with TemporaryDirectory(prefix="expo-search-") as folder:
+        checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
+        compare_settings(found["settings"], checked.settings, name=f"{found['study']} in expo.json")
+        running = start(checked, say)
+        try:
+            objective = running.objective(watcher, checked.search_prompts)
+            control = objective.evaluate(CONTROL, 0.0)
+            # the same looks as in the search, since which prompts share a batch can change an engine's rounding
+            again = objective.evaluate(
+                stored["trial"],
+                stored["alpha"],
+                best=CONTROL if spec.search.racing else None,
+                n_most=stored["n_prompts"],
+            )
+            return _compare(found, running.store, control, again)
+        finally:
+            running.model.close()
+            running.store.close()
+
+
+def _compare(found: Mapping[str, Any], store: Store, control: Evaluation, again: Evaluation) -> Reproduction:
+    prompts = store.prompts("search")
+    now = {
+        role: {s.position: s for s in store.completions(e.trial, "search", prompts)}
+        for role, e in (("trial", again), ("control", control))
+    }
+    n_same, same_rewards = 0, True
+    for role, answers in found["answers"].items():
+        rows = list(zip(answers["positions"], answers["sha256"], answers["rewards"], strict=True))
+        same_rewards &= all(p in now[role] and now[role][p].reward == reward for p, _, reward in rows)
+        if role == "trial":
+            n_same = sum(p in now[role] and text_hash(now[role][p].completion.text) == h for p, h, _ in rows)
+    return Reproduction(
+        stored=found["trial"],
+        again=again,
+        control=control,
+        same_weights=(again.fingerprint, control.fingerprint)
+        == (found["trial"]["fingerprint"], found["control"]["fingerprint"]),
+        n_same=n_same,
+        n=len(found["answers"]["trial"]["positions"]),
+        same_rewards=same_rewards,
+        differences=tuple(differences(found["evaluated_on"], environment())),
+    )

@@ -1,0 +1,90 @@
+"""A written checkpoint against the trial it was made from: loaded in a fresh engine, it must be what was evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from expo_search.engine import ModelSpec
+from expo_search.errors import CheckpointError
+from expo_search.evaluator import Completion, VllmModel
+from expo_search.store import Stored, storable
+
+_FEW = 8  # prompts that are repeated first
+
+
+def verify(
+    folder: Path,
+    spec: ModelSpec,
+    fingerprint: str,
+    stored: Sequence[Stored],
+    ends: Sequence[int],
+    say: Callable[[str], None],
+) -> str:
+    """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; a line that says so.
+
+    First some of the trial's own prompts are repeated, with its seeds. An engine's rounding can depend on which
+    prompts share a batch, so where an answer differs all are repeated, in the trial's own batches.
+
+    Args:
+        stored: the trial's answers, by position.
+        ends: positions at which its batches ended.
+
+    Raises:
+        CheckpointError: other weights than the trial's, or other answers.
+    """
+    say("verifying: starting vLLM on what was written")
+    model = VllmModel(replace(spec, aligned=folder))
+    try:
+        found = model.materialize(0.0).fingerprint
+        if found != fingerprint:
+            raise _differs(folder, f"weights with fingerprint {found}", f"{fingerprint}, the trial's")
+        few = stored[:_FEW]
+        differing = _differing(model, [few])
+        if differing:
+            few = stored
+            say(f"{differing} of {_FEW} answers differ in another batch; repeating all, in the trial's batches")
+            differing = _differing(model, [stored[a:b] for a, b in pairwise([0, *ends])])
+        if differing:
+            raise _differs(
+                folder, f"{differing} of {len(few)} answers that differ from the trial's", "the same answers"
+            )
+    finally:
+        model.close()
+    return f"verified: fingerprint {fingerprint} and {len(few)} of the trial's answers, the same"
+
+
+def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> str | None:
+    """The dtype in which the engine must load what was written to have the trial's weights; None if it cannot.
+
+    A checkpoint in float32 holds theta(alpha) before its last rounding, so the engine can round it as it did live.
+    """
+    own = str(config.get("dtype") or config.get("torch_dtype"))
+    if written not in (None, own, "float32"):
+        return None
+    return asked if asked != "auto" or own == "float32" else own
+
+
+def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]]) -> int:
+    """How many stored answers the model does not give again."""
+    n = 0
+    for batch in batches:
+        prompts = [s.completion.prompt for s in batch]
+        again = {
+            c.prompt: replace(c, text=storable(c.text)) for c in model.generate(prompts) if isinstance(c, Completion)
+        }
+        n += sum(again[s.completion.prompt] != s.completion for s in batch)
+    return n
+
+
+def _differs(folder: Path, found: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        where=f"--verify of {folder.name}",
+        found=found,
+        expected=expected,
+        do="report this with the log file; nothing was left. Where the hardware or vLLM changed since the trial, "
+        "export without --verify",
+    )

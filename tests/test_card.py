@@ -1,0 +1,159 @@
+"""The model card: metadata that parses, text that holds, and names that inject nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fakes import make_evaluation
+from markdown_it import MarkdownIt
+from twins import make_pair, read_all
+
+from expo_search.card import card, plain_text, write_card
+from expo_search.pairs import Pair, Source
+from expo_search.provenance import Origin, mergekit_recipe
+from expo_search.report import verdict
+from expo_search.study import load_study
+
+EVIL = "<script>alert(1)</script> [x](http://evil) ![i](e) `c` | **b**\n# heading\n---\nlicense: mit\n\x1b[31m"
+
+
+def make_origin(tmp_path: Path, **changes: Any) -> Origin:
+    found = [
+        make_evaluation(i, alpha, gain, 0.1) for i, (alpha, gain) in enumerate([(0.0, 0.0), (0.5, 0.4), (2.0, -3)])
+    ]
+    source = {role: Source(tmp_path, f"owner/{role}", "abc123", on_hub=True) for role in ("aligned", "sft", "rm")}
+    spec = load_study(overrides={"pair": {"aligned": "a", "sft": "s", "reward_model": "r"}}, name="mine")
+    origin = Origin(
+        study="mine",
+        spec=spec,
+        settings={"prompts.hash": "abc"},
+        pair=Pair(source["aligned"], source["sft"], source["rm"]),
+        alpha=0.5,
+        trial=found[1],
+        control=found[0],
+        evaluations=found,
+        verdict=verdict(found),
+        answers=[],
+        control_answers=[],
+        evaluated_on={"torch": "2"},
+        out_dtype="bfloat16",
+    )
+    return replace(origin, **changes)
+
+
+def metadata(text: str) -> dict[str, Any]:
+    assert text.startswith("---\n")
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+def test_the_metadata_names_both_models_and_how_they_were_merged(tmp_path: Path) -> None:
+    found = metadata(card(make_origin(tmp_path)))
+    assert found["base_model"] == ["owner/aligned", "owner/sft"]
+    assert found["base_model_relation"] == "merge"
+    assert found["library_name"] == "transformers"
+    assert {"merge", "expo"} <= set(found["tags"])
+    assert found["license"] == "other", "the sources name none"
+
+
+def test_a_licence_that_all_sources_share_is_the_models(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# Theirs\n")
+    text = card(make_origin(tmp_path))
+    assert metadata(text)["license"] == "apache-2.0"
+    assert "- owner/sft: apache-2.0" in text
+
+
+def test_folders_are_named_without_their_path_and_are_no_base_model(tmp_path: Path) -> None:
+    local = Source(tmp_path, "/home/someone/secret/sft", "local")
+    pair = replace(make_origin(tmp_path).pair, aligned=local, sft=local)
+    text = card(make_origin(tmp_path, pair=pair))
+    assert "base_model" not in metadata(text)
+    assert "- sft: sft\n" in text
+    assert "secret" not in text
+
+
+def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
+    text = card(make_origin(tmp_path))
+    assert "alpha = 0.5" in text
+    assert "| 1 | 0.5 | 1.4000 | +0.4000 | [+0.202, +0.598] | 100 | 12 | 25% |  |" in text
+    assert "was not confirmed on fresh prompts" in text
+    assert "**Not evaluated.**" in card(make_origin(tmp_path, trial=None, alpha=0.7))
+    other = card(make_origin(tmp_path, trial=make_evaluation(2, 2.0, -3, 0.1), alpha=2.0))
+    assert "**not the one that the search recommends**" in other
+
+
+def test_names_inject_no_markup_and_no_metadata(tmp_path: Path) -> None:
+    evil = Source(tmp_path, EVIL, "local")
+    spec = make_origin(tmp_path).spec
+    spec = spec.model_copy(
+        update={
+            "prompts": spec.prompts.model_copy(update={"source": EVIL}),
+            "pair": spec.pair.model_copy(update={"licence": EVIL, "stop_strings": (EVIL,)}),
+        }
+    )
+    pair = Pair(evil, evil, evil)
+    (tmp_path / "README.md").write_text(f"---\nlicense: {EVIL}\n---\n")
+    text = card(make_origin(tmp_path, spec=spec, pair=pair, evaluated_on={"gpus": EVIL}))
+    assert metadata(text)["license"] == "other"
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text.split("---\n", 2)[2])
+    assert "<script" not in html
+    assert 'href="http' not in html
+    assert html.count("<h1>") == 1
+    assert html.count("<img") == 1, "the curve"
+    assert "alert(1)" in html, "the text itself is there"
+    assert "\x1b" not in text
+
+
+def test_plain_text_is_one_line_of_what_was_given() -> None:
+    assert plain_text("HuggingFaceH4/zephyr-7b-beta") == "HuggingFaceH4/zephyr-7b-beta"
+    assert plain_text("a\n\n# b <i>") == r"a \# b \<i\>"
+
+
+def test_the_picture_lies_beside_the_card(tmp_path: Path) -> None:
+    write_card(make_origin(tmp_path), tmp_path)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "](curve.png)" in (tmp_path / "README.md").read_text()
+
+
+def recipe_origin(tmp_path: Path, alpha: float) -> Origin:
+    aligned, sft = make_pair(tmp_path / "pair", "llama-untied")
+    pair = Pair(*(Source(p, str(p), "local") for p in (aligned, sft, aligned)))
+    return make_origin(tmp_path, pair=pair, alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.7, -0.4, 8.0])
+def test_the_recipe_is_task_arithmetic_with_weight_one_plus_alpha(tmp_path: Path, alpha: float) -> None:
+    """mergekit's documented arithmetic, base + sum(weight * (model - base)), done in NumPy, gives theta(alpha)."""
+    origin = recipe_origin(tmp_path, alpha)
+    recipe = yaml.safe_load(mergekit_recipe(origin))
+    assert (recipe["merge_method"], recipe["parameters"]) == ("task_arithmetic", {"normalize": False})
+    base, (model,) = read_all(Path(recipe["base_model"])), recipe["models"]
+    aligned = read_all(Path(model["model"]))
+    for name, tensor in aligned.items():
+        x, y = tensor.double().numpy(), base[name].double().numpy()
+        np.testing.assert_allclose(
+            y + model["parameters"]["weight"] * (x - y), x + alpha * (x - y), rtol=1e-12, atol=1e-9
+        )
+
+
+def test_mergekit_makes_the_same_weights_up_to_its_rounding(tmp_path: Path) -> None:
+    pytest.importorskip("mergekit", reason="mergekit is not installed (extra `dev`)")
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    origin = recipe_origin(tmp_path, 0.7)
+    config = MergeConfiguration.model_validate(yaml.safe_load(mergekit_recipe(origin)))
+    run_merge(config, str(tmp_path / "merged"), MergeOptions(quiet=True, copy_tokenizer=False))
+    theirs, a, s = (read_all(p) for p in (tmp_path / "merged", origin.pair.aligned.path, origin.pair.sft.path))
+    assert theirs.keys() == a.keys()
+    for name, tensor in theirs.items():
+        assert tensor.dtype == torch.bfloat16
+        wide = a[name].float()
+        # float32 in another order, then the same rounding to 8 bits: now and then the neighbouring number
+        torch.testing.assert_close(tensor.float(), (wide - s[name].float()) * 0.7 + wide, rtol=2**-7, atol=1e-6)

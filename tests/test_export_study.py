@@ -1,0 +1,316 @@
+"""From a study's database to an exported model: what is chosen, what is refused, what lies beside the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import optuna
+import pytest
+import torch
+from fakes import make_evaluation
+from safetensors.torch import load_file
+from test_assemble import write_lora
+from twins import edit, make_pair, make_reward_model, read_all
+
+from expo_search import assemble
+from expo_search.adapter import open_adapter
+from expo_search.checkpoint import open_checkpoint
+from expo_search.cli_export import size_in_bytes
+from expo_search.errors import SettingsChanged, StudyError
+from expo_search.evaluator import Completion
+from expo_search.export_study import Wanted, export_study
+from expo_search.hub import check_push, push
+from expo_search.objective import Evaluation
+from expo_search.pairs import resolve_pair
+from expo_search.prompts import Prompt
+from expo_search.provenance import read_provenance
+from expo_search.run import sources_settings
+from expo_search.store import Store
+from expo_search.study import load_study
+
+TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-untied")
+    make_reward_model(folder / "reward")
+    write_lora(folder / "adapter", folder / "aligned")
+    return folder
+
+
+def make_study(home: Path, url: str, *, trials: list[Evaluation] | None = None, **pair: Any) -> None:
+    """A study as a search leaves it, of trials that no engine made."""
+    given = {"aligned": str(home / "aligned"), "sft": str(home / "sft"), "reward_model": str(home / "reward")} | pair
+    spec = load_study(overrides={"pair": given, "prompts": {"source": "p.jsonl", "n": 2}}, name="mine")
+    found = resolve_pair(spec.pair, trust_remote_code=False, say=lambda _: None)
+    sources = (open_checkpoint(s.path, role="x") for s in (found.aligned, found.sft))
+    store = Store(url, "mine")
+    store.pin_settings(sources_settings(found, *sources) | {"prompts.hash": "abc"}, spec.model_dump(mode="json"))
+    store.put_prompts("search", prompts := [Prompt("a", "A?"), Prompt("b", "B?")])
+    for e in trials or [make_evaluation(i, alpha, gain, 0.1) for i, (alpha, gain) in enumerate(TRIALS)]:
+        store.add_completions(
+            e.trial, "search", {i: Completion(p, f"{e.alpha}", 1, "stop") for i, p in enumerate(prompts)}
+        )
+        store.add_rewards(e.trial, "search", dict.fromkeys(range(2), e.reward.mean))
+        store.study.add_trial(
+            optuna.trial.create_trial(
+                params={"alpha": e.alpha},
+                distributions={"alpha": optuna.distributions.FloatDistribution(-10, 100)},
+                value=e.gain.mean,
+                user_attrs=e.attributes(),
+            )
+        )
+    store.close()
+
+
+@pytest.fixture
+def study(home: Path, tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    make_study(home, url)
+    return url
+
+
+@pytest.fixture
+def adapted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A study of a base and its adapter."""
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    url = f"sqlite:///{tmp_path / 'adapted.db'}"
+    make_study(home, url, sft=None, adapter=str(home / "adapter"))
+    return url
+
+
+def export(url: str, out: Path, **wanted: Any) -> float:
+    return export_study(url, "mine", Wanted(out, **wanted), lambda _: None, lambda *_: None)
+
+
+class TestChoice:
+    def test_the_verdicts_alpha_is_the_default(self, study: str, tmp_path: Path) -> None:
+        assert export(study, tmp_path / "out") == 1.0
+        assert read_provenance(tmp_path / "out")["alpha"] == 1.0
+
+    def test_keep_alpha_zero_asks_for_an_alpha(self, home: Path, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'flat.db'}"
+        make_study(home, url, trials=[make_evaluation(0, 0.0, 0.0, 0.1), make_evaluation(1, 0.5, 0.01, 0.1)])
+        with pytest.raises(StudyError, match=r"No evidence of a gain.*expected a gain to export; give --alpha"):
+            export(url, tmp_path / "out")
+        assert export(url, tmp_path / "out", alpha=0.5) == 0.5
+
+    def test_an_alpha_that_was_not_evaluated_lists_the_nearest_and_is_exported_by_force(
+        self, study: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(StudyError, match=r"no finished trial at alpha 0\.7; .* such as 0\.5, 1, 2; .* --force"):
+            export(study, tmp_path / "out", alpha=0.7)
+        assert not (tmp_path / "out").exists()
+        assert export(study, tmp_path / "out", alpha=0.7, force=True) == 0.7
+        found = json.loads((tmp_path / "out" / "expo.json").read_text())
+        assert (found["evaluated"], found["trial"], found["fingerprints"]["trial"]) == (False, None, None)
+        assert "**Not evaluated.**" in (tmp_path / "out" / "README.md").read_text()
+        assert found["commands"]["export"] == "expo-search export mine --alpha 0.7 --force --out DIR"
+
+    @pytest.mark.parametrize(
+        ("wanted", "found"),
+        [
+            ({"alpha": float("nan")}, "--alpha: nan"),
+            ({"dtype": "int8"}, "--dtype: int8; expected one of bfloat16, float16, float32"),
+            ({"private": True}, "--private: no --push-to-hub"),
+            ({"as_adapter": True}, "--as-adapter: a pair of whole checkpoints"),
+            ({"alpha": 0.7, "force": True, "verify": True}, "--verify: alpha 0.7, which was not evaluated"),
+            ({"dtype": "float16", "verify": True}, "--verify with --dtype float16: another rounding"),
+        ],
+    )
+    def test_options_that_cannot_be_met_are_refused_before_anything_is_written(
+        self, study: str, tmp_path: Path, wanted: dict[str, Any], found: str
+    ) -> None:
+        with pytest.raises(StudyError) as fault:
+            export(study, tmp_path / "out", **wanted)
+        assert found in str(fault.value)
+        assert not [p.name for p in tmp_path.iterdir() if "out" in p.name]
+
+    def test_a_source_that_changed_since_the_trial_is_named(self, home: Path, tmp_path: Path) -> None:
+        """The same names, shapes and sizes: only numbers differ."""
+        pair = make_pair(tmp_path / "pair", "llama-untied")
+        url = f"sqlite:///{tmp_path / 'study.db'}"
+        make_study(home, url, aligned=str(pair[0]), sft=str(pair[1]))
+        edit(pair[1], lambda name, t: t * 2 if name == "lm_head.weight" else t)
+        with pytest.raises(SettingsChanged, match=r"other settings \(files\.sft: '\w+' there, '\w+' now\)"):
+            export(url, tmp_path / "out")
+
+    @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2 GiB", 2 << 30), ("1.5kb", 1500), ("7", 7)])
+    def test_a_shard_size_is_read_as_people_write_it(self, text: str, size: int) -> None:
+        assert size_in_bytes(text) == size
+
+    @pytest.mark.parametrize("text", ["", "0GB", "5XB", "-1GB", "GB"])
+    def test_what_is_no_size_is_refused(self, text: str) -> None:
+        with pytest.raises(StudyError, match="--max-shard-size"):
+            size_in_bytes(text)
+
+
+def test_expo_json_says_where_everything_comes_from(study: str, home: Path, tmp_path: Path) -> None:
+    export(study, tmp_path / "out")
+    found = read_provenance(tmp_path / "out" / "expo.json")
+    assert found["pair"]["sft"] == {"id": str(home / "sft"), "revision": "local", "on_hub": False}
+    assert found["fingerprints"]["trial"] == f"{2:032x}"
+    assert found["settings"]["prompts.hash"] == "abc"
+    assert found["spec"]["prompts"]["n"] == 2
+    assert found["answers"]["trial"]["rewards"] == [1.9, 1.9]
+    assert {"torch", "vllm", "transformers", "optuna", "python", "processor"} <= found["evaluated_on"].keys()
+    assert found["commands"]["export"] == "expo-search export mine --alpha 1.0 --out DIR"
+
+
+class TestAdapter:
+    def test_the_search_sees_base_and_merged(self, adapted: str, home: Path, tmp_path: Path) -> None:
+        """theta(1) = base + 2 B A scale, from the merged checkpoint as it is rounded."""
+        export(adapted, tmp_path / "out")
+        base, theta = read_all(home / "aligned"), read_all(tmp_path / "out")
+        merged = read_all(next((tmp_path / "cache" / "checkpoints").iterdir()))
+        moved = [name for name in base if not torch.equal(theta[name], base[name])]
+        assert moved == ["model.layers.0.self_attn.q_proj.weight"]
+        for name in base:
+            wide = merged[name].float()
+            assert torch.equal(theta[name], (wide - base[name].float() + wide).bfloat16())
+
+    def test_a_rescaled_adapter_merges_to_the_same_model_up_to_rounding(
+        self, adapted: str, home: Path, tmp_path: Path
+    ) -> None:
+        export(adapted, tmp_path / "out")
+        export(adapted, tmp_path / "lora", as_adapter=True)
+        before = json.loads((home / "adapter" / "adapter_config.json").read_text())
+        after = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+        assert after == before | {"lora_alpha": 2.0 * before["lora_alpha"]}
+        assert not (tmp_path / "lora" / "model.safetensors").exists()
+        assert 'library_name: "peft"' in (tmp_path / "lora" / "README.md").read_text()
+        assemble.merge_adapter(home / "aligned", tmp_path / "lora", tmp_path / "again")
+        theta, again = read_all(tmp_path / "out"), read_all(tmp_path / "again")
+        for name in theta:
+            # the checkpoint was rounded to bfloat16 twice more: merged, and then theta
+            torch.testing.assert_close(again[name], theta[name], rtol=2**-6, atol=2**-6)
+
+    def test_peft_reads_the_rescaled_adapter(self, adapted: str, home: Path, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft", reason="peft is not installed (extra `train`)")
+        from transformers import AutoModelForCausalLM
+
+        export(adapted, tmp_path / "lora", as_adapter=True)
+        base = AutoModelForCausalLM.from_pretrained(home / "aligned", dtype=torch.float32)
+        merged = peft.PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload().state_dict()
+        name = "model.layers.0.self_attn.q_proj.weight"
+        lora = open_adapter(home / "adapter")
+        a, b = (load_file(t.file)[t.name].float() for t in lora.factors[name])
+        expected = read_all(home / "aligned")[name].float() + 2 * lora.scale * (b @ a)
+        torch.testing.assert_close(merged[name], expected, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("option", [{"dtype": "float32"}, {"verify": True}])
+    def test_options_of_a_checkpoint_do_not_go_with_an_adapter(
+        self, adapted: str, tmp_path: Path, option: dict[str, Any]
+    ) -> None:
+        with pytest.raises(StudyError, match="--as-adapter: --dtype or --verify"):
+            export(adapted, tmp_path / "out", as_adapter=True, **option)
+
+
+class FakeHub:
+    """As much of HfApi as an upload needs. `calls` keeps what was asked of it."""
+
+    def __init__(self, *, there_public: bool = False, fails: str = "") -> None:
+        self.calls: list[str] = []
+        self._there_public, self._fails = there_public, fails
+        self.files: list[str] = []
+
+    def whoami(self) -> dict[str, str]:
+        return self._call("whoami", {"name": "me"})
+
+    def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> Any:
+        assert exist_ok
+        self.private = bool(private) and not self._there_public
+        return self._call("create_repo", huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}"))
+
+    def repo_info(self, repo_id: str) -> Any:
+        return self._call("repo_info", huggingface_hub.ModelInfo(id=repo_id, private=self.private))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        assert (repo_id, commit_message) == ("me/model", "Exported by expo-search")
+        self.files = sorted(p.name for p in Path(folder_path).iterdir())
+        self._call("upload_folder", None)
+
+    def _call(self, name: str, answer: Any) -> Any:
+        self.calls.append(name)
+        if name == self._fails:
+            raise OSError("the network is\ndown")
+        return answer
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def _token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_one")
+
+    def test_a_whole_folder_is_uploaded_and_the_token_is_nowhere_in_it(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub = FakeHub()
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        export(study, tmp_path / "out", push_to="me/model", private=True)
+        assert hub.calls == ["whoami", "create_repo", "repo_info", "upload_folder"]
+        assert {"README.md", "curve.png", "expo.json", "mergekit.yaml", "model.safetensors"} <= set(hub.files)
+        assert not any(b"hf_not_a_real_one" in p.read_bytes() for p in (tmp_path / "out").iterdir())
+
+    def test_no_token_is_said_before_any_work(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+        with pytest.raises(StudyError, match="--push-to-hub me/model: no Hub token; expected one that may write"):
+            export(study, tmp_path / "out", push_to="me/model")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("name", ["a/b/c", "../x", "me/", "me/a..b", "me/<script>"])
+    def test_a_name_that_the_hub_does_not_allow_is_refused(self, name: str) -> None:
+        with pytest.raises(StudyError, match="--push-to-hub"):
+            check_push(name, FakeHub())  # type: ignore[arg-type]
+
+    def test_private_is_never_uploaded_into_a_public_repository(self, tmp_path: Path) -> None:
+        hub = FakeHub(there_public=True)
+        with pytest.raises(StudyError, match="a public repository; expected a private one"):
+            push(tmp_path, "me/model", private=True, api=hub)  # type: ignore[arg-type]
+        assert "upload_folder" not in hub.calls
+
+    @pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
+    def test_a_failed_upload_says_where_the_whole_model_is(self, tmp_path: Path, call: str) -> None:
+        with pytest.raises(StudyError, match=f"the network is down.*upload it with `hf upload me/model {tmp_path}`"):
+            push(tmp_path, "me/model", private=False, api=FakeHub(fails=call))  # type: ignore[arg-type]
+
+    def test_a_token_that_the_hub_refuses_is_said_before_any_work(self) -> None:
+        with pytest.raises(StudyError, match=r"the network is down; .*hf auth whoami"):
+            check_push("me/model", FakeHub(fails="whoami"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 99}', "[" * 99999])
+def test_a_file_that_export_did_not_write_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "expo.json").write_text(content)
+    with pytest.raises(StudyError, match=r"expo\.json") as fault:
+        read_provenance(tmp_path)
+    assert "\n" not in str(fault.value)
+
+
+def test_a_file_that_was_edited_is_refused(study: str, tmp_path: Path) -> None:
+    export(study, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "expo.json").read_text())
+    del found["trial"]["fingerprint"]
+    (tmp_path / "out" / "expo.json").write_text(json.dumps(found))
+    with pytest.raises(StudyError, match="a file without fingerprint"):
+        read_provenance(tmp_path / "out")
+
+
+def test_a_trial_that_broke_a_guardrail_says_so(home: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    broken = replace(make_evaluation(1, 0.5, 0.4, 0.1), broken=("length",), outcome="degenerate")
+    make_study(home, url, trials=[make_evaluation(0, 0.0, 0.0, 0.1), broken])
+    export(url, tmp_path / "out", alpha=0.5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**It breaks guardrails** of the search: length." in card
+    assert "stopped early (degenerate)" in card

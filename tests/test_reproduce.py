@@ -1,0 +1,252 @@
+"""A tiny pair searched, exported, verified, reproduced with the real engine: what comes out is what was evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import FakeWatcher, make_evaluation
+from test_assemble import write_lora
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from twins import edit, make_pair, make_reward_model, write_prompts
+
+from expo_search.chat import encode_chat
+from expo_search.engine import ModelSpec
+from expo_search.errors import CheckpointError, SettingsChanged, StudyError
+from expo_search.export_study import Wanted, export_study
+from expo_search.objective import Evaluation
+from expo_search.provenance import read_provenance
+from expo_search.reproduce import Reproduction, reproduce
+from expo_search.run import check, start
+from expo_search.search import evaluations, search
+from expo_search.store import Store
+from expo_search.study import StudySpec, load_study
+from expo_search.verify import engine_dtype, verify
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-tied", delta=0.2)
+    make_reward_model(folder / "reward")
+    write_prompts(folder / "prompts.jsonl", 24)
+    return folder
+
+
+def study_spec(home: Path) -> StudySpec:
+    return load_study(
+        overrides={
+            "pair": {"aligned": str(home / "aligned"), "sft": str(home / "sft"), "reward_model": str(home / "reward")},
+            "prompts": {"source": str(home / "prompts.jsonl"), "n": 18},
+            "sampling": {"max_tokens": 8, "top_k": 0, "top_p": 1.0},
+            "search": {"alpha_min": 0.0, "alpha_max": 2.0, "sampler": "random"},
+            "engine": {"max_model_len": 128, "kv_cache_gib": 1, "max_num_seqs": 16},
+        },
+        name="tiny",
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(home: Path) -> Evaluation:
+    """The last trial of a search of three, in study.db."""
+    spec = study_spec(home)
+    running = start(check(spec, url(home), lambda _: None), lambda _: None)
+    search(running.store, running.objective(FakeWatcher(), running.checked.search_prompts), spec.search, 3)
+    running.model.close()
+    return evaluations(running.store.study)[-1]
+
+
+def url(home: Path) -> str:
+    return f"sqlite:///{home / 'study.db'}"
+
+
+@pytest.fixture(scope="module")
+def exported(home: Path, searched: Evaluation) -> Path:
+    said: list[str] = []
+    wanted = Wanted(home / "best", alpha=searched.alpha, verify=True, max_shard_bytes=200_000)
+    export_study(url(home), "tiny", wanted, said.append, lambda *_: None)
+    assert said[-1] == f"verified: fingerprint {searched.fingerprint} and 8 of the trial's answers, the same"
+    return home / "best"
+
+
+def test_a_verified_export_loads_in_transformers(exported: Path) -> None:
+    assert len(list(exported.glob("model-*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    assert torch.isfinite(model(torch.tensor([[1, 5, 9]])).logits).all()
+
+
+def test_plain_vllm_gives_the_trials_answers_without_any_of_our_code(
+    exported: Path, home: Path, searched: Evaluation
+) -> None:
+    from vllm import LLM, SamplingParams
+
+    store = Store(url(home), "tiny")
+    prompts = store.prompts("search")
+    stored = store.completions(searched.trial, "search", prompts)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    llm = LLM(
+        model=str(exported), max_model_len=128, enforce_eager=True, enable_chunked_prefill=False,
+        max_num_batched_tokens=4096, max_num_seqs=16,
+    )  # fmt: skip
+    ids = [encode_chat(tokenizer, [{"role": "user", "content": p.text}], add_generation_prompt=True) for p in prompts]
+    params = [
+        SamplingParams(temperature=0.7, max_tokens=8, presence_penalty=0.1, frequency_penalty=0.1, seed=p.seed(42))
+        for p in prompts
+    ]
+    answers = llm.generate([{"prompt_token_ids": i} for i in ids], params, use_tqdm=False)
+    llm.llm_engine.engine_core.shutdown()
+    assert [a.outputs[0].text.replace("\0", "�") for a in answers[: len(stored)]] == [s.completion.text for s in stored]
+
+
+def test_a_folder_that_speaks_otherwise_or_has_other_weights_is_not_verified(
+    exported: Path, home: Path, searched: Evaluation, tmp_path: Path
+) -> None:
+    store, spec = Store(url(home), "tiny"), study_spec(home)
+    stored = store.completions(searched.trial, "search", store.prompts("search"))
+    model = ModelSpec(home / "aligned", home / "sft", spec.sampling, spec.engine, spec.search.seed)
+    shutil.copytree(exported, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(CheckpointError, match=r"1\d of 18 answers that differ from the trial's"):
+        verify(tmp_path / "other", model, searched.fingerprint, stored, [16, 18], lambda _: None)
+    with pytest.raises(CheckpointError, match=r"--verify of aligned: weights with fingerprint \w+; expected"):
+        verify(home / "aligned", model, searched.fingerprint, stored, [16, 18], lambda _: None)
+
+
+def test_a_failed_check_leaves_no_folder(
+    home: Path, searched: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(folder: Path, *_: object) -> str:
+        assert (folder / "README.md").is_file()
+        raise CheckpointError(where="--verify", found="other answers", expected="the same", do="report it")
+
+    monkeypatch.setattr("expo_search.export_study.verify", fails)
+    with pytest.raises(CheckpointError, match="other answers"):
+        export_study(
+            url(home),
+            "tiny",
+            Wanted(tmp_path / "out", alpha=searched.alpha, verify=True),
+            lambda _: None,
+            lambda *_: None,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_reproduced_on_the_same_machine(exported: Path, searched: Evaluation) -> None:
+    watcher = FakeWatcher()
+    again = reproduce(read_provenance(exported), watcher, lambda _: None, trust_remote_code=False)
+    assert again.grade == "identical"
+    assert (again.n_same, again.n) == (searched.reward.n, searched.reward.n)
+    assert again.again.reward == searched.reward
+    assert [alpha for _, alpha, _, _ in watcher.starts] == [0.0, searched.alpha]
+    assert again.differences == ()
+
+
+def test_other_weights_than_those_of_then_are_different_and_exit_with_1(
+    exported: Path, home: Path, searched: Evaluation, tmp_path: Path
+) -> None:
+    """One number changed, where neither sizes nor samples show it: only the engine's fingerprint does."""
+    for name in ("aligned", "sft", "reward"):
+        shutil.copytree(home / name, tmp_path / name)
+    edit(
+        tmp_path / "sft",
+        lambda name, t: t.view(-1).index_fill(0, torch.tensor([0]), 3.0).view(t.shape) if "embed" in name else t,
+    )
+    text = (exported / "expo.json").read_text().replace(f"{home}/", f"{tmp_path}/")
+    (tmp_path / "expo.json").write_text(text)
+    shutil.copyfile(home / "prompts.jsonl", tmp_path / "prompts.jsonl")
+    process = subprocess.run(
+        [sys.executable, "-m", "expo_search", "reproduce", "expo.json", "--json", "--quiet"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 1, process.stderr
+    found = json.loads(process.stdout)
+    assert found["grade"] == "different"
+    assert found["fingerprint"]["then"] == searched.fingerprint != found["fingerprint"]["now"]
+
+
+def test_a_source_that_visibly_changed_is_refused_before_an_engine_starts(
+    exported: Path, home: Path, tmp_path: Path
+) -> None:
+    for name in ("aligned", "sft", "reward"):
+        shutil.copytree(home / name, tmp_path / name)
+    shutil.copyfile(home / "prompts.jsonl", tmp_path / "prompts.jsonl")
+    edit(tmp_path / "aligned", lambda _, t: t * 2)
+    (tmp_path / "expo.json").write_text((exported / "expo.json").read_text().replace(f"{home}/", f"{tmp_path}/"))
+    said: list[str] = []
+    with pytest.raises(SettingsChanged, match=r"files\.aligned"):
+        reproduce(read_provenance(tmp_path), FakeWatcher(), said.append, trust_remote_code=False)
+    assert "starting vLLM" not in said
+
+
+def make_reproduction(*, same_weights: bool = True, same_rewards: bool = False, gain: float = 0.4) -> Reproduction:
+    then = {"difference": 0.4, "difference_95": [0.2, 0.6], "reward": 1.4, "fingerprint": f"{1:032x}"}
+    lines = () if same_rewards else ("torch: 2.12 then, 2.13 now",)
+    now = make_evaluation(1, 0.5, gain, 0.1)
+    return Reproduction(then, now, make_evaluation(0, 0, 0, 0.1), same_weights, 90, 100, same_rewards, lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "grade"),
+    [
+        (make_reproduction(same_rewards=True), "identical"),
+        (make_reproduction(), "same weights, other environment"),
+        (make_reproduction(same_weights=False, same_rewards=True), "different"),
+    ],
+)
+def test_the_grade_asks_for_weights_first_and_then_for_rewards(found: Reproduction, grade: str) -> None:
+    assert found.grade == grade == found.as_json()["grade"]
+    assert found.report().startswith(f"{grade}: alpha = 0.5")
+
+
+def test_a_difference_of_environment_is_listed_with_whether_the_gain_still_holds() -> None:
+    assert "environment, torch: 2.12 then, 2.13 now" in make_reproduction().report()
+    assert "within the 95 % interval of then" in make_reproduction(gain=0.25).report()
+    assert "outside the 95 % interval of then" in make_reproduction(gain=0.1).report()
+
+
+def test_an_alpha_that_was_never_evaluated_cannot_be_reproduced() -> None:
+    with pytest.raises(StudyError, match=r"alpha 0\.7: an alpha that was never evaluated"):
+        reproduce({"alpha": 0.7, "trial": None}, FakeWatcher(), lambda _: None, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "written", "expected"),
+    [
+        ("auto", "bfloat16", None, "bfloat16"),
+        ("auto", "bfloat16", "bfloat16", "bfloat16"),
+        ("auto", "bfloat16", "float32", "bfloat16"),
+        ("auto", "bfloat16", "float16", None),
+        ("auto", "float32", None, "auto"),
+        ("auto", "float32", "bfloat16", None),
+        ("float32", "bfloat16", "float32", "float32"),
+    ],
+)
+def test_a_checkpoint_is_verified_in_the_dtype_of_its_trial(
+    asked: str, config: str, written: str | None, expected: str | None
+) -> None:
+    assert engine_dtype(asked, {"dtype": config}, written) == expected
+
+
+@pytest.mark.slow
+def test_a_base_and_its_adapter_are_searched_exported_and_verified_by_the_command(home: Path, tmp_path: Path) -> None:
+    write_lora(tmp_path / "lora", home / "aligned")
+    pair = ["--aligned", str(home / "aligned"), "--adapter", "lora", "--reward-model", str(home / "reward")]
+    sizes = ["--n-prompts", "6", "--max-tokens", "8", "--max-model-len", "128", "--alpha-max", "2", "--trials", "2"]
+    search_them = [*pair, "--prompts", str(home / "prompts.jsonl"), *sizes, "--sampler", "random"]
+    command(tmp_path, *search_them, "--quiet")
+    (alpha,) = {e.alpha for e in evaluations(Store(f"sqlite:///{tmp_path / 'expo-search.db'}", "custom").study)} - {0.0}
+    said = command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best", "--verify").stderr
+    assert "6 of the trial's answers, the same" in said
+    command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best-lora", "--as-adapter")
+    assert command(tmp_path, "reproduce", "best-lora", "--quiet").stdout.startswith("identical")
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "expo_search", *arguments], cwd=folder, text=True, capture_output=True, check=True
+    )
