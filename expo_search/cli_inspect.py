@@ -1,61 +1,107 @@
-"""The commands that look into a study: `show`."""
+"""The commands that look into a study: `show`, `report`, `dashboard`."""
 
 from __future__ import annotations
 
 import json
 import sys
+import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.errors import StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import Json, Storage, console_on, known_study
+from expo_search.terminal import Json, Storage, console_on, known_study, plain
 
 if TYPE_CHECKING:
-    from expo_search.report import Verdict
     from expo_search.store import Store
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def show(
     study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the trials as CSV.")] = False,
 ) -> None:
     """Show a study's trials, curve and verdict."""
+    from expo_search.csv_report import trials_csv
+    from expo_search.search import evaluations
     from expo_search.store import Store
 
-    print_result(console_on(sys.stdout), Store(storage, known_study(study, storage)), as_json=as_json)
+    if as_csv and as_json:
+        raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
+    store = Store(storage, known_study(study, storage))
+    if as_csv:
+        sys.stdout.write(trials_csv(evaluations(store.study)))
+    else:
+        print_result(console_on(sys.stdout), store, as_json=as_json)
+
+
+def report_page(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page, FILE.html.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Write a study on one HTML page that needs no network: verdict, curve, trials, answers, settings."""
+    from expo_search.html_report import write_report
+    from expo_search.store import Store
+
+    if out is None:
+        raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
+    write_report(Store(storage, known_study(study, storage)), out, force=force)
+    console_on(sys.stderr).print(Text(plain(f"written to {out}")), soft_wrap=True)
+
+
+def dashboard(
+    study: Annotated[str | None, typer.Argument(help="Name in the database; all of them by default.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="0 for any free one.")] = 8080,
+    storage: Storage = DEFAULT_STORAGE,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Serve the studies of a database, their notes, figures and answers, to a browser; also while a search runs."""
+    from expo_search.dashboard import open_dashboard
+    from expo_search.database import study_names
+
+    name = None if study is None and len(study_names(storage)) > 1 else known_study(study, storage)
+    server = open_dashboard(storage, name, host, port)
+    err = console_on(sys.stderr)
+    if host not in _LOOPBACK:
+        warning = f"open to everyone who can reach {host}: no password is asked for, and studies can be deleted"
+        err.print(Text(plain(warning)), soft_wrap=True)
+    err.print(Text(f"{server.url}   (Ctrl-C ends it)"), soft_wrap=True)
+    if open_browser:
+        webbrowser.open(server.url)
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
 
 
 def print_result(console: Console, store: Store, *, as_json: bool) -> None:
     from expo_search import report
-    from expo_search.confirm import confirmations
-    from expo_search.search import evaluations
+    from expo_search.judged import judge
+    from expo_search.note import next_steps
 
-    found, confirmed = evaluations(store.study), confirmations(store)
+    study = judge(store)
+    found, verdict = study.evaluations, study.verdict
     if as_json:
-        text = json.dumps(report.summary(store.name, found, confirmed), indent=2)
+        text = json.dumps(report.summary(store.name, found, verdict), indent=2)
         console.print(Text(text), soft_wrap=True)
         return
     console.print(report.trial_table(found))
     if len(found) > 1:
         console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
-    verdict = report.verdict(found, confirmed)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
     console.print(Text(report.stage_seconds(found)), soft_wrap=True)
-    console.print(Text(_next_steps(store, verdict)), soft_wrap=True)
-
-
-def _next_steps(store: Store, verdict: Verdict) -> str:
-    at = "" if store.url == DEFAULT_STORAGE else f" --storage {store.url}"
-    steps = []
-    if verdict.word == "better" and verdict.confirmed is None:
-        steps.append((f"expo-search confirm {store.name}{at}", "measure the gain on prompts the search never saw"))
-    steps.append((f"expo-search show {store.name}{at}", "this again"))
-    if verdict.word == "better":
-        steps.append((f"expo-search export {store.name} --out DIR{at}", "the model at the best alpha"))
-    steps.append((f"optuna-dashboard {store.url}", "look into the study in a browser"))
+    steps = next_steps(store.name, store.url, verdict)
     width = max(len(command) for command, _ in steps)
-    return "\nNext:\n" + "\n".join(f"  {command:{width}}   {purpose}" for command, purpose in steps)
+    lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
+    console.print(Text(plain("\n".join(["\nNext:", *lines]))), soft_wrap=True)

@@ -1,0 +1,127 @@
+"""a trial -> its artifacts, before it is told; a study -> its note and its figure, after each trial.
+
+What optuna-dashboard shows: `samples.jsonl`, a table of answers beside those of alpha = 0, and `curve.png`, the curve
+so far, with each trial; a Markdown note and a Plotly figure with the study. The artifacts are files beside the
+database. Nothing here is needed to go on: a fault is said once, and the search goes on without artifacts.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expo_search.database import sqlite_path
+from expo_search.figures import curve_png
+from expo_search.judged import judge
+from expo_search.note import markdown_note
+from expo_search.objective import Evaluation
+from expo_search.plotly_figure import plotly_curve
+from expo_search.samples import json_lines, samples
+from expo_search.scene import GAIN
+from expo_search.store import Store
+
+if TYPE_CHECKING:
+    from optuna import Trial
+    from optuna.artifacts import FileSystemArtifactStore
+
+FIGURE = "expo-gain"  # the id under which the figure is overwritten
+_ROWS_MAX = 200
+_BYTES_MAX = 1_000_000
+
+
+def artifact_folder(url: str) -> Path:
+    """Where a database's artifacts are: beside an SQLite file, else in the working directory."""
+    path = sqlite_path(url)
+    return Path("expo-search.artifacts") if path is None else path.with_name(path.name + ".artifacts")
+
+
+def artifact_store(folder: Path) -> FileSystemArtifactStore:
+    from optuna.artifacts import FileSystemArtifactStore
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental, says Optuna
+        return FileSystemArtifactStore(folder)
+
+
+class DashboardUpdates:
+    """Keeps what the dashboard shows up to date while a search runs. Without optuna-dashboard: the artifacts alone."""
+
+    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
+        self._store, self._folder, self._say = store, folder, say
+        self._said = False
+
+    def before_tell(self, trial: Trial, evaluation: Evaluation) -> None:
+        """Upload the trial's artifacts; those that a killed process left are written again, not twice."""
+        self._guarded(lambda: self._upload(trial, evaluation))
+
+    def on_trial(self, _: Evaluation) -> None:
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Write the study's note and figure anew, after a trial or a confirmation."""
+        if find_spec("optuna_dashboard") is not None:
+            self._guarded(self._update_study)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Pictures must not cost a trial, whatever goes wrong with them: a full disk, a fault in a library."""
+        try:
+            work()
+        except Exception as fault:
+            if not self._said:
+                cause = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+                self._say(f"the dashboard is not kept up to date ({cause}); the search goes on")
+            self._said = True
+
+    def _upload(self, trial: Trial, evaluation: Evaluation) -> None:
+        rows = samples(self._store, evaluation.trial)
+        table, n = json_lines(rows, n_max=_ROWS_MAX, bytes_max=_BYTES_MAX)
+        name = "samples.jsonl" if n == len(rows) else f"samples-first-{n}-of-{len(rows)}.jsonl"
+        self._put(trial, name, table, "application/jsonl")
+        so_far = judge(self._store, untold=evaluation)
+        picture = curve_png(so_far.evaluations, so_far.verdict, band=so_far.band, title=self._store.name)
+        self._put(trial, "curve.png", picture, "image/png")
+
+    def _put(self, trial: Trial, name: str, content: bytes, mimetype: str) -> None:
+        """Optuna notes an artifact first and copies it then: a full disk is found by a file of ours before both."""
+        from optuna.artifacts import get_all_artifact_meta, upload_artifact
+
+        store = artifact_store(self._folder)
+        fresh = self._folder / f"new-{self._store.name}"  # one name, so that a killed process leaves one at most
+        fresh.mkdir(parents=True, exist_ok=True)
+        file = fresh / name
+        try:
+            file.write_bytes(content)
+            noted = [meta for meta in get_all_artifact_meta(trial) if meta.filename == name]
+            if noted:
+                with file.open("rb") as body:
+                    store.write(noted[0].artifact_id, body)
+            else:
+                upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial, mimetype=mimetype)
+        finally:
+            file.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: another search of a study of this name
+                fresh.rmdir()
+
+    def _update_study(self) -> None:
+        from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+        study, so_far = self._store.study, judge(self._store)
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # experimental, says Optuna
+                study.set_metric_names([GAIN[so_far.verdict.objective]])
+        save_note(study, markdown_note(so_far, artifacts=self._counted(), old=get_note(study)))
+        figure = plotly_curve(so_far.evaluations, so_far.verdict, band=so_far.band)
+        save_plotly_graph_object(study, figure, graph_object_id=FIGURE)
+
+    def _counted(self) -> str | None:
+        if not self._folder.is_dir():
+            return None
+        with os.scandir(self._folder) as entries:
+            sizes = [entry.stat().st_size for entry in entries if entry.is_file()]
+        return f"Artifacts of this database: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB in {self._folder}."

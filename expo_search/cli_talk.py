@@ -1,0 +1,200 @@
+"""The commands that let one hear a study's alphas: `compare`, `chat`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from expo_search.errors import PromptsError, StudyError
+from expo_search.study import DEFAULT_STORAGE
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, say_on, terminal
+
+if TYPE_CHECKING:
+    from expo_search.prompts import Prompt
+    from expo_search.run import Checked
+    from expo_search.store import Store
+    from expo_search.talk import Rewarded
+
+_COLUMN_LEAST = 28  # characters; with less room for each, answers stand below each other
+_N_PROMPTS = 5
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
+
+
+def compare(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="By default 0 and the best one.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given again.")] = None,
+    n: Annotated[int | None, typer.Option("-n", help=f"Or so many of the study's; {_N_PROMPTS} by default.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
+    from expo_search.run import start
+    from expo_search.store import Store
+    from expo_search.talk import compare as run_compare
+    from expo_search.talk import parse_alphas
+
+    name = known_study(study, storage)
+    with terminal(log) as (out, err):
+        say = say_on(err, quiet)
+        store = Store(storage, name)
+        wanted = parse_alphas(alphas) if alphas is not None else [0.0, _best_alpha(store)]
+        checked = _checked(name, storage, trust_remote_code, say)
+        prompts = _prompts(store, prompt, n, checked)
+        running = start(checked, say)
+        rows = run_compare(running.model, running.scorer, list(dict.fromkeys(wanted)), prompts, say)
+        if as_json:
+            pairs = zip(prompts, rows, strict=True)
+            found = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]
+            out.print(Text(json.dumps({"study": name, "prompts": found}, indent=2)), soft_wrap=True)
+        else:
+            print_answers(out, prompts, rows)
+
+
+def chat(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Where to begin; the best one by default.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the study's by default.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
+    from expo_search.run import start
+    from expo_search.store import Store
+    from expo_search.talk import HELP, Chat
+
+    name = known_study(study, storage)
+    with terminal(log) as (out, err):
+        say = say_on(err, quiet)
+        begin = _best_alpha(Store(storage, name)) if alpha is None else alpha
+        running = start(_checked(name, storage, trust_remote_code, say), say)
+
+        def write(text: str) -> None:
+            out.file.write(text)  # as it comes: Rich would wrap each piece by itself
+            out.file.flush()
+
+        interrupt = _Interrupt()
+        conversation = Chat(running.model, begin, write, interrupt, max_tokens)
+        say(HELP)
+        conversation.open()
+        for line in _lines(write):
+            with interrupt:
+                go_on = conversation.hear(line)
+            if not go_on:
+                break
+
+
+def print_answers(console: Console, prompts: Sequence[Prompt], rows: Sequence[Sequence[Rewarded]]) -> None:
+    """One table a prompt: a column an alpha where there is room, else one below the other."""
+    from expo_search.samples import clean
+
+    for prompt, row in zip(prompts, rows, strict=True):
+        console.print(Text(f"\n{clean(prompt.text)}", style="bold"), soft_wrap=True)
+        heads = [f"alpha = {a.alpha:g}   reward {a.reward:+.3f}" for a in row]
+        answers = [Text(clean(a.completion.text) + _ending(a)) for a in row]
+        if console.width // len(row) >= _COLUMN_LEAST:
+            table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False, header_style="bold green")
+            table.add_row(*answers)
+            console.print(table)
+        else:
+            for head, answer in zip(heads, answers, strict=True):
+                console.print(Text(f"\n{head}", style="bold green"))
+                console.print(answer)
+
+
+def _ending(answer: Rewarded) -> str:
+    return " [cut off]" if answer.completion.finish_reason == "length" else ""
+
+
+def _best_alpha(store: Store) -> float:
+    """The best alpha but 0, whatever the verdict on it: it is the one to look at."""
+    from expo_search.judged import judge
+
+    best = judge(store).verdict.best
+    return 0.0 if best is None else best.alpha
+
+
+def _checked(name: str, storage: str, trust_remote_code: bool, say: Callable[[str], None]) -> Checked:
+    from expo_search.database import stored_attribute
+    from expo_search.run import check
+    from expo_search.store import SPEC
+    from expo_search.study import stored_spec
+
+    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
+    return check(spec, storage, say)
+
+
+def _prompts(store: Store, texts: Sequence[str] | None, n: int | None, checked: Checked) -> list[Prompt]:
+    """The prompts given, or the first n of the study's. All faults are found before an engine starts."""
+    from expo_search.prompts import Prompt
+
+    if texts and n is not None:
+        raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
+    if texts:
+        given = [Prompt(f"given-{i}", text) for i, text in enumerate(dict.fromkeys(texts))]
+        for p in given:
+            if not p.text.strip() or not checked.fits(p):
+                raise PromptsError(
+                    where="--prompt",
+                    found="an empty text" if not p.text.strip() else f"{len(p.text)} characters",
+                    expected="a text that leaves room for an answer in the context",
+                    do="give another text",
+                )
+        return given
+    stored = store.prompts("search")
+    wanted = min(_N_PROMPTS, len(stored)) if n is None else n
+    if not 1 <= wanted <= len(stored):
+        raise PromptsError(
+            where=f"-n {wanted}",
+            found=f"{len(stored)} prompts in study {store.name}",
+            expected=f"1 to {len(stored)}" if stored else "a study that was searched",
+            do="give another number, or --prompt TEXT",
+        )
+    return stored[:wanted]
+
+
+class _Interrupt:
+    """While it is entered, a first Ctrl-C sets a flag, so that no step of the engine is torn; a second ends all."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def __call__(self) -> bool:
+        return self._seen
+
+    def __enter__(self) -> None:
+        self._seen, self._before = False, signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+        self._seen = True
+
+
+def _lines(write: Callable[[str], None]) -> Iterator[str]:
+    """Lines of standard input, until it ends; with a mark to type at where a person types."""
+    while True:
+        if sys.stdin.isatty():
+            write("\n> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line

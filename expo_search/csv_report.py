@@ -1,0 +1,28 @@
+"""finished trials -> CSV, one row a trial."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expo_search.objective import Evaluation
+
+
+def trials_csv(evaluations: Sequence[Evaluation]) -> str:
+    """RFC 4180 with a header; numbers in full precision, guardrails joined by spaces."""
+    out = io.StringIO()
+    rows = [_row(e) for e in evaluations]
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(out, fieldnames=list(names or ["trial", "alpha"]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _row(e: Evaluation) -> dict[str, Any]:
+    values = {key: value for key, value in e.attributes().items() if not isinstance(value, Mapping)}
+    values["broken"] = " ".join(e.broken)
+    ends = {"gain_low": e.gain.low, "gain_high": e.gain.high}
+    return {"trial": e.trial, "alpha": e.alpha, **values, **ends, **{f"excess_{k}": x for k, x in e.excess.items()}}

@@ -1,0 +1,52 @@
+"""a stored study -> what every view of it shows: its finished trials, their verdict, the fit through them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from expo_search.confirm import Confirmation, confirmations
+from expo_search.fit import collapsed
+from expo_search.objective import Evaluation
+from expo_search.report import Verdict, verdict
+from expo_search.sampler import posterior
+from expo_search.scene import Band
+from expo_search.search import evaluations
+from expo_search.store import SPEC, Store
+from expo_search.study import SearchSpec
+
+_LEAST = 3  # alphas through which a fit says more than its own assumptions
+_TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal distribution
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A study's finished trials in order, its confirmations by trial, and its verdict."""
+
+    name: str
+    url: str
+    evaluations: Sequence[Evaluation]
+    confirmations: Mapping[int, Confirmation]
+    verdict: Verdict
+
+    @cached_property
+    def band(self) -> Band | None:
+        """The fit of the gain with its 95 % interval, between 0 and the trials' ends; None with too few trials."""
+        trials = [e for e in self.evaluations if e.alpha != 0]
+        alphas = [0.0, *(e.alpha for e in trials)]
+        if len({e.alpha for e in trials if not collapsed(e, trials)}) < _LEAST:
+            return None
+        fit = posterior(trials, min(alphas), max(alphas))
+        half = _TWO_SIDED * fit.sd
+        ends = (fit.alphas, fit.mean, fit.mean - half, fit.mean + half)
+        return Band(*([float(x) for x in end] for end in ends))
+
+
+def judge(store: Store, *, untold: Evaluation | None = None) -> Judged:
+    """Read a study from the database; `untold` is a trial that is evaluated but not told yet."""
+    known = [*evaluations(store.study), *([] if untold is None else [untold])]
+    spec = store.study.user_attrs.get(SPEC)
+    search = None if spec is None else SearchSpec.model_validate(spec["search"])
+    confirmed = confirmations(store)
+    return Judged(store.name, store.url, known, confirmed, verdict(known, confirmed, search=search))

@@ -1,0 +1,76 @@
+"""finished trials -> what a study says about itself: a note in Markdown, and the commands that come next."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from expo_search.database import shown
+from expo_search.judged import Judged
+from expo_search.objective import CONTROL, Evaluation
+from expo_search.report import Verdict
+from expo_search.samples import clean
+from expo_search.study import DEFAULT_STORAGE
+
+YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
+_N_BEST = 5
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~&!])")
+
+
+def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
+    """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
+    at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
+    study = shlex.quote(name)
+    steps = []
+    if found.edge is not None:
+        option = "--alpha-max" if found.best is not None and found.best.alpha > 0 else "--alpha-min"
+        steps.append((f"expo-search ... {option} auto{at}", "the same search again, past the edge of its range"))
+    if found.word == "better" and found.confirmed is None:
+        steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
+    if found.word == "better" and found.best is not None:
+        steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
+        steps.append(
+            (f"expo-search compare {study} --alphas 0,{found.best.alpha:.4g} -n 5{at}", "answers side by side")
+        )
+    steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
+    steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
+    steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))
+    return steps
+
+
+def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "") -> str:
+    """The study's note. What a person wrote below `YOURS` in the old note stays."""
+    found = study.verdict
+    alpha = found.best.alpha if found.best is not None and found.word == "better" else 0.0
+    title = "Nothing to compare yet" if not found.n_tried else f"{found.word.capitalize()}: alpha = {alpha:.4g}"
+    lines = [f"## {markdown(title)}", "", markdown(found.sentence()), ""]
+    lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
+    lines += ["### Next", ""]
+    # an indented block: nothing that stands in a command can end it
+    for command, purpose in next_steps(study.name, study.url, found):
+        lines += [f"    # {purpose}", f"    {clean(command)}"]
+    if artifacts is not None:
+        lines += ["", markdown(artifacts)]
+    _, _, yours = old.partition(YOURS)
+    return "\n".join([*lines, "", YOURS]) + (yours or "\n\n(kept when this note is written anew)\n")
+
+
+def markdown(text: str) -> str:
+    """A text as plain text inside Markdown: nothing in it is markup, and it stays on its line."""
+    return _MARKUP.sub(r"\\\1", " ".join(clean(text).split()))
+
+
+def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:
+    rows = ["| trial | alpha | gain | 95 % interval | reward | tokens | cut off | |", "|---:" * 7 + "|---|"]
+    others = sorted((e for e in evaluations if e.trial != CONTROL), key=lambda e: -e.gain.mean)
+    control = [e for e in evaluations if e.trial == CONTROL]
+    for e in [*others[:_N_BEST], *control]:
+        remarks: list[str] = [] if e.outcome == "complete" else [f"stopped early: {e.outcome}"]
+        remarks += [f"broke {name}" for name in e.broken]
+        interval = "" if e.trial == CONTROL else f"{e.gain.low:+.4f} .. {e.gain.high:+.4f}"
+        gain = "0" if e.trial == CONTROL else f"{e.gain.mean:+.4f}"
+        cells = [f"{e.trial}", f"{e.alpha:.4g}", gain, interval, f"{e.reward.mean:.4f}", f"{e.mean_length:.1f}"]
+        cells += [f"{e.share_cut:.0%}", "; ".join(remarks)]
+        rows.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
+    return rows

@@ -1,0 +1,162 @@
+"""a live model and alphas -> answers side by side; a conversation at an alpha that can be changed in the middle.
+
+Both know only the seams `Model`, `Scorer` and `Speaker`; `cli_talk.py` brings the engine and the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from expo_search.errors import MaterializeError, PromptsError, StudyError
+from expo_search.evaluator import Completion, Switch
+from expo_search.objective import Model, Scorer
+from expo_search.prompts import Prompt
+from expo_search.samples import clean
+
+HELP = """\
+/alpha X   go on with the weights at alpha = X; the conversation so far stays
+/reset     forget the conversation
+/quit      end (as Ctrl-D does); Ctrl-C stops the present answer
+/help      this"""
+
+
+class Speaker(Protocol):
+    """A model that can hold a conversation."""
+
+    def materialize(self, alpha: float) -> Switch:
+        """Make the weights theta(alpha)."""
+
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None
+    ) -> Generator[str, None, None]:
+        """The answer to the last turn, piece by piece; closing the generator stops it."""
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """One answer and its reward."""
+
+    alpha: float
+    completion: Completion
+    reward: float
+
+    def as_json(self) -> dict[str, Any]:
+        c = self.completion
+        return {
+            "alpha": self.alpha,
+            "answer": c.text,
+            "reward": self.reward,
+            "tokens": c.n_tokens,
+            "finish_reason": c.finish_reason,
+        }
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Numbers between commas, in the order given, each once.
+
+    Raises:
+        StudyError: none, or one that is not a finite number.
+    """
+    alphas: list[float] = []
+    for part in text.split(","):
+        alpha = _number(part)
+        if alpha is None:
+            raise StudyError(
+                where="--alphas",
+                found=repr(clean(part)),
+                expected="numbers with commas between them",
+                do="write for example --alphas 0,0.3,1",
+            )
+        if alpha not in alphas:
+            alphas.append(alpha)
+    return alphas
+
+
+def compare(
+    model: Model, scorer: Scorer, alphas: Sequence[float], prompts: Sequence[Prompt], say: Callable[[str], None]
+) -> list[list[Rewarded]]:
+    """Answer every prompt at every alpha, with the same sampling seed; shape (prompts, alphas)."""
+    columns = []
+    for alpha in alphas:
+        switch = model.materialize(alpha)
+        found = {c.prompt: c for c in model.generate(prompts) if isinstance(c, Completion)}
+        rewards, _ = scorer.score([found[p] for p in prompts], lambda _: None)
+        say(f"alpha = {alpha:g}: switched in {switch.seconds:.2f} s, {len(prompts)} answers")
+        columns.append([Rewarded(alpha, found[p], r) for p, r in zip(prompts, rewards, strict=True)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@dataclass
+class Chat:
+    """A conversation: `hear` takes a line and returns whether to go on; what it has to say goes to `write`.
+
+    `stopped` is asked between pieces of an answer: true ends it there (Ctrl-C), and what was said so far stays in the
+    conversation, as the model would otherwise answer to something that was never on the screen.
+    """
+
+    model: Speaker
+    alpha: float
+    write: Callable[[str], None]
+    stopped: Callable[[], bool] = lambda: False
+    max_tokens: int | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def open(self) -> None:
+        self._switch(self.alpha)
+
+    def hear(self, line: str) -> bool:
+        line = line.strip()
+        if line.startswith("/"):
+            return self._command(*line[1:].partition(" ")[::2])
+        if line:
+            self._answer(line)
+        return True
+
+    def _command(self, name: str, argument: str) -> bool:
+        if name in ("quit", "exit"):
+            return False
+        if name == "reset":
+            self.messages.clear()
+            self.write("(forgotten)\n")
+        elif name == "alpha" and (alpha := _number(argument)) is not None:
+            try:
+                self._switch(alpha)
+            except MaterializeError as fault:  # an alpha at which a weight overflows: the weights stay as they were
+                self.write(f"({clean(fault.found)}: still at alpha = {self.alpha:g})\n")
+        else:
+            self.write(HELP + "\n")
+        return True
+
+    def _switch(self, alpha: float) -> None:
+        switch = self.model.materialize(alpha)
+        self.alpha = alpha
+        self.write(f"(alpha = {alpha:g}, switched in {switch.seconds:.2f} s)\n")
+
+    def _answer(self, line: str) -> None:
+        messages = [*self.messages, {"role": "user", "content": line}]
+        parts: list[str] = []
+        try:
+            with closing(self.model.stream(messages, self.max_tokens)) as pieces:
+                for piece in pieces:
+                    parts.append(piece)
+                    self.write(clean(piece))
+                    if self.stopped():
+                        self.write(" (stopped)")
+                        break
+        except PromptsError as fault:  # a conversation that no longer fits: it can be gone on with after /reset
+            self.write(f"({clean(str(fault))}: /reset)\n")
+            return
+        self.write("\n")
+        self.messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

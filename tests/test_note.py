@@ -1,0 +1,74 @@
+"""The study's note: what it says, and that nothing from outside becomes markup."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+import pytest
+from fakes import make_evaluation
+
+from expo_search.judged import Judged
+from expo_search.note import YOURS, markdown, markdown_note, next_steps
+from expo_search.objective import Evaluation
+from expo_search.report import verdict
+
+CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
+BETTER = make_evaluation(1, 0.3, 0.5, 0.05)
+
+
+def judged(known: list[Evaluation], url: str = "sqlite:///expo-search.db") -> Judged:
+    return Judged("s", url, known, {}, verdict(known))
+
+
+def test_it_says_the_verdict_the_best_trials_and_the_next_commands() -> None:
+    note = markdown_note(judged([CONTROL, make_evaluation(2, 0.9, -1.0, 0.05), BETTER]))
+    assert note.startswith("## Better: alpha = 0.3\n")
+    rows = [line.split("|")[2].strip() for line in note.splitlines() if line.startswith("| ")]
+    assert rows == ["alpha", "0.3", "0.9", "0"]
+    assert "\n    expo-search confirm s\n" in note
+
+
+def test_without_a_gain_it_keeps_alpha_0_and_offers_no_export() -> None:
+    note = markdown_note(judged([CONTROL, make_evaluation(1, 0.3, 0.0, 0.05)]))
+    assert note.startswith("## No evidence of a gain: alpha = 0\n")
+    assert "expo-search export" not in note
+
+
+def test_trials_that_cannot_win_say_why() -> None:
+    e = replace(make_evaluation(1, 0.3, -0.5, 0.05), outcome="hopeless", broken=("cut off",))
+    assert "stopped early: hopeless; broke cut off" in markdown_note(judged([CONTROL, e]))
+
+
+def test_what_a_person_wrote_below_the_line_stays() -> None:
+    first = markdown_note(judged([CONTROL]))
+    edited = first[: first.index(YOURS)] + YOURS + "\n\nTry --alpha-max 2 next.\n"
+    second = markdown_note(judged([CONTROL, BETTER]), old=edited)
+    assert second.startswith("## Better")
+    assert second.endswith(YOURS + "\n\nTry --alpha-max 2 next.\n")
+    assert markdown_note(judged([CONTROL, BETTER]), old=second) == second
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<script>alert(1)</script>", r"\<script\>alert(1)\</script\>"),
+        ("[x](javascript:alert(1))", r"\[x\](javascript:alert(1))"),
+        ("a | b\n# c `d` **e**", r"a \| b \# c \`d\` \*\*e\*\*"),
+        ("\x1b[31m", r"�\[31m"),
+    ],
+)
+def test_a_text_stays_text_in_markdown(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
+def test_commands_are_quoted_for_the_shell_and_show_no_password() -> None:
+    found = verdict([CONTROL, BETTER])
+    commands = [c for c, _ in next_steps("s; rm -rf ~", "postgresql://me:secret@host/db?a=$(x)", found)]
+    assert all(c.startswith("expo-search ") and "'s; rm -rf ~'" in c for c in commands)
+    assert not any("secret" in c for c in commands)
+    assert all(
+        shlex.split(c)[2:3] != ["rm"] and "postgresql://me:***@host/db?a=" in shlex.split(c)[-1] for c in commands
+    )
+    local = next_steps("s", "sqlite:////a folder/$(x).db", found)
+    assert all(shlex.split(c)[-1] == "sqlite:////a folder/$(x).db" for c, _ in local)
