@@ -153,13 +153,10 @@ def tables(results: Sequence[Result]) -> None:
             if not of:
                 continue
             relative = np.array([r.regret / r.gain for r in of if r.gain > 0])
-            regret = (
-                "no gain to find"
-                if not len(relative)
-                else (
-                    f"{relative.mean():6.1%} ± {relative.std() / np.sqrt(len(relative)):.1%}, {np.median(relative):5.1%}"
-                )
-            )
+            error = relative.std() / np.sqrt(max(1, len(relative)))
+            regret = "no gain to find"
+            if len(relative):
+                regret = f"{relative.mean():6.1%} ± {error:.1%}, {np.median(relative):5.1%}"
             tokens = np.array([r.tokens / r.whole_tokens for r in of])
             print(
                 f"  {kind:14} {strategy:7} {len(of):4} searches  {np.mean([r.n_trials for r in of]):5.1f} trials  "

@@ -50,10 +50,10 @@ class Verdict:
             return "Only alpha = 0 was evaluated: nothing to compare."
         low, high = self.interval
         e = self.best
+        of_several = f" for the best of {self.n_tried} alphas" if self.n_tried > 1 else ""
         searched = (
             f"alpha = {e.alpha:.4g}: reward {e.reward.mean:.4f}, {_TELLS[self.objective]} {e.gain.mean:+.4f} "
-            f"against alpha = 0, 95 % interval [{low:+.4f}, {high:+.4f}] for the best of {self.n_tried} alphas "
-            f"on {e.gain.n} prompts"
+            f"against alpha = 0, 95 % interval [{low:+.4f}, {high:+.4f}]{of_several} on {e.gain.n} prompts"
         )
         if self.confirmed:
             c = self.confirmed.estimate

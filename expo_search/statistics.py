@@ -93,10 +93,15 @@ def prompt_gains(answers: Mapping[int, Rated], control: Mapping[int, Rated], kin
 def gain(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> Estimate:
     """Mean and standard error of `prompt_gains`.
 
+    Where each of n prompts was won, or each lost, the next one may not be: a win rate's error is then 1 / n.
+
     Raises:
         ValueError: no prompt in common.
     """
-    return estimate(list(prompt_gains(answers, control, kind).values()))
+    found = estimate(list(prompt_gains(answers, control, kind).values()))
+    if kind == "win-rate" and abs(found.mean) == 0.5:
+        return Estimate(found.mean, max(found.se, 1 / found.n), found.n)
+    return found
 
 
 def win_rate(answers: Mapping[int, Rated], control: Mapping[int, Rated]) -> Estimate:
@@ -127,7 +132,7 @@ def hopeless(candidate: Mapping[int, float], best: Mapping[int, float], error: f
     common = candidate.keys() & best.keys()
     if len(common) < 8:
         return False
-    d = estimate([candidate[k] - best[k] for k in sorted(common)])
+    d = paired_difference(candidate, best)
     return d.mean < -float(t.ppf(1 - error, d.n - 1)) * d.se
 
 

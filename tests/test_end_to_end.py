@@ -20,7 +20,7 @@ from expo_search.evaluator import VllmModel
 from expo_search.study import EngineSpec, SamplingSpec
 
 PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
-SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2"]
+SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2", "--tolerance", "0"]
 SEARCH = [*PAIR, *SIZES]
 
 
@@ -86,8 +86,13 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(home: Path, searche
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    out, _ = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--json")
-    assert found(json.loads(out)["trials"]) == found(searched["trials"])
+    out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--confirm", "4", "--json")
+    resumed = json.loads(out)
+    assert found(resumed["trials"]) == found(searched["trials"])
+    # the four prompts that the search left, for the alpha that it recommends
+    assert "on 4 fresh prompts" in err
+    confirmed, recommended = resumed["confirmation"], searched["recommended"]
+    assert (confirmed["n"], confirmed["trial"], confirmed["alpha"]) == (4, recommended["trial"], recommended["alpha"])
     with sqlite3.connect(home / "killed.db") as database:
         assert database.execute("SELECT count(*) FROM trials WHERE state = 'RUNNING'").fetchone() == (0,)
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -105,7 +110,7 @@ def n_completions(database: Path) -> int:
 
 def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, searched: dict[str, Any]) -> None:
     out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db")
-    assert "4 finished trials already" in err
+    assert "4 finished trials" in err
     assert "starting vLLM" not in err
     assert "alpha" in out
     shown, _ = run(home, "show", "custom", "--storage", "sqlite:///whole.db", "--json")
@@ -137,3 +142,6 @@ def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[s
     assert texts["search"].isdisjoint(texts["confirm"])
     shown, _ = run(home, "show", "--storage", "sqlite:///whole.db")
     assert "confirmed on 4 fresh prompts" in shown
+    # what is confirmed already needs no engine
+    _, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--confirm", "4")
+    assert "starting vLLM" not in err

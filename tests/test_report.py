@@ -92,7 +92,7 @@ def test_where_every_other_alpha_lost_the_advice_is_to_keep_alpha_0() -> None:
 def test_the_interval_in_the_sentence_is_the_verdicts_and_about_students_for_one_alpha() -> None:
     found = verdict([CONTROL, JUST_BETTER])
     low, high = found.interval
-    assert f"95 % interval [{low:+.4f}, {high:+.4f}] for the best of 1 alphas" in found.sentence()
+    assert f"95 % interval [{low:+.4f}, {high:+.4f}] on 100 prompts" in found.sentence()
     assert (low, high) == pytest.approx((0.202 - 1.984 * 0.1, 0.202 + 1.984 * 0.1), abs=0.003)
 
 
