@@ -1,7 +1,12 @@
-"""Messages -> token ids, through a tokenizer's own chat template, with exactly one beginning-of-sequence token."""
+"""Messages -> token ids, through a tokenizer's own chat template, with exactly one beginning-of-sequence token.
+
+Prompts and answers are text, whatever is in them: a "<|im_end|>" that someone typed, or that a model spelled out letter
+by letter, ends no turn. Only the template writes special tokens.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +60,56 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of a conversation, shape (T,).
 
-    The template's text is tokenised without special tokens of the tokenizer's own. Where the tokenizer would open a
-    text with BOS, the result opens with exactly one: a template that writes none gets one, one written twice loses
-    one. BOS strings further on are part of the text and stay (ChatML tokenizers open every turn with theirs).
+    The template's text is tokenised without special tokens of the tokenizer's own; where a message holds the string of
+    a special token, that string is tokenised as the plain text that it is. Where the tokenizer would open a text with
+    BOS, the result opens with exactly one: a template that writes none gets one, one written twice loses one. BOS
+    further on stays (ChatML tokenizers open every turn with theirs).
     """
-    text: Any = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = _encode_rendered(tokenizer, messages, add_generation_prompt)
     bos = tokenizer.bos_token_id
     if bos is None:
         return ids
     while len(ids) > 1 and ids[0] == ids[1] == bos:
         ids.pop(0)
-    opens_with_bos = list(tokenizer("", add_special_tokens=True)["input_ids"])[:1] == [bos]
+    opens_with_bos = _ids(tokenizer, "", add_special_tokens=True)[:1] == [bos]
     return [bos, *ids] if opens_with_bos and ids[:1] != [bos] else ids
+
+
+def _encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool
+) -> list[int]:
+    """The template's text as tokens. Special strings in messages pass through it as marks of private-use letters."""
+    said = "".join(m["content"] for m in messages)
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content in said]
+    if not special:
+        return _ids(tokenizer, _render(tokenizer, messages, add_generation_prompt))
+    mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in said)
+    found = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
+    marked = [
+        m | {"content": found.sub(lambda s: f"{mark}{special.index(s[0])}{mark}", m["content"])} for m in messages
+    ]
+    text = _render(tokenizer, marked, add_generation_prompt)
+    ids: list[int] = []
+    for i, piece in enumerate(re.split(f"{mark}([0-9]+){mark}", text)):
+        ids += _as_text(tokenizer, special[int(piece)]) if i % 2 else _ids(tokenizer, piece)
+    return ids
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+    text: Any = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    return str(text)
+
+
+def _as_text(tokenizer: PreTrainedTokenizerBase, special: str) -> list[int]:
+    """The string of a special token, as the letters that it is made of."""
+    ids = _ids(tokenizer, special, split_special_tokens=True)
+    if tokenizer.convert_tokens_to_ids(special) in ids:  # in the vocabulary of the plain text, too
+        return [i for letter in special for i in _ids(tokenizer, letter)]
+    return ids
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:
+    encoded: Any = tokenizer(text, **({"add_special_tokens": False} | options))
+    return list(encoded["input_ids"])

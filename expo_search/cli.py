@@ -1,7 +1,7 @@
 """The command line: parses, wires the concrete classes, prints. Only the `cli` modules print, and only this one exits.
 
-Exit codes: 0 done; 2 the input is at fault, in one line on standard error; 130 stopped by Ctrl-C, with everything
-that was finished kept. Anything else is a fault of ours and keeps its traceback.
+Exit codes: 0 done; 2 the input is at fault, or an engine that died twice, in one line on standard error; 130 stopped by
+Ctrl-C or SIGTERM, with everything that was finished kept. Anything else is a fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,18 +10,40 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from expo_search import __version__
-from expo_search.cli_export import export_model
-from expo_search.cli_inspect import print_result, show
+from expo_search.cli_export import export_model, reproduce_model
+from expo_search.cli_inspect import dashboard, print_result, report_page, show
+from expo_search.cli_talk import chat, compare
 from expo_search.errors import ExpoError, StudyError
+from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study, stored_spec
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, plain, say_on, terminal
+from expo_search.terminal import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    known_study,
+    one_line,
+    say_on,
+    terminal,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from expo_search.confirm import Confirmation
+    from expo_search.objective import Evaluation
+    from expo_search.progress import Progress
+    from expo_search.prompts import Prompt
+    from expo_search.run import Running
+    from expo_search.store import Store
 
 app = typer.Typer(
     add_completion=False,
@@ -45,16 +67,18 @@ def main() -> None:
     )  # the sampler's matrices are tiny; its threads spin into the switch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    terminate_as_ctrl_c()
     try:
         app()
     except ExpoError as fault:
-        Console(stderr=True).print(Text(f"expo-search: {plain(str(fault))}"), soft_wrap=True)
+        Console(stderr=True).print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "expo-search: stopped; what was finished is kept, the same command goes on", soft_wrap=True
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
+            Console(stderr=True).print(
+                "expo-search: stopped; what was finished is kept, the same command goes on", soft_wrap=True
+            )
+        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -65,6 +89,10 @@ def search(
     trials: Annotated[int, typer.Option(help="Go on until the study has this many finished trials.")] = 20,
     sft: Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="The SFT checkpoint.")] = None,
     aligned: Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="The checkpoint aligned from it.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_ID", help="A LoRA adapter: aligned is then --aligned with it merged in."),
+    ] = None,
     reward_model: Annotated[
         str | None, typer.Option(metavar="PATH_OR_ID", help="A sequence classifier with one label.")
     ] = None,
@@ -74,13 +102,29 @@ def search(
     n_prompts: Annotated[int | None, typer.Option(help="Prompts of the search.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="New tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
-    alpha_min: Annotated[float | None, typer.Option(help="Lower end of the range.")] = None,
-    alpha_max: Annotated[float | None, typer.Option(help="Upper end of the range.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="gp, tpe, grid or random.")] = None,
+    alpha_min: Annotated[str | None, typer.Option(metavar="FLOAT|auto", help="Lower end of the range.")] = None,
+    alpha_max: Annotated[str | None, typer.Option(metavar="FLOAT|auto", help="Upper end of the range.")] = None,
+    objective: Annotated[str | None, typer.Option(help="reward, win-rate or length-controlled.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="expo, gp, tpe, grid or random.")] = None,
+    racing: Annotated[
+        bool | None, typer.Option("--racing/--no-racing", help="Stop a trial once it cannot win.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="End once going on should gain less than this share of the gain; 0: never.")
+    ] = None,
+    confirm: Annotated[
+        int | None, typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes prompts' order, answers and sampler.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="GPUs of one engine.")] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Where a switch reads the two checkpoints from: gpu, host or auto.")
+    ] = None,
+    engine_timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds without a token after which the engine starts anew.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
     ] = False,
@@ -105,45 +149,113 @@ def search(
             where="--trials", found=str(trials), expected="at least 1", do="give the number of trials wanted"
         )
     overrides = _overrides(
-        pair={"sft": sft, "aligned": aligned, "reward_model": reward_model},
+        pair={"sft": sft, "aligned": aligned, "adapter": adapter, "reward_model": reward_model},
         prompts={"source": prompts, "n": n_prompts},
         sampling={"max_tokens": max_tokens, "temperature": temperature},
-        search={"alpha_min": alpha_min, "alpha_max": alpha_max, "sampler": sampler, "seed": seed},
-        engine={"dtype": dtype, "max_model_len": max_model_len, "tensor_parallel": tensor_parallel},
+        search={
+            "alpha_min": alpha_min,
+            "alpha_max": alpha_max,
+            "objective": objective,
+            "sampler": sampler,
+            "racing": racing,
+            "tolerance": tolerance,
+            "seed": seed,
+        },
+        engine={
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "tensor_parallel": tensor_parallel,
+            "sources": sources,
+            "timeout_s": engine_timeout,
+        },
     )
     spec = load_study(
         preset=pair, file=study, overrides=overrides, name=study_name, trust_remote_code=trust_remote_code
     )
-    _search(spec, trials, storage, log, quiet=quiet, as_json=as_json)
+    _search(spec, trials, confirm, storage, log, quiet=quiet, as_json=as_json)
 
 
-def _search(spec: StudySpec, n_trials: int, storage: str, log: Path, *, quiet: bool, as_json: bool) -> None:
+def _search(
+    spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
+) -> None:
+    from expo_search.artifacts import DashboardUpdates, artifact_folder
+    from expo_search.progress import Progress
     from expo_search.run import check, start
-    from expo_search.search import evaluations
+    from expo_search.search import evaluations, why_done
     from expo_search.search import search as run_search
     from expo_search.store import Store
 
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
         checked = check(spec, storage, say)
-        done = len(_finished(storage, spec.name))
-        if done < n_trials:
-            from expo_search.progress import Progress
+        fresh = [] if n_confirm is None else checked.confirm_prompts(n_confirm)
+        published = spec.pair.published_alpha
+        known = Store(storage, spec.name) if spec.name in _study_names(storage) else None
+        done = why_done(known.study, spec.search, n_trials, published) if known else None
+        if done is None or (fresh and known and _to_confirm(known, fresh) is not None):
+            running = start(checked, say, _give_up_on(err))
+            with (
+                Progress(err, n_trials, len(evaluations(running.store.study)), quiet=quiet) as progress,
+                stop_on_signals(progress.say) as stop,
+            ):
+                dashboard = DashboardUpdates(running.store, artifact_folder(storage), progress.say)
 
-            running = start(checked, say)
-            with Progress(err, n_trials, len(evaluations(running.store.study)), quiet=quiet) as progress:
-                objective = running.objective(progress, checked.search_prompts)
+                def on_trial(evaluation: Evaluation) -> None:
+                    progress.finished(evaluation)
+                    dashboard.on_trial(evaluation)
+
                 run_search(
                     running.store,
-                    objective,
+                    running.objective(progress, checked.search_prompts),
                     spec.search,
                     n_trials,
-                    published_alpha=spec.pair.published_alpha,
-                    on_trial=progress.finished,
+                    published_alpha=published,
+                    relative_delta=running.model.sources.relative_delta,
+                    before_tell=dashboard.before_tell,
+                    on_trial=on_trial,
+                    on_failure=lambda fault: progress.say(f"{fault}; starting the engine anew"),
+                    stop=stop,
                 )
+                if not stop():
+                    say(why_done(running.store.study, spec.search, n_trials, published) or "")
+                    winner = _to_confirm(running.store, fresh) if fresh else None
+                    if winner is not None:
+                        _confirm(running, progress, winner, fresh, stop)
+                        dashboard.refresh()
+                stopped = stop()
         else:
-            say(f"study {spec.name} has {done} finished trials already")
+            say(f"study {spec.name}: {done}")
+            stopped = False
         print_result(out, Store(storage, spec.name), as_json=as_json)
+        if stopped:
+            say(f"\nStopped. To go on:\n  {same_command(sys.argv[1:])}")
+    if stopped:
+        raise typer.Exit(130)
+
+
+def _to_confirm(store: Store, fresh: Sequence[Prompt]) -> Evaluation | None:
+    """The trial that the verdict recommends, unless it is confirmed on these prompts already."""
+    from expo_search.judged import judge
+    from expo_search.prompts import prompts_hash
+
+    found = judge(store).verdict
+    done = found.confirmed is not None and found.confirmed.prompts == prompts_hash(fresh)
+    return None if done else found.best
+
+
+def _confirm(
+    running: Running, progress: Progress, winner: Evaluation, fresh: Sequence[Prompt], stop: Callable[[], bool]
+) -> Confirmation | None:
+    """None: it was asked to stop before the end."""
+    from expo_search.confirm import confirm
+    from expo_search.objective import Stopped
+
+    progress.say(f"confirming alpha = {winner.alpha:.4g} on {len(fresh)} fresh prompts")
+    objective = running.objective(progress, fresh, "confirm")
+    try:
+        return confirm(running.store, objective, winner.trial, winner.alpha, fresh, stop)
+    except Stopped:
+        return None
 
 
 @app.command("pairs")
@@ -169,7 +281,7 @@ def list_pairs(as_json: Json = False) -> None:
             p.aligned or shipped,
             p.sft or shipped,
             "" if p.published_alpha is None else f"{p.published_alpha:g}",
-            f"{spec.search.alpha_min:g} .. {spec.search.alpha_max:g}",
+            f"{spec.search.alpha_min} .. {spec.search.alpha_max}",
             "yes" if p.needs_remote_code else "",
         )
     Console().print(table)
@@ -188,7 +300,6 @@ def confirm_winner(
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     from expo_search import report
-    from expo_search.confirm import confirm
     from expo_search.database import stored_attribute
     from expo_search.progress import Progress
     from expo_search.run import check, start
@@ -202,23 +313,32 @@ def confirm_winner(
         winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         checked = check(spec, storage, say)
         fresh = checked.confirm_prompts(n_prompts)
-        running = start(checked, say, confirm=True)
-        with Progress(err, 2, 0, quiet=quiet) as progress:
-            objective = running.objective(progress, fresh, "confirm")
-            found = confirm(running.store, objective, winner.trial, winner.alpha, fresh)
+        running = start(checked, say, _give_up_on(err))
+        with Progress(err, 2, 0, quiet=quiet) as progress, stop_on_signals(progress.say) as stop:
+            found = _confirm(running, progress, winner, fresh, stop)
+        if found is None:
+            say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
+            raise typer.Exit(130)
         if as_json:
             out.print(Text(json.dumps(report.confirmation_json(found), indent=2)), soft_wrap=True)
         else:
             out.print(Text(report.confirmation_sentence(found)), soft_wrap=True, style="bold")
 
 
-def _finished(storage: str, name: str) -> list[Any]:
-    """The finished trials of a study that may not exist, without writing."""
-    from expo_search.database import study_names
-    from expo_search.search import evaluations
-    from expo_search.store import Store
+def _give_up_on(console: Console) -> Callable[[ExpoError], None]:
+    """What ends this process from another thread where the main one hangs: the one line, and exit code 2."""
 
-    return evaluations(Store(storage, name).study) if name in study_names(storage) else []
+    def end(fault: ExpoError) -> None:
+        console.print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        os._exit(2)
+
+    return end
+
+
+def _study_names(storage: str) -> list[str]:
+    from expo_search.database import study_names
+
+    return study_names(storage)
 
 
 def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -229,4 +349,9 @@ def _overrides(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 app.command("export")(export_model)
+app.command("reproduce")(reproduce_model)
 app.command("show")(show)
+app.command("report")(report_page)
+app.command("dashboard")(dashboard)
+app.command("compare")(compare)
+app.command("chat")(chat)

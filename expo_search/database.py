@@ -1,37 +1,51 @@
-"""A database URL -> an engine that waits for locks, errors in our words, and a look inside without writing."""
+"""A database URL -> an engine that waits for locks, errors in our words, and a look inside without writing.
+
+A URL may hold a password: messages and commands show it through `shown` alone.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
 
-_LOCK_TIMEOUT_S = 60
+_LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
+# between the user's name and the last @ before the path; the value of a query's key that sounds like a secret
+_SECRETS = re.compile(r"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>\w*(?:pass|pwd|secret|token)\w*=)[^&]*", re.IGNORECASE)
 
 
 def check_storage(url: str) -> None:
     """Find out, without writing, whether a database can be used.
 
     Raises:
-        StoreError: not a database URL, not a database, read-only, locked, or no folder to put it in.
+        StoreError: not a database URL, not a database, in memory, read-only, locked, or no folder to put it in; tables
+            of another version of Optuna.
     """
     path = sqlite_path(url)
     if path is None:
+        if sa.make_url(url).get_backend_name() == "sqlite":
+            raise StoreError(
+                where=f"--storage {shown(url)}",
+                found="a database in memory",
+                expected="a file, or a database server: what is finished is kept",
+                do="give a path, as in sqlite:///expo-search.db",
+            )
         return
     if not path.exists():
         folder = path.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise StoreError(
-                where=f"--storage {url}",
-                found=f"no folder {folder} that can be written to",
+                where=f"--storage {shown(url)}",
+                found=f"the folder {folder} is missing or cannot be written to",
                 expected="a database file in a writable folder",
                 do="make the folder, or give another path",
             )
@@ -42,7 +56,14 @@ def check_storage(url: str) -> None:
         # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
         connection.exec_driver_sql("CREATE TABLE expo_probe (x)")
         connection.rollback()
+        has_tables = sa.inspect(connection).has_table("alembic_version")
     engine.dispose()
+    if has_tables:  # of a version that this Optuna can use? Found out here, not after the engine has started
+        from optuna.storages import RDBStorage
+
+        with store_faults(url):
+            storage = RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)}, skip_table_creation=True)
+        storage.engine.dispose()
 
 
 def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
@@ -85,7 +106,7 @@ def sqlite_path(url: str) -> Path | None:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is not a number
         raise StoreError(
-            where=f"--storage {url}",
+            where=f"--storage {shown(url)}",
             found="not a database URL",
             expected="a URL such as sqlite:///expo-search.db",
             do="see SQLAlchemy's database URLs",
@@ -95,13 +116,41 @@ def sqlite_path(url: str) -> Path | None:
     return Path(parsed.database.removeprefix("file:"))
 
 
+def shown(url: str) -> str:
+    """A database URL as messages and commands may show it: passwords and the like are stars."""
+    return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
+
+
 def connect_args(url: str) -> dict[str, Any]:
     return {"timeout": _LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
 
 
 def make_engine(url: str) -> sa.Engine:
+    sqlite_path(url)  # says what is wrong with a URL that is none
     with store_faults(url):
-        return sa.create_engine(url, connect_args=connect_args(url))
+        engine = sa.create_engine(url, connect_args=connect_args(url))
+    speak_our_words(engine, url)
+    return engine
+
+
+def speak_our_words(engine: sa.Engine, url: str) -> None:
+    """Make every fault of this engine a `StoreError`, also where Optuna uses it.
+
+    Optuna hides the cause ("an exception is raised during the commit") and tries some statements five times over.
+    It needs integrity errors as they are.
+    """
+
+    @sa.event.listens_for(engine, "handle_error")
+    def handle(context: sa.engine.ExceptionContext) -> None:
+        fault = context.sqlalchemy_exception
+        if isinstance(fault, DatabaseError) and not isinstance(fault, IntegrityError):
+            raise _in_our_words(fault, url) from fault
+
+
+def use_write_ahead_log(engine: sa.Engine) -> str:
+    """Ask SQLite for journal mode "wal"; the mode that it uses, another one where the file system cannot have it."""
+    with engine.connect() as connection:
+        return str(connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar())
 
 
 @contextmanager
@@ -110,19 +159,26 @@ def store_faults(url: str) -> Iterator[None]:
     try:
         yield
     except (DatabaseError, NoSuchModuleError, ModuleNotFoundError) as fault:
-        cause = str(getattr(fault, "orig", None) or fault)
-        raise StoreError(
-            where=f"--storage {url}",
-            found=" ".join(cause.split())[:200],
-            expected="a database that can be written to",
-            do="check the file, its permissions and the room on the disk, or give another --storage",
-        ) from fault
+        raise _in_our_words(fault, url) from fault
     except RuntimeError as fault:
-        if "schema version" not in str(fault) and "alembic" not in str(fault):
+        if "compatible with the table schema" not in str(fault):
             raise
+        newer = "updating optuna" in str(fault)
         raise StoreError(
-            where=f"--storage {url}",
-            found=" ".join(str(fault).split())[:200],
-            expected="tables of this Optuna version",
-            do=f"run: optuna storage upgrade --storage {url}",
+            where=f"--storage {shown(url)}",
+            found=f"tables of {'a newer' if newer else 'an older'} Optuna",
+            expected="tables of the installed one",
+            do="run: pip install -U optuna" if newer else f"run: optuna storage upgrade --storage {shown(url)}",
         ) from fault
+
+
+def _in_our_words(fault: Exception, url: str) -> StoreError:
+    cause = " ".join(str(getattr(fault, "orig", None) or fault).split())[:200]
+    expected = "a database that can be written to"
+    do = "check the file, its permissions and the room on the disk, or give another --storage"
+    if "is locked" in cause:
+        cause, expected = f"locked by another program for over {_LOCK_TIMEOUT_S} s", "a lock that is given back"
+        do = "close that program, then run the same command again: it goes on where it stopped"
+    elif "is full" in cause or "disk I/O" in cause:
+        do = "free room on the disk, then run the same command again: it goes on where it stopped"
+    return StoreError(where=f"--storage {shown(url)}", found=cause, expected=expected, do=do)

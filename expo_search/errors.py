@@ -8,7 +8,8 @@
     ├── RewardError        the reward model or one of its rewards
     ├── StoreError         the database
     │   └── SettingsChanged    a stored study was made under other settings
-    ├── EngineError        the vLLM engine: not installed, does not fit, died
+    ├── EngineError        the vLLM engine: not installed, does not fit, does not start
+    │   └── EngineDied         it crashed, hung or ran out of memory at work
     └── MaterializeError   weights that cannot be switched, or a switch that had no effect
 
 A message has four parts: where it is, what was found, what was expected, what to do. The command line prints it
@@ -53,7 +54,11 @@ class SettingsChanged(StoreError):
 
 
 class EngineError(ExpoError):
-    """The vLLM engine: not installed, no room, or died."""
+    """The vLLM engine: not installed, no room, does not start."""
+
+
+class EngineDied(EngineError):
+    """The engine was at work and is no more: a new one may do better (see `search.py`)."""
 
 
 class MaterializeError(ExpoError):

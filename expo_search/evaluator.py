@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from expo_search.canary import check_switching
 from expo_search.chat import encode_chat, load_tokenizer
-from expo_search.engine import ModelSpec, SourcesReport, start_engine
-from expo_search.errors import MaterializeError, PromptsError
+from expo_search.engine import ModelSpec, SourcesReport
+from expo_search.errors import EngineDied, MaterializeError, PromptsError
 from expo_search.prompts import Prompt
+from expo_search.watched_engine import WatchedEngine
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
@@ -48,14 +50,16 @@ class VllmModel:
         MaterializeError: the weights cannot be switched, or a switch does not take effect.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, give_up: Callable[[EngineDied], None] | None = None) -> None:
+        """`give_up` is called, from another thread, when the engine hangs where nothing can interrupt it."""
         self._spec = spec
+        self._seed = spec.seed
         self.tokenizer = load_tokenizer(
             str(spec.aligned), trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
         )
-        self._llm = start_engine(spec)
         self._n_requests = 0
-        self.sources = SourcesReport.of_ranks(self._llm.collective_rpc("expo_sources"))
+        self._engine = WatchedEngine(spec, give_up)
+        self.sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
         if self.sources.aligned == self.sources.sft:
             raise MaterializeError(
                 where=f"pair {spec.aligned} / {spec.sft}",
@@ -63,9 +67,34 @@ class VllmModel:
                 expected="two different checkpoints",
                 do="check --sft and --aligned",
             )
+        self._check()
+
+    def restart(self) -> None:
+        """Start the engine anew after an `EngineDied`; it stands at alpha = 0, with the canary passed.
+
+        Raises:
+            EngineError: it does not start.
+            MaterializeError: a switch does not take effect, or the checkpoints are no longer those of before.
+        """
+        self._engine.restart()
+        sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
+        if (sources.aligned, sources.sft) != (self.sources.aligned, self.sources.sft):
+            raise MaterializeError(
+                where=f"pair {self._spec.aligned} / {self._spec.sft}",
+                found="other weights than before the engine was started anew",
+                expected="checkpoints that stay as they are",
+                do="see who writes to the two folders",
+            )
+        self._check()
+
+    def _check(self) -> None:
         started = time.perf_counter()
-        check_switching(self, str(spec.aligned))
+        check_switching(self, str(self._spec.aligned))
         self.canary_s = time.perf_counter() - started
+
+    def reseed(self, seed: int) -> None:
+        """Draw answers with other seeds from now on (a confirmation's)."""
+        self._seed = seed
 
     def materialize(self, alpha: float) -> Switch:
         """Write theta(alpha) into the engine, in place, and forget every cached prefix of another alpha."""
@@ -81,7 +110,7 @@ class VllmModel:
         Raises:
             MaterializeError: a weight would not be finite at alpha; nothing was written.
         """
-        infinite = [name for name in self._llm.collective_rpc("expo_overflow", args=(float(alpha),)) if name]
+        infinite = [name for name in self._engine.call("expo_overflow", float(alpha)) if name]
         if infinite or not math.isfinite(alpha):
             raise MaterializeError(
                 where=f"alpha {alpha:g}",
@@ -89,17 +118,17 @@ class VllmModel:
                 expected="weights that stay finite",
                 do="lower --alpha-max",
             )
-        ranks = self._llm.collective_rpc("expo_switch", args=(float(alpha), reread))
+        ranks = self._engine.call("expo_switch", float(alpha), reread)
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)
 
     def poison(self) -> None:
         """Make every weight and everything derived from one NaN (see `canary.py`)."""
-        self._llm.collective_rpc("expo_poison")
+        self._engine.call("expo_poison")
 
     def expected_fingerprint(self, alpha: float) -> str:
         """What `switch` must return: the formula, computed apart from it."""
-        return "-".join(self._llm.collective_rpc("expo_expected", args=(float(alpha),)))
+        return "-".join(self._engine.call("expo_expected", float(alpha)))
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
         """Answer each prompt once. Yields the number of new tokens after each engine step, and completions as they end.
@@ -109,28 +138,56 @@ class VllmModel:
         Raises:
             PromptsError: a prompt that leaves no room for an answer in the context.
         """
+        encoded = [(prompt, self._fitting(prompt)) for prompt in prompts]
         pending: dict[str, _Answer] = {}
-        engine = self._llm.llm_engine
-        for prompt in prompts:
-            ids = self._encode(prompt)
-            if len(ids) >= self._spec.engine.max_model_len:
-                raise PromptsError(
-                    where=f"prompt {prompt.id}",
-                    found=f"{len(ids)} tokens",
-                    expected=f"fewer than the context of {self._spec.engine.max_model_len}",
-                    do="remove it, or raise max_model_len",
-                )
+        for prompt, ids in encoded:
             self._n_requests += 1
             pending[str(self._n_requests)] = _Answer(prompt)
-            engine.add_request(str(self._n_requests), {"prompt_token_ids": ids}, self._params(prompt))
+            self._engine.add(str(self._n_requests), ids, self._params(prompt))
         try:
             while pending:
-                outputs = engine.step()
+                outputs = self._engine.step()
                 yield sum(pending[o.request_id].add(o.outputs[0]) for o in outputs)
                 yield from (pending.pop(o.request_id).completion() for o in outputs if o.finished)
+        except EngineDied:
+            pending.clear()
+            raise
         finally:
             if pending:  # the caller stopped early: leave the engine idle
-                engine.abort_request(list(pending))
+                self._engine.abort(list(pending))
+
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None
+    ) -> Generator[str, None, None]:
+        """Answer the last turn of a conversation, in pieces as they come; closing the generator stops the answer.
+
+        The same conversation draws with the same seed at every alpha.
+
+        Raises:
+            PromptsError: the conversation leaves no room for an answer in the context.
+        """
+        ids = encode_chat(self.tokenizer, [dict(m) for m in messages], add_generation_prompt=True)
+        room = self._spec.engine.max_model_len - len(ids)
+        if room < 1:
+            raise PromptsError(
+                where="the conversation",
+                found=f"{len(ids)} tokens",
+                expected=f"fewer than the context of {self._spec.engine.max_model_len}",
+                do="begin a new one",
+            )
+        params = self._params(Prompt(json.dumps([dict(m) for m in messages]), messages[-1]["content"]))
+        params.max_tokens = min(room, max_tokens or self._spec.sampling.max_tokens)
+        self._n_requests += 1
+        request, finished = str(self._n_requests), False
+        self._engine.add(request, ids, params)
+        try:
+            while not finished:
+                for output in self._engine.step():
+                    finished = output.finished
+                    yield output.outputs[0].text
+        finally:
+            if not finished:  # the caller stopped early: leave the engine idle
+                self._engine.abort([request])
 
     def log_probabilities(self, text: str, n_tokens: int, *, salt: str | None = None) -> list[tuple[int, float]]:
         """Greedy continuation of a text: (token id, its natural log-probability) for each of n_tokens tokens.
@@ -144,16 +201,24 @@ class VllmModel:
         if salt is not None:
             prompt["cache_salt"] = salt
         params = SamplingParams(temperature=0.0, max_tokens=n_tokens, logprobs=0, ignore_eos=True)
-        output = self._llm.generate([prompt], params, use_tqdm=False)[0].outputs[0]
+        output = self._engine.answer(prompt, params)
         assert output.logprobs is not None
         return [(token, step[token].logprob) for token, step in zip(output.token_ids, output.logprobs, strict=True)]
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
-        self._llm.llm_engine.engine_core.shutdown()
+        self._engine.close()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        return encode_chat(self.tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True)
+    def _fitting(self, prompt: Prompt) -> list[int]:
+        ids = encode_chat(self.tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True)
+        if len(ids) >= self._spec.engine.max_model_len:
+            raise PromptsError(
+                where=f"prompt {prompt.id}",
+                found=f"{len(ids)} tokens",
+                expected=f"fewer than the context of {self._spec.engine.max_model_len}",
+                do="remove it, or raise max_model_len",
+            )
+        return ids
 
     def _params(self, prompt: Prompt) -> SamplingParams:
         from vllm import SamplingParams
@@ -167,7 +232,7 @@ class VllmModel:
             max_tokens=s.max_tokens,
             presence_penalty=s.presence_penalty,
             frequency_penalty=s.frequency_penalty,
-            seed=prompt.seed(self._spec.seed),
+            seed=prompt.seed(self._seed),
             stop=list(self._spec.stop_strings),
             stop_token_ids=list(self._spec.stop_token_ids),
             output_kind=RequestOutputKind.DELTA,
@@ -175,7 +240,7 @@ class VllmModel:
 
     def _forget_prefixes(self) -> None:
         """Drop every cached prefix: those were computed at another alpha."""
-        if not self._llm.reset_prefix_cache():
+        if not self._engine.forget_prefixes():
             raise MaterializeError(
                 where="prefix cache",
                 found="blocks still in use",

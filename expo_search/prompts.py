@@ -16,6 +16,9 @@ from typing import Any
 
 from expo_search.errors import PromptsError
 
+_COLUMNS = ("prompt", "prompt_id", "messages")
+_BATCH_ROWS = 1000
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -29,8 +32,12 @@ class Prompt:
         return int.from_bytes(hashlib.blake2b(f"{study_seed}:{self.id}".encode(), digest_size=4).digest()) >> 1
 
 
-def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
+def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
     """All distinct prompts of a `.jsonl`, `.json` or `.parquet` file, or of a Hub data set's split, shuffled by `seed`.
+
+    A row whose prompt is blank, or is no text that can be kept, is left out, and `say` gets a line with their number:
+    one such row among thousands is no reason to stop. A row of another form (not JSON, other columns) is: the file is
+    not what it was taken for.
 
     Raises:
         PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
@@ -54,15 +61,20 @@ def load_prompts(source: str, split: str, seed: int) -> list[Prompt]:
         rows = _hub_rows(source, split)
     prompts: dict[str, Prompt] = {}
     ids: set[str] = set()
+    left_out: list[str] = []
     for where, row in rows:
         text = _first_user_turn(row, where)
-        if text not in prompts:
+        if (fault := _fault(text)) is not None:
+            left_out.append(f"{where.rpartition(', ')[2]}: {fault}")
+        elif text not in prompts:
             prompts[text] = Prompt(_id(row, text, ids), text)
             ids.add(prompts[text].id)
+    few = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
     if not prompts:
-        raise PromptsError(
-            where=f"prompts {source}", found="no rows", expected="at least one prompt", do="check the file"
-        )
+        found = f"{len(left_out)} rows, none with a prompt ({few})" if left_out else "no rows"
+        raise PromptsError(where=f"prompts {source}", found=found, expected="at least one prompt", do="check the file")
+    if left_out:
+        say(f"{len(left_out)} rows of the prompts left out ({few})")
     return sorted(prompts.values(), key=lambda p: hashlib.blake2b(f"{seed}:{p.id}".encode()).digest())
 
 
@@ -143,9 +155,9 @@ def _first_user_turn(row: object, where: str) -> str:
                 and message.get("role") == "user"
                 and isinstance(message.get("content"), str)
             ):
-                return _checked(message["content"], where)
+                return str(message["content"])
     if isinstance(row.get("prompt"), str):
-        return _checked(row["prompt"], where)
+        return str(row["prompt"])
     raise PromptsError(
         where=where,
         found=f"columns {', '.join(sorted(map(str, row))) or 'none'}",
@@ -154,17 +166,14 @@ def _first_user_turn(row: object, where: str) -> str:
     )
 
 
-def _checked(text: str, where: str) -> str:
+def _fault(text: str) -> str | None:
+    """Why a text can be no prompt, or None."""
     if not text.strip():
-        raise PromptsError(where=where, found="an empty prompt", expected="text", do="remove the row")
+        return "an empty prompt"
     try:
-        if b"\0" not in text.encode():
-            return text
-    except UnicodeEncodeError:
-        pass  # half of a surrogate pair, which JSON can spell: no tokenizer and no database takes it
-    raise PromptsError(
-        where=where, found="a NUL or half of a surrogate pair", expected="characters of Unicode", do="remove the row"
-    )
+        return "a NUL" if b"\0" in text.encode() else None
+    except UnicodeEncodeError:  # which JSON can spell: no tokenizer and no database takes it
+        return "half of a surrogate pair"
 
 
 def _id(row: Mapping[str, Any], text: str, taken: Collection[str]) -> str:
@@ -179,36 +188,47 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     def fault(where: str, found: str) -> PromptsError:
         return PromptsError(where=where, found=found, expected="UTF-8 JSON", do="mend the line, or remove it")
 
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        bad_line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise fault(f"{path}, line {bad_line}", "bytes that are not UTF-8") from None
-    except OSError as error:
-        raise fault(str(path), f"not readable ({error})") from None
     if path.suffix == ".json":
         try:
-            rows = json.loads(text)
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError:
+            raise fault(str(path), "bytes that are not UTF-8") from None
+        except OSError as error:
+            raise fault(str(path), f"not readable ({error})") from None
         except (ValueError, RecursionError) as error:
             raise fault(str(path), f"not JSON ({error})") from None
         if not isinstance(rows, list):
             raise fault(str(path), "not a list of rows")
         yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
         return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise fault(f"{path}, line {number}", f"not JSON ({error})") from None
+    try:
+        with path.open("rb") as stream:  # by \n alone: a string may hold other characters that end lines in Python
+            for number, line in enumerate(stream, 1):
+                where = f"{path}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if text.strip():
+                        yield where, json.loads(text)
+                except UnicodeDecodeError:
+                    raise fault(where, "bytes that are not UTF-8") from None
+                except (ValueError, RecursionError) as error:
+                    raise fault(where, f"not JSON ({error})") from None
+    except OSError as error:
+        raise fault(str(path), f"not readable ({error})") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as pq
     from pyarrow.lib import ArrowException
 
+    number = 0
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            wanted = [c for c in _COLUMNS if c in file.schema_arrow.names]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
     except (ArrowException, OSError) as error:
         raise PromptsError(
             where=str(path),
@@ -216,8 +236,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             expected="a Parquet file",
             do="write the file again",
         ) from None
-    wanted = [c for c in ("prompt", "prompt_id", "messages") if c in table.column_names]
-    yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.select(wanted).to_pylist(), 1))
 
 
 def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
@@ -233,5 +251,5 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
             expected="a data set on the Hub, or in the local cache",
             do="check the id and the network; a local .jsonl file works too: --prompts FILE",
         ) from None
-    wanted = [c for c in ("prompt", "prompt_id", "messages") if c in data.column_names]
+    wanted = [c for c in _COLUMNS if c in data.column_names]
     yield from ((f"data set {source}, row {i}", row) for i, row in enumerate(data.select_columns(wanted), 1))

@@ -37,10 +37,7 @@ class SequenceRewardModel:
         self._spec = spec
         self.tokenizer = load_tokenizer(str(path), trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        fast = (
-            self._device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-        self.dtype = torch.bfloat16 if fast else torch.float32
+        self.dtype = computing_dtype(self._device)
         check_labels(path, trust_remote_code=trust_remote_code)
         try:
             self._model = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -57,17 +54,19 @@ class SequenceRewardModel:
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
+        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._cap = min(spec.max_tokens, positions or spec.max_tokens)
 
     def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
         """Rewards in the order given, and how many conversations were cut. `on_scored` gets each batch's size.
 
-        A conversation above the cap loses the end of its answer.
+        A conversation above the cap, or the reward model's own context, loses the end of its answer.
 
         Raises:
             RewardError: a reward that is not finite; names the prompt.
         """
         sequences = [self._encode(c) for c in completions]
-        cap = self._spec.max_tokens
+        cap = self._cap
         n_cut = sum(len(s) > cap for s in sequences)
         rewards = [math.nan] * len(sequences)
         for rows in self._batches([min(len(s), cap) for s in sequences]):
@@ -115,12 +114,30 @@ class SequenceRewardModel:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
-        with torch.inference_mode():
-            logits: torch.Tensor = self._model(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-            ).logits
+        try:
+            with torch.inference_mode():
+                logits: torch.Tensor = self._model(
+                    input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
+                ).logits
+        except (RuntimeError, MemoryError) as fault:
+            if not isinstance(fault, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(fault):
+                raise
+            raise RewardError(
+                where="reward model",
+                found=f"out of memory for a batch of {ids.numel()} tokens",
+                expected="room for it",
+                do="lower batch_tokens in the [reward] table of a study file; the answers are stored",
+            ) from fault
         values: list[float] = logits.float()[:, 0].tolist()
         return values
+
+
+def computing_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, except on CPUs without instructions for it."""
+    import torch
+
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def check_labels(path: Path, *, trust_remote_code: bool) -> None:
@@ -137,8 +154,8 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
         raise RewardError(
             where=f"reward model {path}",
             found=" ".join(str(fault).split())[:200],
-            expected="a checkpoint folder with a config.json",
-            do="check the path",
+            expected="a config.json that transformers can read" + ("" if trust_remote_code else " without remote code"),
+            do="check the path" + ("" if trust_remote_code else ", or pass --trust-remote-code"),
         ) from None
     if config.num_labels != 1:
         raise RewardError(

@@ -17,18 +17,19 @@ from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.database import check_storage, stored_attribute
 from expo_search.engine import INSTALL, ModelSpec
-from expo_search.errors import EngineError
+from expo_search.environment import ENVIRONMENT, environment
+from expo_search.errors import EngineDied, EngineError
 from expo_search.evaluator import VllmModel
 from expo_search.match import check_pair
-from expo_search.memory import free_memory, plan_memory
+from expo_search.memory import MemoryPlan, Needs, measure_machine, plan_memory
 from expo_search.objective import Objective, Watcher
-from expo_search.pairs import Pair, resolve_pair
+from expo_search.pairs import Pair, pinned, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
 from expo_search.store import SETTINGS, Part, Store, compare_settings
 from expo_search.study import StudySpec, studies_folder
 
-CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
+CONFIRM_SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Checked:
     reach: int
     fits: Callable[[Prompt], bool]
     settings: dict[str, Any]
-    gpu_memory_utilization: float
+    memory: MemoryPlan
 
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
         """n prompts, or all, that the search has not seen."""
@@ -62,7 +63,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
     """
     check_storage(storage)
-    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed)
+    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     vocabulary = check_pair(aligned, sft).longer_vocabulary
@@ -96,8 +97,10 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
         compare_settings(stored, settings, name=spec.name)
     if find_spec("vllm") is None:
         raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
-    utilization = _check_memory(spec, aligned, sft, reward, say)
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, utilization)
+    machine = measure_machine()
+    memory = plan_memory(Needs.of(aligned, sft, reward, spec.engine, machine.reward_itemsize), spec.engine, machine)
+    say(memory.sentence())
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory)
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,26 @@ class Running:
     store: Store
 
     def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
+        """An objective on some prompts; a confirmation draws its answers with other seeds than the search."""
+        spec = self.checked.spec
         self.store.put_prompts(part, prompts)
-        return Objective(self.model, self.scorer, self.store, prompts, watcher, part=part)
+        self.model.reseed(spec.search.seed + (CONFIRM_SEED_STEP if part == "confirm" else 0))
+        return Objective(
+            self.model,
+            self.scorer,
+            self.store,
+            prompts,
+            watcher,
+            part=part,
+            kind=spec.search.objective,
+            guardrails=spec.guardrails,
+        )
 
 
-def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False) -> Running:
+def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None) -> Running:
     """Start the engine with its canary, load the reward model, then open (or create) the study.
+
+    `give_up`: see `VllmModel`.
 
     Raises:
         ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
@@ -128,13 +145,15 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
             sft=checked.pair.sft.path,
             sampling=spec.sampling,
             engine=spec.engine,
-            seed=spec.search.seed + (CONFIRM_SEED_STEP if confirm else 0),
+            seed=spec.search.seed,
             stop_token_ids=spec.pair.stop_token_ids,
             stop_strings=spec.pair.stop_strings,
             chat_template=spec.pair.chat_template,
             trust_remote_code=spec.trust_remote_code,
-            gpu_memory_utilization=checked.gpu_memory_utilization,
-        )
+            gpu_memory_utilization=checked.memory.gpu_memory_utilization,
+            sources_on_host=checked.memory.sources == "host",
+        ),
+        give_up,
     )
     sources = model.sources
     say(
@@ -143,10 +162,14 @@ def start(checked: Checked, say: Callable[[str], None], *, confirm: bool = False
     )
     scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
     store = Store(checked.storage, spec.name)
+    if store.note:
+        say(store.note)
     weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
     # with the number of prompts there were, so that a confirmation takes the same ones as the search's
-    used = spec.model_copy(update={"prompts": spec.prompts.model_copy(update={"n": len(checked.search_prompts)})})
+    found = spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
+    used = pinned(spec, checked.pair).model_copy(update={"prompts": found})
     store.pin_settings(checked.settings | weights, used.model_dump(mode="json"))
+    store.study.set_user_attr(ENVIRONMENT, environment())
     return Running(checked, model, scorer, store)
 
 
@@ -155,6 +178,8 @@ def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[s
     return {
         "pair.aligned": f"{pair.aligned.id}@{pair.aligned.revision}#{aligned.header_hash}",
         "pair.sft": f"{pair.sft.id}@{pair.sft.revision}#{sft.header_hash}",
+        "files.aligned": aligned.sample_hash,
+        "files.sft": sft.sample_hash,
     }
 
 
@@ -185,27 +210,12 @@ def _settings(
         "engine.dtype": spec.engine.dtype,
         "engine.max_model_len": spec.engine.max_model_len,
     }
-    return sources_settings(pair, aligned, sft) | flat | _flat("sampling", spec.sampling) | _flat("search", spec.search)
+    # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
+    free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
+    search = {f"search.{key}": value for key, value in spec.search.model_dump().items() if key not in free}
+    tables = _flat("sampling", spec.sampling) | _flat("guardrails", spec.guardrails) | search
+    return sources_settings(pair, aligned, sft) | flat | tables
 
 
 def _flat(table: str, values: Any) -> dict[str, Any]:
     return {f"{table}.{key}": value for key, value in values.model_dump().items()}
-
-
-def _check_memory(
-    spec: StudySpec, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, say: Callable[[str], None]
-) -> float:
-    """Print and check the memory plan; the share of a GPU that vLLM may take."""
-    free, total, cuda = free_memory()
-    plan = plan_memory(
-        aligned,
-        sft,
-        reward.n_bytes,
-        kv_cache=spec.engine.kv_cache_gib << 30,
-        ranks=spec.engine.tensor_parallel,
-        cuda=cuda,
-        device_bytes=total,
-    )
-    say(plan.sentence())
-    plan.check(free, "GPU memory" if cuda else "memory")
-    return (free - plan.reward_model) / total - 0.05 if cuda else 0.0

@@ -7,23 +7,30 @@ defaults a dashboard's open read transaction ends a study at `tell` and loses it
 
 from __future__ import annotations
 
-import os
-import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from expo_search.database import connect_args, make_engine, sqlite_path, store_faults
-from expo_search.errors import SettingsChanged, StoreError
+from expo_search.database import (
+    connect_args,
+    make_engine,
+    shown,
+    speak_our_words,
+    sqlite_path,
+    store_faults,
+    use_write_ahead_log,
+)
+from expo_search.errors import SettingsChanged
 from expo_search.evaluator import Completion
+from expo_search.lock import StudyLock
 from expo_search.prompts import Prompt
-from expo_search.tables import Base, CompletionRow, LockRow, PromptRow, SwitchRow
+from expo_search.statistics import Rated
+from expo_search.tables import Base, CompletionRow, PromptRow, SwitchRow
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,7 +38,6 @@ if TYPE_CHECKING:
 Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
 SPEC = "expo_spec"
-_LOCK_STALE_S = 900  # a lock of another machine that showed no sign of life for so long
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,10 @@ class Stored:
 
 
 class Store:
-    """One study in one database. Creating it makes missing tables; `study` is Optuna's own object."""
+    """One study in one database. Creating it makes missing tables; `study` is Optuna's own object.
+
+    `note` is a line for the user on a database that is slower or less safe than it could be, or None.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         import optuna
@@ -52,18 +61,23 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.url, self.name = url, name
         self._engine = make_engine(url)
+        self.note: str | None = None
         with store_faults(url):
-            if sqlite_path(url) is not None:
-                with self._engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if sqlite_path(url) is not None and (mode := use_write_ahead_log(self._engine)) != "wal":
+                self.note = (
+                    f"the file system of {shown(url)} has no write-ahead log: SQLite uses journal mode {mode!r}, in "
+                    "which the search waits for a dashboard that is just reading"
+                )
             Base.metadata.create_all(self._engine)
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
+            speak_our_words(self.storage.engine, url)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study: Study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
             self._study_id = self.storage.get_study_id_from_name(name)
+        self._lock = StudyLock(self._engine, url, self._study_id, name)
 
     def close(self) -> None:
         """Let go of the database's connections."""
@@ -83,19 +97,23 @@ class Store:
             SettingsChanged: the study has other settings already.
         """
         compare_settings(self.settings or {}, settings, name=self.name)
-        if self.settings != settings:
+        if self.study.user_attrs.get(SPEC) != spec:
             self.study.set_user_attr(SPEC, dict(spec))
+        if self.settings != settings:
             self.study.set_user_attr(SETTINGS, dict(settings))
 
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         """Keep the texts beside the answers, once."""
-        rows = [
-            PromptRow(study_id=self._study_id, part=part, position=i, prompt_id=p.id, text=p.text)
-            for i, p in enumerate(prompts)
-        ]
+        query = sa.select(PromptRow.position).where(PromptRow.study_id == self._study_id, PromptRow.part == part)
         with self._session() as session:
-            for row in rows:
-                session.merge(row)
+            there = set(session.scalars(query))
+            rows = [
+                {"study_id": self._study_id, "part": part, "position": i, "prompt_id": p.id, "text": p.text}
+                for i, p in enumerate(prompts)
+                if i not in there
+            ]
+            if rows:
+                session.execute(sa.insert(PromptRow), rows)
 
     def prompts(self, part: Part) -> list[Prompt]:
         query = sa.select(PromptRow).where(PromptRow.study_id == self._study_id, PromptRow.part == part)
@@ -124,50 +142,59 @@ class Store:
 
     def add_completions(self, trial: int, part: Part, completions: Mapping[int, Completion]) -> None:
         """Keep answers, keyed by the position of their prompt, in one transaction."""
+        key = {"study_id": self._study_id, "trial": trial, "part": part}
+        rows = [
+            key
+            | {
+                "position": position,
+                "text": storable(c.text),
+                "n_tokens": c.n_tokens,
+                "finish_reason": c.finish_reason,
+            }
+            for position, c in completions.items()
+        ]
         with self._session() as session:
-            session.add_all(
-                CompletionRow(
-                    study_id=self._study_id,
-                    trial=trial,
-                    part=part,
-                    position=position,
-                    text=_storable(c.text),
-                    n_tokens=c.n_tokens,
-                    finish_reason=c.finish_reason,
-                )
-                for position, c in completions.items()
-            )
-            self._beat(session)
+            session.execute(sa.insert(CompletionRow), rows)
+            self._lock.beat(session)
 
     def add_rewards(self, trial: int, part: Part, rewards: Mapping[int, float]) -> None:
         """Keep rewards of stored answers, in one transaction."""
+        key = {"study_id": self._study_id, "trial": trial, "part": part}
+        rows = [key | {"position": position, "reward": reward} for position, reward in rewards.items()]
         with self._session() as session:
-            for position, reward in rewards.items():
-                row = session.get_one(CompletionRow, (self._study_id, trial, part, position))
-                row.reward = reward
-            self._beat(session)
+            session.execute(sa.update(CompletionRow), rows)
+            self._lock.beat(session)
 
     def completions(self, trial: int, part: Part, prompts: Sequence[Prompt]) -> list[Stored]:
         """The answers of a trial, by position; `prompts` is the part's order."""
-        query = sa.select(CompletionRow).where(
-            CompletionRow.study_id == self._study_id, CompletionRow.trial == trial, CompletionRow.part == part
+        row = CompletionRow
+        query = sa.select(row.position, row.text, row.n_tokens, row.finish_reason, row.reward).where(
+            row.study_id == self._study_id, row.trial == trial, row.part == part
         )
         with self._session() as session:
             return [
-                Stored(r.position, Completion(prompts[r.position], r.text, r.n_tokens, r.finish_reason), r.reward)
-                for r in session.scalars(query.order_by(CompletionRow.position))
+                Stored(position, Completion(prompts[position], text, n_tokens, finish_reason), reward)
+                for position, text, n_tokens, finish_reason, reward in session.execute(query.order_by(row.position))
             ]
 
-    def rewards(self, trial: int, part: Part) -> dict[int, float]:
-        """Position -> reward of the scored answers of a trial."""
-        query = sa.select(CompletionRow.position, CompletionRow.reward).where(
+    def n_completions(self, trial: int, part: Part) -> int:
+        """How many answers of a trial are stored."""
+        query = sa.select(sa.func.count()).where(
+            CompletionRow.study_id == self._study_id, CompletionRow.trial == trial, CompletionRow.part == part
+        )
+        with self._session() as session:
+            return int(session.scalar(query) or 0)
+
+    def rated(self, trial: int, part: Part) -> dict[int, Rated]:
+        """Position -> reward and length of the scored answers of a trial."""
+        query = sa.select(CompletionRow.position, CompletionRow.reward, CompletionRow.n_tokens).where(
             CompletionRow.study_id == self._study_id,
             CompletionRow.trial == trial,
             CompletionRow.part == part,
             CompletionRow.reward.is_not(None),
         )
         with self._session() as session:
-            return {position: reward for position, reward in session.execute(query) if reward is not None}
+            return {position: Rated(reward, n) for position, reward, n in session.execute(query) if reward is not None}
 
     def drop(self, part: Part) -> None:
         """Forget a part's prompts and answers (another confirmation, with other prompts)."""
@@ -182,39 +209,8 @@ class Store:
         Raises:
             StoreError: another live process holds it.
         """
-        import psutil
-
-        me = psutil.Process()
-        now = datetime.now(UTC)
-        with self._session() as session:
-            row = session.get(LockRow, self._study_id)
-            if row is not None and _holds(row):
-                raise StoreError(
-                    where=f"study {self.name} in {self.url}",
-                    found=f"a search by process {row.pid} on {row.host} since {row.since}",
-                    expected="one search at a time",
-                    do="wait for it, or search under another --study-name",
-                )
-            session.merge(
-                LockRow(
-                    study_id=self._study_id,
-                    host=socket.gethostname(),
-                    pid=me.pid,
-                    started=me.create_time(),
-                    since=now.isoformat(timespec="seconds"),
-                    alive_at=now.timestamp(),
-                )
-            )
-        try:
+        with self._lock.held():
             yield
-        finally:
-            with self._session() as session:
-                session.execute(sa.delete(LockRow).where(LockRow.study_id == self._study_id, LockRow.pid == me.pid))
-
-    def _beat(self, session: Session) -> None:
-        session.execute(
-            sa.update(LockRow).where(LockRow.study_id == self._study_id).values(alive_at=datetime.now(UTC).timestamp())
-        )
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -242,22 +238,6 @@ def compare_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], *, nam
         )
 
 
-def _holds(row: LockRow) -> bool:
-    """Whether the process that wrote a lock is still there."""
-    import psutil
-
-    if row.host != socket.gethostname():
-        return datetime.now(UTC).timestamp() - row.alive_at < _LOCK_STALE_S
-    if row.pid == os.getpid():
-        return False
-    try:
-        process = psutil.Process(row.pid)
-        # killed, but not yet waited for by its parent (in a container, often for ever): gone as well
-        return abs(process.create_time() - row.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Lone surrogates and NUL cannot be stored in every database."""
     return text.encode("utf-8", "replace").decode().replace("\0", "�")

@@ -1,9 +1,13 @@
-"""Our tables beside Optuna's, keyed by its study id and trial number."""
+"""Our tables beside Optuna's, keyed by its study id and trial number. Types that SQLite, PostgreSQL and MySQL all keep
+whole: a plain Float is half a number on MySQL, and a text without a bound is 64 KiB there."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_TEXT = sa.Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):
@@ -18,7 +22,7 @@ class PromptRow(Base):
     part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     prompt_id: Mapped[str] = mapped_column(sa.String(128))
-    text: Mapped[str]
+    text: Mapped[str] = mapped_column(_TEXT)
 
 
 class CompletionRow(Base):
@@ -29,10 +33,10 @@ class CompletionRow(Base):
     trial: Mapped[int] = mapped_column(primary_key=True)
     part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
-    text: Mapped[str]
+    text: Mapped[str] = mapped_column(_TEXT)
     n_tokens: Mapped[int]
     finish_reason: Mapped[str] = mapped_column(sa.String(16))
-    reward: Mapped[float | None]
+    reward: Mapped[float | None] = mapped_column(sa.Double)
 
 
 class SwitchRow(Base):
@@ -42,17 +46,17 @@ class SwitchRow(Base):
     study_id: Mapped[int] = mapped_column(primary_key=True)
     trial: Mapped[int] = mapped_column(primary_key=True)
     part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
-    alpha: Mapped[float]
-    fingerprint: Mapped[str]
+    alpha: Mapped[float] = mapped_column(sa.Double)
+    fingerprint: Mapped[str] = mapped_column(_TEXT)
 
 
 class LockRow(Base):
-    """Who searches in a study just now: one process writes."""
+    """Who searches in a study just now: one process writes (see `lock.py`)."""
 
     __tablename__ = "expo_locks"
     study_id: Mapped[int] = mapped_column(primary_key=True)
     host: Mapped[str] = mapped_column(sa.String(255))
     pid: Mapped[int]
-    started: Mapped[float]
+    started: Mapped[float] = mapped_column(sa.Double)
     since: Mapped[str] = mapped_column(sa.String(32))
-    alive_at: Mapped[float]
+    alive_at: Mapped[float] = mapped_column(sa.Double)

@@ -22,15 +22,15 @@ DEFAULT_LOG = Path("expo-search.log")
 
 def known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is."""
-    from expo_search.database import check_storage, study_names
+    from expo_search.database import check_storage, shown, study_names
 
     check_storage(storage)
     names = study_names(storage)
     if study is None and len(names) == 1:
-        return names[0]
+        study = names[0]
     if study is None or study not in names:
         raise StoreError(
-            where=f"--storage {storage}",
+            where=f"--storage {shown(storage)}",
             found="no study named" if study is None else f"no study {study!r}",
             expected=f"one of {', '.join(names)}" if names else "a database with a study in it",
             do="give a study's name, or --storage",
@@ -61,5 +61,14 @@ def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
 
 
 def plain(text: str) -> str:
-    """Without control characters: names and messages may come from files that are not ours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+    """Without control characters: names and messages may come from files that are not ours, answers from any model.
+
+    What moves the cursor, changes colours, rings, or turns the reading direction becomes a space; the two joiners that
+    scripts and emoji are written with stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t\u200c\u200d" else " " for c in text)
+
+
+def one_line(text: str) -> str:
+    """`plain`, and on one line whatever a name or a library's message holds."""
+    return " ".join(plain(text).split())

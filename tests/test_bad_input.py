@@ -1,18 +1,43 @@
-"""Every bad input: one line with where, found, expected, do; exit code 2; nothing written."""
+"""Every bad input: one line with where, found, expected, do; exit code 2; nothing written; a row in the docs."""
 
 from __future__ import annotations
 
-import json
+import inspect
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from twins import edit, make_pair, make_reward_model, write_prompts
+from bad_inputs import CASES, ENGINE_CASES, GOOD, Case
+from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search import cli, run
-from expo_search.store import Store
+from expo_search import cli, errors
+from expo_search.errors import EngineDied, ExpoError
+
+TABLE = Path(__file__).parent.parent / "docs" / "bad-input.md"
+COMMAND = "make bad-input-table"
+HEAD = f"""# Bad inputs, and what is said
+
+Every row was tried by `tests/test_bad_input.py`: exit code 2, this one line on standard error, nothing written.
+`{COMMAND}` writes this file; a test fails where it is stale. A path is short where the machine's would stand.
+
+| input | typed after `expo-search` | message |
+| --- | --- | --- |
+"""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What came of a bad input: the line, and the class of the error behind it."""
+
+    line: str
+    error: type[ExpoError]
+
+
+refusals: dict[str, Refusal] = {}  # by title, filled by the tests as they run
 
 
 @pytest.fixture(scope="session")
@@ -32,174 +57,106 @@ def good(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def options(**changed: object) -> list[str]:
-    given = {
-        "sft": "sft", "aligned": "aligned", "reward-model": "reward", "prompts": "prompts.jsonl", "n-prompts": 4,
-        "max-tokens": 8, "max-model-len": 128, "trials": 2,
-    } | {k.replace("_", "-"): v for k, v in changed.items()}  # fmt: skip
-    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-
-
-def refused(arguments: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the command, expect exit code 2 and a single line; the line."""
+def refused(case: Case, folder: Path, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> Refusal:
+    """Run the command, expect exit code 2 and a single line."""
+    if case.spoil:
+        case.spoil(folder, patch)
     capfd.readouterr()  # what making the input printed
-    before = {p: p.stat().st_mtime_ns for p in Path().rglob("*")}
-    monkeypatch.setattr(sys, "argv", ["expo-search", "--quiet", *arguments])
+    patch.setattr(sys, "argv", ["expo-search", *case.typed])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert {p: p.stat().st_mtime_ns for p in Path().rglob("*")} == before, "something was written"
-    assert lines[0].startswith("expo-search: ")
-    assert "; expected " in lines[0]
-    return lines[0]
-
-
-def write(name: str, text: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        (folder / name).write_text(text)
-
-    return spoil
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        (folder / name).unlink()
-
-    return spoil
-
-
-def configure(folder: str, **values: object) -> Callable[[Path], None]:
-    def spoil(root: Path) -> None:
-        file = root / folder / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    return spoil
-
-
-def only_pickles(folder: Path) -> None:
-    (folder / "sft/model.safetensors").rename(folder / "sft/pytorch_model.bin")
-
-
-def cut_off(folder: Path) -> None:
-    file = folder / "aligned/model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def other_shape(folder: Path) -> None:
-    edit(folder / "sft", lambda name, t: t[:-1].clone() if "norm" in name else t)
-
-
-def two_labels(folder: Path) -> None:
-    shutil.rmtree(folder / "reward")
-    make_reward_model(folder / "reward", labels=2)
-
-
-def store_named(name: str) -> Callable[[Path], None]:
-    def spoil(_: Path) -> None:
-        Store("sqlite:///store.db", name).close()
-
-    return spoil
-
-
-def nothing(_: Path) -> None:
-    pass
-
-
-CASES = {
-    "a path that is no folder": (nothing, {"sft": "./missing"}, ["sft ./missing", "no such folder"]),
-    "no config": (remove("sft/config.json"), {}, ["sft checkpoint", "no config.json"]),
-    "a config that is not JSON": (write("aligned/config.json", "{"), {}, ["config.json", "a JSON object"]),
-    "pickled weights only": (only_pickles, {}, ["no safetensors (pytorch_model.bin)", "save_pretrained"]),
-    "no weights": (remove("aligned/model.safetensors"), {}, ["aligned checkpoint", "no weights at all"]),
-    "a file cut off": (cut_off, {}, ["file model.safetensors", "a whole safetensors file"]),
-    "other shapes": (other_shape, {}, ["5 tensors that do not match", "model.norm.weight: aligned [128]"]),
-    "another architecture": (
-        configure("sft", architectures=["MistralForCausalLM"]), {}, ["architecture Mistral", "LlamaForCausalLM"],
-    ),
-    "a quantised checkpoint": (
-        configure("aligned", quantization_config={"quant_method": "gptq"}), {}, ["a quantised checkpoint (gptq)"],
-    ),
-    "prompts missing": (nothing, {"prompts": "none.jsonl"}, ["prompts none.jsonl", "no such file"]),
-    "prompts empty": (write("prompts.jsonl", "\n"), {}, ["no rows", "at least one prompt"]),
-    "prompts not JSON": (write("prompts.jsonl", '{"prompt": "a"}\n{oops\n'), {}, ["line 2", "not JSON"]),
-    "prompts without a prompt": (write("prompts.jsonl", '{"text": "a"}\n'), {}, ["line 1", "columns text", "prompt"]),
-    "too few prompts": (nothing, {"n_prompts": 9}, ["8 prompts", "at least 9", "--n-prompts 8"]),
-    "no trials": (nothing, {"trials": 0}, ["--trials", "at least 1"]),
-    "a range upside down": (nothing, {"alpha_min": 2, "alpha_max": 1}, ["alpha_min 2 is not below alpha_max 1"]),
-    "a bound that is no number": (nothing, {"alpha_max": "nan"}, ["search.alpha_max", "finite"]),
-    "an unknown sampler": (nothing, {"sampler": "magic"}, ["search.sampler", "'gp'"]),
-    "no room for a prompt": (nothing, {"max_tokens": 128}, ["max_tokens 128 in a context of 128"]),
-    "a reward model with two labels": (two_labels, {}, ["2 labels", "1 (a scalar reward)"]),
-    "half a pair": (nothing, {"sft": None}, ["pair", "no sft"]),
-    "not a database": (write("other.db", "hello" * 300), {"storage": "sqlite:///other.db"}, ["not a database"]),
-    "a read-only database": (
-        store_named("x"), {"storage": "sqlite:///file:store.db?mode=ro&uri=true"}, ["readonly"],
-    ),
-    "a folder that is not there": (nothing, {"storage": "sqlite:///no/where.db"}, ["no folder"]),
-    "not a database URL": (nothing, {"storage": "other.db"}, ["not a database URL", "sqlite:///"]),
-    "a hub that is not reached": (nothing, {"sft": "nobody/nothing"}, ["nobody/nothing, file config.json", "local"]),
-    "a study file that is missing": (nothing, {"study": "none.toml"}, ["none.toml", "no such file"]),
-    "an unknown preset": (nothing, {"pair": "zefyr"}, ["unknown preset 'zefyr'", "zephyr", "expo-search pairs"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line(
-    case: str, good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil, changed, expected = CASES[case]
-    spoil(good)
-    line = refused(options(**changed), capfd, monkeypatch)
-    for part in expected:
+    fault, captured = stop.value.__context__, capfd.readouterr()
+    assert isinstance(fault, ExpoError)
+    assert captured.out == ""
+    *said, line = captured.err.strip().splitlines()
+    assert all(not word.startswith("expo-search:") for word in said)
+    assert line.startswith("expo-search: ")
+    assert "; expected " in line
+    for part in case.said:
         assert part in line
+    refusals[case.title] = seen(line, folder, type(fault))
+    return refusals[case.title]
 
 
-def test_a_study_of_the_same_name_under_other_settings_is_refused_by_their_names(
-    good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    case: Case, good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store("sqlite:///expo-search.db", "custom")
-    store.pin_settings({"sampling.max_tokens": 99, "search.seed": 7, "prompts.n": 4}, {})
-    line = refused(options(), capfd, monkeypatch)
-    assert "sampling.max_tokens: 99 there, 8 now" in line
-    assert "search.seed: 7 there, 42 now" in line
-    assert "prompts.n" not in line
-    assert "--study-name" in line
+    def files() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in good.rglob("*") if not p.name.endswith(("-wal", "-shm"))}
+
+    def spoil(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        if case.spoil:
+            case.spoil(folder, patch)
+        before.update(files())
+
+    before: dict[Path, int] = {}
+    refused(Case(case.title, case.typed, case.said, spoil), good, capfd, monkeypatch)
+    assert files() == before
 
 
-def test_a_pair_that_does_not_fit_in_memory_is_refused_with_figures(
-    good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "free_memory", lambda: (1 << 30, 2 << 30, False))
-    line = refused(options(), capfd, monkeypatch)
-    assert "1.0 GiB free" in line
-    assert "sources" in line
+AS_A_PROCESS = """
+import sys
+from expo_search import cli
+try:
+    cli.main()
+except SystemExit as stop:
+    print(type(stop.__context__).__name__)
+    raise
+"""
 
 
-def test_a_missing_vllm_is_said_with_the_line_that_installs_it(
-    good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "find_spec", lambda _: None)
-    line = refused(options(), capfd, monkeypatch)
-    assert "vllm: not installed" in line
-    assert "pip install" in line
+@pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.title)
+def test_what_only_the_engine_can_find_is_one_line_too_and_no_study_is_made(case: Case, good: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", AS_A_PROCESS, "--quiet", *case.typed], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    [line] = process.stderr.splitlines()
+    for part in case.said:
+        assert part in line
+    refusals[case.title] = seen(line, good, getattr(errors, process.stdout.strip()))
+    assert not list(good.glob("*.db*"))
 
 
-@pytest.mark.parametrize("command", ["show", "confirm"])
-def test_an_unknown_study_is_refused_with_the_known_ones(
-    command: str, good: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Store("sqlite:///expo-search.db", "mine")
-    line = refused_command([command, "yours"], capfd, monkeypatch)
-    assert "no study 'yours'" in line
-    assert "mine" in line
+def seen(line: str, folder: Path, error: type[ExpoError]) -> Refusal:
+    return Refusal(line.removeprefix("expo-search: ").replace(f"{folder}/", ""), error)
 
 
-def refused_command(arguments: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys, "argv", ["expo-search", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    (line,) = capfd.readouterr().err.strip().splitlines()
-    return line
+def whole() -> None:
+    if set(refusals) != {case.title for case in [*CASES, *ENGINE_CASES]}:
+        pytest.skip("needs every test before it in this file")
+
+
+def test_every_class_of_error_is_met_but_the_one_that_no_input_brings_about() -> None:
+    whole()
+    classes = {c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, ExpoError)}
+    assert {r.error for r in refusals.values()} == classes - {ExpoError, EngineDied}
+
+
+def test_the_table_in_the_docs_is_what_was_seen() -> None:
+    whole()
+    table = HEAD + "".join(row(case, refusals[case.title].line) for case in [*CASES, *ENGINE_CASES])
+    if "WRITE_BAD_INPUT_TABLE" in os.environ:
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(table)
+    assert TABLE.read_text() == table, f"stale: run {COMMAND}"
+
+
+def row(case: Case, line: str) -> str:
+    cells = (case.title, f"`{typed(case)}`", line)
+    escaped = (cell.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*") for cell in cells)
+    return f"| {' | '.join(escaped)} |\n"
+
+
+def typed(case: Case) -> str:
+    """The words, without those that a good search has as well."""
+    words, shown = list(case.typed), []
+    usual = [[f"--{name}", value] for name, value in GOOD.items()]
+    while words:
+        if words[:2] in usual:
+            words = words[2:]
+        else:
+            shown.append(words.pop(0))
+    return " ".join(shown) or "(a search)"

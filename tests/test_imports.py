@@ -13,7 +13,7 @@ import pytest
 import expo_search
 
 PACKAGE = Path(expo_search.__file__).parent
-HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext"}
+HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext", "matplotlib", "plotly"}
 
 
 def imports_of(file: Path) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,6 @@ def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path) -> 
         ("p.jsonl", b'{"prompt": "a"}\n{"question": "b", "id": 1}', "line 2", "columns id, question"),
         ("p.jsonl", b"{}", "line 1", "columns none"),
         ("p.jsonl", b'{"prompt": 5}', "line 1", "columns prompt"),
-        ("p.jsonl", b'{"prompt": " \\n"}', "line 1", "an empty prompt"),
-        ("p.jsonl", b'{"messages": [{"role": "user", "content": ""}]}', "line 1", "an empty prompt"),
-        ("p.jsonl", b'{"prompt": "half \\ud83d of a smile"}', "line 1", "half of a surrogate pair"),
-        ("p.jsonl", b'{"prompt": "a\\u0000b"}', "line 1", "a NUL"),
         ("p.jsonl", b"[" * 100_000, "line 1", "not JSON"),
         ("p.json", b"[" * 100_000, "p.json", "not JSON"),
         ("p.json", b'{"prompt": "a"}', "p.json", "not a list of rows"),
@@ -218,6 +215,57 @@ def test_a_faulty_file_is_named_with_the_line_and_what_is_there(
     assert str(tmp_path / name) in fault.where
     assert where in fault.where
     assert found in fault.found
+
+
+BLANK, SMILE, NUL = {"prompt": " \n"}, {"prompt": "half \ud83d of a smile"}, {"prompt": "a\0b"}
+UNSAID = {"messages": [{"role": "user", "content": ""}]}
+
+
+def test_rows_without_a_usable_prompt_are_left_out_and_counted(tmp_path: Path) -> None:
+    said: list[str] = []
+    source = write(tmp_path, [ROWS[0], BLANK, SMILE, ROWS[1], UNSAID, NUL])
+    assert sorted(p.text for p in load_prompts(source, "", 1, said.append)) == ["Question 0?", "Question 1?"]
+    assert said == [
+        "4 rows of the prompts left out "
+        "(line 2: an empty prompt; line 3: half of a surrogate pair; line 5: an empty prompt; ...)"
+    ]
+    load_prompts(write(tmp_path, ROWS), "", 1, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "why"), [(BLANK, "an empty prompt"), (UNSAID, "an empty prompt"), (SMILE, "half of"), (NUL, "a NUL")]
+)
+def test_a_file_with_nothing_but_such_rows_is_refused_with_the_reason(
+    tmp_path: Path, row: dict[str, Any], why: str
+) -> None:
+    fault = fault_of(write(tmp_path, [row, row]))
+    assert fault.found.startswith("2 rows, none with a prompt (line 1: ")
+    assert why in fault.found
+
+
+def test_prompts_in_any_script_are_kept_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": t}
+        for t in ("مرحبا", "שלום", "你好", "👩\u200d👩\u200d👧", "e\u0301 and \u00e9", "é", "\u202eabc", "a\ufeff")
+    ]
+    assert sorted(texts(write(tmp_path, rows))) == sorted(row["prompt"] for row in rows)
+
+
+def test_a_hundred_thousand_prompts_are_loaded_without_holding_the_file(tmp_path: Path) -> None:
+    file, n = tmp_path / "many.jsonl", 100_000
+    ballast = "x" * 700  # columns that are not ours, as UltraFeedback's answers
+    with file.open("w") as stream:
+        stream.writelines(json.dumps({"prompt": f"Question {i}?", "chosen": ballast}) + "\n" for i in range(n))
+    tracemalloc.start()
+    try:
+        prompts = load_prompts(str(file), "", 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len({p.id for p in prompts}) == n
+    # an id of 64 letters and a text each, in a few containers: below the 75 MB of the file, however long its rows are
+    assert peak < 600 * n
 
 
 def test_a_parquet_file_without_a_prompt_column_says_which_columns_are_wanted(tmp_path: Path) -> None:

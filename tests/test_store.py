@@ -11,6 +11,7 @@ from fakes import make_prompts
 from expo_search.database import stored_attribute, study_names
 from expo_search.errors import SettingsChanged, StoreError
 from expo_search.evaluator import Completion
+from expo_search.statistics import Rated
 from expo_search.store import SETTINGS, SPEC, Store, compare_settings
 
 PROMPTS = make_prompts(4)
@@ -46,7 +47,7 @@ def test_completions_rewards_and_prompts_survive_reopening(url: str) -> None:
         (0, answer(0, "zero"), None),
         (2, answer(2, "two"), -1.5),
     ]
-    assert again.rewards(7, "search") == {2: -1.5}
+    assert again.rated(7, "search") == {2: Rated(-1.5, answer(2).n_tokens)}
 
 
 def test_trials_parts_and_studies_are_kept_apart(url: str) -> None:

@@ -77,7 +77,7 @@ def test_a_file_that_is_no_database_is_named_and_left_as_it_was(tmp_path: Path) 
 def test_a_database_in_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as fault:
         check_storage(f"sqlite:///{tmp_path}/none/test.db")
-    assert fault.value.found == f"no folder {tmp_path}/none that can be written to"
+    assert fault.value.found == f"the folder {tmp_path}/none is missing or cannot be written to"
     assert fault.value.do == "make the folder, or give another path"
 
 

@@ -102,8 +102,12 @@ def test_the_lock_of_another_machine_holds_while_it_shows_signs_of_life(url: str
     store = Store(url, "s")
     now = time.time()
     lock(url, pid=1, started=0, host="elsewhere", alive_at=now - 60)
-    with pytest.raises(StoreError, match="process 1 on elsewhere"), store.owned():
+    with (
+        pytest.raises(StoreError, match=r"process 1 on elsewhere .* last sign of life 6\d s ago") as fault,
+        store.owned(),
+    ):
         pass
+    assert "if it is gone: for 180 s" in fault.value.do
     lock(url, pid=1, started=0, host="elsewhere", alive_at=now - 3600)
     with store.owned():
         assert rows(url, "SELECT host FROM expo_locks") == [(socket.gethostname(),)]
@@ -118,6 +122,79 @@ def test_stored_work_is_the_sign_of_life(url: str) -> None:
         store.add_rewards(0, "search", {0: 1.0})
         [(after,)] = rows(url, "SELECT alive_at FROM expo_locks")
     assert before < between < after  # type: ignore[operator]
+
+
+def test_a_process_that_computes_without_storing_anything_shows_signs_of_life(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expo_search.lock._BEAT_S", 0.05)
+    store = Store(url, "s")
+    with store.owned():
+        [(before,)] = rows(url, "SELECT alive_at FROM expo_locks")
+        deadline = time.monotonic() + 10
+        while rows(url, "SELECT alive_at FROM expo_locks") == [(before,)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_search_whose_study_was_taken_over_stores_nothing_more_and_leaves_the_others_lock(url: str) -> None:
+    store = Store(url, "s")
+    store.add_completions(0, "search", {0: ANSWER})
+
+    def go_on_after_a_long_sleep() -> None:
+        with store.owned():
+            lock(url, pid=7, started=0, host="elsewhere", alive_at=time.time())
+            store.add_rewards(0, "search", {0: 1.0})
+
+    with pytest.raises(StoreError) as fault:
+        go_on_after_a_long_sleep()
+    assert fault.value.found == "taken over by process 7 on elsewhere at then"
+    assert "nothing that was stored is lost" in fault.value.do
+    assert rows(url, "SELECT reward FROM expo_completions") == [(None,)]
+    assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
+
+
+RACE = """
+import sys, time
+from expo_search.errors import StoreError
+from expo_search.store import Store
+store = Store(sys.argv[1], "s")
+print("ready", flush=True)
+input()
+try:
+    with store.owned():
+        print("mine", flush=True)
+        input()
+except StoreError as fault:
+    print("refused", flush=True)
+"""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_searches_that_start_at_the_same_moment_one_gets_the_study(url: str, stale: bool) -> None:
+    Store(url, "s").close()
+    if stale:
+        lock(url, pid=1, started=0, host="elsewhere", alive_at=0)
+    searches = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(3)
+    ]
+    try:
+        assert [said(s) for s in searches] == ["ready"] * 3
+        for s in searches:
+            assert s.stdin
+            s.stdin.write("\n")
+        assert sorted(said(s) for s in searches) == ["mine", "refused", "refused"]
+    finally:
+        for s in searches:
+            s.communicate("\n")
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
 
 
 def test_the_lock_is_given_back_after_an_error_too(url: str) -> None:

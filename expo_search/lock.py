@@ -1,0 +1,158 @@
+"""One process writes a study: a row with its owner and a sign of life. The lock of a dead process is taken over.
+
+A lock of this machine is judged by its process (number and time of start, so that a number given to another process
+since is no obstacle), a lock of another machine by the age of its last sign of life. Taking over compares and swaps in
+one statement, and an owner that finds its row changed stops before it writes anything more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from expo_search.database import shown
+from expo_search.errors import StoreError
+from expo_search.tables import LockRow
+
+STALE_S = 180  # a lock of another machine that showed no sign of life for so long
+_BEAT_S = 20
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A process, told apart from an earlier or later one with its number."""
+
+    host: str
+    pid: int
+    started: float
+
+    @classmethod
+    def this_process(cls) -> _Owner:
+        import psutil
+
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+
+class StudyLock:
+    """The lock of one study in one database."""
+
+    def __init__(self, engine: sa.Engine, url: str, study_id: int, name: str) -> None:
+        self._engine, self._study_id = engine, study_id
+        self._where = f"study {name} in {shown(url)}"
+        self._mine: _Owner | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the study for this process.
+
+        Raises:
+            StoreError: another live process holds it.
+        """
+        self._take(_Owner.this_process())
+        stop = threading.Event()
+        heart = threading.Thread(target=self._beat_until, args=(stop,), name="expo-search lock", daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            heart.join(timeout=1)  # it may be waiting for the database
+            mine, self._mine = self._mine, None
+            if mine is not None:
+                with Session(self._engine) as session, session.begin():
+                    session.execute(sa.delete(LockRow).where(*self._is(mine)))
+
+    def beat(self, session: Session) -> None:
+        """Show a sign of life in the transaction of what is being stored. Does nothing where the lock is not held.
+
+        Raises:
+            StoreError: another process has taken the study over; the transaction must not be committed.
+        """
+        if self._mine is None:
+            return
+        update = sa.update(LockRow).where(*self._is(self._mine)).values(alive_at=_now())
+        if session.execute(update).rowcount == 0:  # type: ignore[attr-defined]
+            row = session.get(LockRow, self._study_id)
+            self._mine = None
+            raise StoreError(
+                where=self._where,
+                found=f"taken over by process {row.pid} on {row.host} at {row.since}" if row else "no lock any more",
+                expected="this search to be the only one",
+                do="let the other one go on; nothing that was stored is lost",
+            )
+
+    def _take(self, me: _Owner) -> None:
+        now = datetime.now(UTC)
+        values = asdict(me) | {"since": now.isoformat(timespec="seconds"), "alive_at": now.timestamp()}
+        with Session(self._engine) as session, session.begin():
+            row = session.get(LockRow, self._study_id)
+            if row is not None and _holds(row):
+                raise self._refusal(row)
+            found = None if row is None else (_Owner(row.host, row.pid, row.started), row.alive_at)
+        with Session(self._engine) as session, session.begin():
+            if found is None:
+                with contextlib.suppress(IntegrityError):  # another process was quicker
+                    session.execute(sa.insert(LockRow).values(study_id=self._study_id, **values))
+            else:
+                stale, alive_at = found
+                swap = sa.update(LockRow).where(*self._is(stale), LockRow.alive_at == alive_at)
+                session.execute(swap.values(values))
+        with Session(self._engine) as session:
+            row = session.get_one(LockRow, self._study_id)
+            if _Owner(row.host, row.pid, row.started) != me:
+                raise self._refusal(row)
+        self._mine = me
+
+    def _refusal(self, row: LockRow) -> StoreError:
+        elsewhere = row.host != socket.gethostname()
+        age = f", last sign of life {max(0, round(_now() - row.alive_at))} s ago" if elsewhere else ""
+        gone = f" (if it is gone: for {STALE_S} s)" if elsewhere else ""
+        return StoreError(
+            where=self._where,
+            found=f"a search by process {row.pid} on {row.host} since {row.since}{age}",
+            expected="one search at a time",
+            do=f"wait for it{gone}, or search under another --study-name",
+        )
+
+    def _is(self, owner: _Owner) -> list[sa.ColumnElement[bool]]:
+        return [LockRow.study_id == self._study_id, *(getattr(LockRow, k) == v for k, v in asdict(owner).items())]
+
+    def _beat_until(self, stop: threading.Event) -> None:
+        """Signs of life while nothing is stored: a long first answer is no reason to lose a study."""
+        while not stop.wait(_BEAT_S):
+            # a fault here is no news: whoever stores the next answer meets the same one, and says it
+            with contextlib.suppress(StoreError, sa.exc.SQLAlchemyError):
+                mine = self._mine
+                if mine is not None:
+                    with Session(self._engine) as session, session.begin():
+                        session.execute(sa.update(LockRow).where(*self._is(mine)).values(alive_at=_now()))
+
+
+def _holds(row: LockRow) -> bool:
+    """Whether the process that wrote a lock is still there."""
+    import psutil
+
+    if row.host != socket.gethostname():
+        return _now() - row.alive_at < STALE_S
+    if row.pid == os.getpid():
+        return False
+    try:
+        process = psutil.Process(row.pid)
+        # killed, but not yet waited for by its parent (in a container, often for ever): gone as well
+        return abs(process.create_time() - row.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()

@@ -1,0 +1,124 @@
+"""A vLLM engine whose every call is watched: whatever goes wrong in one is an `EngineDied`, and it can start anew."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from expo_search.engine import ModelSpec, start_engine
+from expo_search.errors import EngineDied, ExpoError
+from expo_search.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from vllm import CompletionOutput, RequestOutput, SamplingParams
+
+_CLOSE_S = 20.0
+
+
+class WatchedEngine:
+    """What this project uses of `vllm.LLM`. Every method but `close` raises `EngineDied` when the engine fails."""
+
+    def __init__(self, spec: ModelSpec, give_up: Callable[[EngineDied], None] | None = None) -> None:
+        """`give_up` is called, from another thread, when a call hangs where nothing can interrupt it."""
+        self._spec, self._give_up = spec, give_up
+        self._start()
+
+    def call(self, method: str, *args: object) -> list[Any]:
+        """Call a method of `materializer.ExpoWorker` on every rank; what each returns."""
+        with self._working():
+            results: list[Any] = self._llm.collective_rpc(method, args=args)
+        self._watchdog.progress()
+        return results
+
+    def add(self, request: str, ids: Sequence[int], params: SamplingParams) -> None:
+        """Ask for the answer to a prompt of token ids."""
+        with self._working():
+            self._llm.llm_engine.add_request(request, {"prompt_token_ids": list(ids)}, params)
+
+    def step(self) -> list[RequestOutput]:
+        """One step for all requests under way; what came of it."""
+        with self._working():
+            outputs: list[RequestOutput] = self._llm.llm_engine.step()
+        if any(o.finished or o.outputs[0].token_ids for o in outputs):
+            self._watchdog.progress()
+        return outputs
+
+    def abort(self, requests: Sequence[str]) -> None:
+        """Leave the engine without these requests."""
+        with self._working():
+            self._llm.llm_engine.abort_request(list(requests))
+
+    def answer(self, prompt: Any, params: SamplingParams) -> CompletionOutput:
+        """One request from its beginning to its end."""
+        with self._working():
+            output: CompletionOutput = self._llm.generate([prompt], params, use_tqdm=False)[0].outputs[0]
+        self._watchdog.progress()
+        return output
+
+    def forget_prefixes(self) -> bool:
+        """Drop every cached prefix; False where requests are under way."""
+        with self._working():
+            return bool(self._llm.reset_prefix_cache())
+
+    def restart(self) -> None:
+        """End what is left of the engine, and start it anew.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        for pid in self._watchdog.processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # vLLM's own way out waits for its processes, and may do so for good after one was killed
+        closing = threading.Thread(target=self.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+        del self._llm
+        gc.collect()
+        self._start()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._watchdog.close()
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _start(self) -> None:
+        # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `interrupt.py`)
+        self._watchdog = Watchdog(self._spec.engine.timeout_s, self._give_up)
+        before = _children()
+        self._llm = start_engine(self._spec)
+        self._watchdog.processes = sorted(_children() - before)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        try:
+            with self._watchdog.watching():
+                yield
+        except ExpoError:
+            raise
+        except Exception as fault:  # vLLM raises what the worker raised, its own EngineDeadError, the socket's errors
+            logging.getLogger(__name__).exception("the engine failed")  # into the log file, with the traceback
+            raise EngineDied(
+                where="vLLM engine",
+                found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}",
+                expected="an engine that answers",
+                do="see the log file; the same command goes on from what is stored",
+            ) from fault
+
+
+def _children() -> set[int]:
+    """The processes that this one has started, and theirs. Python's tracker of resources is no part of an engine."""
+    import psutil
+
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                found.add(child.pid)
+    return found

@@ -1,0 +1,276 @@
+"""Bad inputs: for each a way to spoil a good set of files, what is typed, and parts of the line that must come.
+
+`test_bad_input.py` tries them all, and writes `docs/bad-input.md` from what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from twins import edit, make_reward_model, make_tokenizer
+
+from expo_search import run
+from expo_search.memory import Machine
+from expo_search.store import Store
+
+Spoil = Callable[[Path, pytest.MonkeyPatch], None]
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input.
+
+    Attributes:
+        title: what is wrong.
+        typed: the words after `expo-search`.
+        said: parts of the one line that must come.
+    """
+
+    title: str
+    typed: list[str]
+    said: list[str]
+    spoil: Spoil | None = None
+
+
+GOOD = {
+    "sft": "sft", "aligned": "aligned", "reward-model": "reward", "prompts": "prompts.jsonl", "n-prompts": "4",
+    "max-tokens": "8", "max-model-len": "128", "trials": "2",
+}  # fmt: skip
+
+
+def search(**changed: object) -> list[str]:
+    """The words of a search with some options changed, or left out where None."""
+    options = GOOD | {k.replace("_", "-"): v for k, v in changed.items()}
+    return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def write(name: str, content: str | bytes) -> Spoil:
+    def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return spoil
+
+
+def remove(name: str) -> Spoil:
+    def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
+        (folder / name).unlink()
+
+    return spoil
+
+
+def rename(name: str, other: str) -> Spoil:
+    def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
+        (folder / name).rename(folder / other)
+
+    return spoil
+
+
+def configure(file: str, **values: object) -> Spoil:
+    def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+    return spoil
+
+
+def header(entries: dict[str, object], *, length: int | None = None) -> Spoil:
+    """The aligned weights replaced by a file with this header and 8 bytes of data."""
+    raw = json.dumps(entries).encode()
+    prefix = struct.pack("<Q", len(raw) if length is None else length)
+    return write("aligned/model.safetensors", prefix + raw + bytes(8))
+
+
+def cut_off(folder: Path, _: pytest.MonkeyPatch) -> None:
+    file = folder / "aligned/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def other_shape(folder: Path, _: pytest.MonkeyPatch) -> None:
+    edit(folder / "sft", lambda name, t: t[:-1].clone() if "norm" in name else t)
+
+
+def two_labels(folder: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(folder / "reward")
+    make_reward_model(folder / "reward", labels=2)
+
+
+def template(text: str | None) -> Spoil:
+    def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = text
+        for name in ("tokenizer_config.json", "chat_template.jinja"):
+            (folder / "aligned" / name).unlink(missing_ok=True)
+        tokenizer.save_pretrained(folder / "aligned")
+
+    return spoil
+
+
+def study(name: str, **settings: object) -> Spoil:
+    """A study of this name, begun under these settings, in the default database."""
+
+    def spoil(_: Path, __: pytest.MonkeyPatch) -> None:
+        store = Store("sqlite:///expo-search.db", name)
+        if settings:
+            store.pin_settings({k.replace("__", "."): v for k, v in settings.items()}, {"name": name})
+        store.close()
+
+    return spoil
+
+
+def tables_of(version: str) -> Spoil:
+    """The default database as another version of Optuna would have made it."""
+
+    def spoil(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        study("another")(folder, patch)
+        connection = sqlite3.connect("expo-search.db")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+        connection.commit()
+        connection.close()
+
+    return spoil
+
+
+def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run, "measure_machine", lambda: Machine(host_free=1 << 30))
+
+
+def no_vllm(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run, "find_spec", lambda _: None)
+
+
+def entry(start: int, stop: int, *shape: int) -> dict[str, object]:
+    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+
+
+PAIR = '[pair]\naligned = "aligned"\nsft = "sft"\nreward_model = "reward"\n'
+PARTS = (
+    '[pair.parts]\npackage = "p"\nversion = "1"\nfile = "p/m.gguf"\n'
+    f'sha256 = "{"0" * 64}"\naligned_adapter = "demo/aligned"\nreward_adapter = "demo/reward"\n'
+)
+READ_ONLY = "sqlite:///file:expo-search.db?mode=ro&uri=true"
+STUDY = ["--study", "mine.toml"]
+
+CASES = [
+    # options
+    Case("no trials", search(trials=0), ["--trials", "at least 1"]),
+    Case("a range upside down", search(alpha_min=2, alpha_max=1), ["alpha_min 2 is not below alpha_max 1"]),
+    Case("a bound that is not finite", search(alpha_max="inf"), ["search.alpha_max", "finite"]),
+    Case("a bound that is no number", search(alpha_max="nan"), ["search.alpha_max", "finite"]),
+    Case("an unknown sampler", search(sampler="magic"), ["search.sampler", "'gp'"]),
+    Case("an unknown dtype", search(dtype="int8"), ["engine.dtype", "'bfloat16'"]),
+    Case("a negative temperature", search(temperature=-1), ["sampling.temperature", "greater than or equal to 0"]),
+    Case("answers of no tokens", search(max_tokens=0), ["sampling.max_tokens", "greater than or equal to 1"]),
+    Case("no room for a prompt", search(max_tokens=128), ["max_tokens 128 in a context of 128"]),
+    Case("one prompt", search(n_prompts=1), ["prompts.n", "greater than or equal to 2"]),
+    Case("a negative seed", search(seed=-1), ["search.seed"]),
+    Case("no GPU at all", search(tensor_parallel=0), ["engine.tensor_parallel"]),
+    Case("a study name that is a path", search(study_name="../x"), ["name", "../x"]),
+    Case("a log in a folder that is not there", search(log="no/where.log"), ["--log no/where.log"]),
+    Case("several values at once", search(seed=-1, temperature=-1), ["search.seed", "sampling.temperature"]),
+    # study files and presets
+    Case("an unknown preset", ["--pair", "zefyr"], ["unknown preset 'zefyr'", "zephyr", "expo-search pairs"]),
+    Case("a preset whose code is not trusted", ["--pair", "internlm2-7b"], ["code in its repository", "--trust"]),
+    Case("a study file that is missing", ["--study", "none.toml"], ["none.toml", "no such file"]),
+    Case("a study file that is not TOML", STUDY, ["mine.toml", "TOML"], write("mine.toml", "[pair\n")),
+    Case("a study file that is not text", STUDY, ["mine.toml", "utf-8"], write("mine.toml", b"\xff\xfe")),
+    Case("an unknown key", STUDY, ["search.alfa_max"], write("mine.toml", PAIR + "[search]\nalfa_max = 1\n")),
+    Case("an unknown table", STUDY, ["serach"], write("mine.toml", PAIR + "[serach]\nseed = 1\n")),
+    Case("a value for a table", STUDY, ["search"], write("mine.toml", "search = 3\n" + PAIR)),
+    Case("a preset that is no name", STUDY, ["preset: 3"], write("mine.toml", "preset = 3\n")),
+    Case(
+        "a path out of the studies folder", STUDY, ["pair.parts.aligned_adapter"],
+        write("mine.toml", PARTS.replace("demo/aligned", "../../etc")),
+    ),
+    Case("half a pair", search(sft=None), ["pair", "no sft"]),
+    # checkpoints
+    Case("a path that is no folder", search(sft="./missing"), ["sft ./missing", "no such folder"]),
+    Case("a hub that is not reached", search(sft="nobody/nothing"), ["nobody/nothing, file config.json", "local"]),
+    Case("a Hub name that leaves its cache", search(sft="nobody/.."), ["sft nobody/.."]),
+    Case("no config", search(), ["sft checkpoint", "no config.json"], remove("sft/config.json")),
+    Case("a config that is not JSON", search(), ["config.json", "a JSON object"], write("aligned/config.json", "{")),
+    Case(
+        "pickled weights only", search(), ["no safetensors (pytorch_model.bin)", "save_pretrained"],
+        rename("sft/model.safetensors", "sft/pytorch_model.bin"),
+    ),
+    Case("no weights", search(), ["aligned checkpoint", "no weights at all"], remove("aligned/model.safetensors")),
+    Case("a file that is cut off", search(), ["file model.safetensors", "a whole safetensors file"], cut_off),
+    Case("an empty file", search(), ["a file of 0 bytes"], write("aligned/model.safetensors", "")),
+    Case("a header longer than its file", search(), ["a header of 1099511627776"], header({}, length=2**40)),
+    Case("tensors that overlap", search(), ["tensor b at bytes 4..8, after one that ends at 8"],
+         header({"a": entry(0, 8, 2), "b": entry(4, 8, 1)})),
+    Case("a shape that is not its size", search(), ["tensor a of F32 [1000000000, 1000000000]"],
+         header({"a": entry(0, 8, 10**9, 10**9)})),
+    Case("a shard that is missing", search(), ["files not in the folder: gone.safetensors"],
+         write(f"aligned/{INDEX}", '{"weight_map": {"a": "gone.safetensors"}}')),
+    Case("a shard outside the folder", search(), ["files not in the folder: ../sft/model.safetensors"],
+         write(f"aligned/{INDEX}", '{"weight_map": {"a": "../sft/model.safetensors"}}')),
+    Case("other shapes", search(), ["5 tensors that do not match", "model.norm.weight: aligned [128]"], other_shape),
+    Case("another architecture", search(), ["architecture Mistral", "LlamaForCausalLM"],
+         configure("sft/config.json", architectures=["MistralForCausalLM"])),
+    Case("a quantised checkpoint", search(), ["a quantised checkpoint (gptq)"],
+         configure("aligned/config.json", quantization_config={"quant_method": "gptq"})),
+    Case("a reward model as the aligned one", search(aligned="reward"),
+         ["LlamaForSequenceClassification, a model that scores or embeds text"]),
+    Case("no tokenizer", search(), ["tokenizer of"], remove("aligned/tokenizer.json")),
+    Case("no chat template", search(), ["no chat template", "[pair] table"], template(None)),
+    Case("a broken chat template", search(), ["chat template of", "TemplateSyntaxError"], template("{% for")),
+    Case("code of another repository", [*search(), "--trust-remote-code"], ["code of another repository (a/b--c.D)"],
+         configure("aligned/config.json", auto_map={"AutoConfig": "a/b--c.D"})),
+    # reward model
+    Case("a reward model with two labels", search(), ["2 labels", "1 (a scalar reward)"], two_labels),
+    Case("a reward model without a config", search(), ["reward model", "config.json"], remove("reward/config.json")),
+    Case("a pickled reward model", search(), ["no safetensors (pytorch_model.bin)", "save_pretrained"],
+         rename("reward/model.safetensors", "reward/pytorch_model.bin")),
+    # prompts
+    Case("prompts that are missing", search(prompts="none.jsonl"), ["prompts none.jsonl", "no such file"]),
+    Case("prompts of another kind", search(prompts="p.csv"), ["a file of another kind"], write("p.csv", "prompt\nhi")),
+    Case("a data set that is not reached", search(prompts="nobody/nothing"), ["data set nobody/nothing"]),
+    Case("an empty prompts file", search(), ["no rows", "at least one prompt"], write("prompts.jsonl", "\n")),
+    Case("prompts that are blank", search(), ["2 rows, none with a prompt (line 1: an empty prompt"],
+         write("prompts.jsonl", '{"prompt": ""}\n{"prompt": "\\u0000"}\n')),
+    Case("prompts that are not JSON", search(), ["line 2", "not JSON"],
+         write("prompts.jsonl", '{"prompt": "a"}\n{oops\n')),
+    Case("prompts that are not UTF-8", search(), ["line 1", "bytes that are not UTF-8"],
+         write("prompts.jsonl", b'{"prompt": "\xff"}\n')),
+    Case("rows that are no objects", search(), ["line 1: a list"], write("prompts.jsonl", '["a"]\n')),
+    Case("rows without a prompt", search(), ["line 1", "columns text", "prompt"],
+         write("prompts.jsonl", '{"text": "a"}\n')),
+    Case("a Parquet file that is none", search(prompts="p.parquet"), ["not readable as Parquet"],
+         write("p.parquet", "PAR1")),
+    Case("too few prompts", search(n_prompts=9), ["8 prompts", "at least 9", "--n-prompts 8"]),
+    Case("prompts longer than the context", search(n_prompts=2), ["0 prompts, 3 more are too long for the context"],
+         write("prompts.jsonl", "".join(json.dumps({"prompt": f"{i} " + "x" * 500}) + "\n" for i in range(3)))),
+    # the database
+    Case("not a database", search(storage="sqlite:///other.db"), ["not a database"], write("other.db", "hello" * 300)),
+    Case("a read-only database", search(storage=READ_ONLY), ["readonly"], study("x")),
+    Case("a database in no folder", search(storage="sqlite:///no/where.db"), ["the folder no is missing"]),
+    Case("a database in memory", search(storage="sqlite://"), ["a database in memory"]),
+    Case("not a database URL", search(storage="other.db"), ["not a database URL", "sqlite:///"]),
+    Case("an unknown kind of database", search(storage="nosuchdb://me:secret@host/db"), ["nosuchdb", "me:***@host"]),
+    Case("tables of an older Optuna", search(), ["tables of an older Optuna", "optuna storage upgrade"],
+         tables_of("v0.9.0.a")),
+    Case("tables of a newer Optuna", search(), ["tables of a newer Optuna", "pip install -U"], tables_of("v99.0.a")),
+    Case("other settings than the study's", search(), ["sampling.max_tokens: 99 there, 8 now", "--study-name"],
+         study("custom", sampling__max_tokens=99, search__seed=42)),
+    Case("no study yet", ["show"], ["no study named", "a database with a study in it"]),
+    Case("an unknown study", ["show", "yours"], ["no study 'yours'", "mine"], study("mine")),
+    Case("a confirmation of an unknown study", ["confirm", "yours"], ["no study 'yours'", "mine"], study("mine")),
+    Case("a study that is not ours", ["confirm", "theirs"], ["no settings of expo-search"], study("theirs")),
+    Case("an export to nowhere", ["export", "mine"], ["--out", "give --out DIR"], study("mine")),
+    # the machine
+    Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
+    Case("a pair that does not fit in memory", search(), ["1.0 GiB free", "sources"], small_memory),
+    Case("no vLLM", search(), ["vllm: not installed", "pip install"], no_vllm),
+]  # fmt: skip
+
+# found by the engine itself as it loads, with its log written
+ENGINE_CASES = [
+    Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),
+]

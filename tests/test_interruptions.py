@@ -1,0 +1,249 @@
+"""The search with fakes of model and scorer: asked to stop, and with an engine that dies under it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from optuna.trial import TrialState
+
+from expo_search.confirm import confirm
+from expo_search.errors import EngineDied, StoreError
+from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
+from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
+from expo_search.repeat import FAILURE
+from expo_search.search import evaluations, search, why_done
+from expo_search.store import Store
+from expo_search.study import SearchSpec
+
+PROMPTS = make_prompts(40)  # looks after 16, 32 and all of them
+SPEC = SearchSpec(sampler="random", seed=5, alpha_min=0.0, alpha_max=1.0)
+N_TRIALS = 4
+DIED = {"where": "vLLM engine", "found": "it crashed", "expected": "an engine", "do": "look"}
+
+
+def crash() -> None:
+    raise EngineDied(**DIED)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+def run(
+    url: str,
+    model: FakeModel | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_failure: Callable[[EngineDied], None] | None = None,
+) -> list[Evaluation]:
+    store = Store(url, "s")
+    objective = Objective(model or FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+    return search(store, objective, SPEC, N_TRIALS, stop=stop, on_failure=on_failure)
+
+
+def outcome(found: list[Evaluation]) -> list[tuple[object, ...]]:
+    """Everything but times and the numbers of trials."""
+    return [(e.alpha, e.reward, e.gain, e.outcome, e.mean_length, e.fingerprint) for e in found]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    return outcome(run(f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}"))
+
+
+def answers(url: str) -> list[tuple[float, str]]:
+    """(alpha, prompt id) of every stored answer, which its text says."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        found = [json.loads(text) for (text,) in database.execute("SELECT text FROM expo_completions")]
+    return [(alpha, prompt) for alpha, prompt, *_ in found]
+
+
+class AskedAfter:
+    """A request to stop that comes with the n-th answer of a model, as a signal does: in the middle of a chunk."""
+
+    def __init__(self, model: FakeModel, n_answers: int) -> None:
+        self._model, self._n = model, n_answers
+
+    def __call__(self) -> bool:
+        return len(self._model.asked) >= self._n
+
+
+class TestStop:
+    @pytest.mark.parametrize("n_answers", [1, 40, 60])
+    def test_a_search_that_is_asked_to_stop_finishes_its_chunk_and_goes_on_later_as_if_it_had_not_been(
+        self, url: str, unbroken: list[tuple[object, ...]], n_answers: int
+    ) -> None:
+        model, again = FakeModel(), FakeModel()
+        run(url, model, stop=AskedAfter(model, n_answers))
+        stored = answers(url)
+        assert len(stored) >= n_answers
+        assert sorted(stored) == sorted(model.asked)
+        assert len(model.asked) - n_answers < 40, "more than the chunk under way"
+        assert outcome(run(url, again)) == unbroken
+        assert set(stored).isdisjoint(again.asked)
+
+    def test_a_stop_between_two_trials_begins_no_other(self, url: str) -> None:
+        model = FakeModel()
+        assert run(url, model, stop=lambda: True) == []
+        assert model.asked == []
+
+    def test_a_confirmation_stops_between_its_two_measurements(self, url: str) -> None:
+        run(url)
+        store, model = Store(url, "s"), FakeModel()
+        fresh = [p for p in make_prompts(50) if p not in PROMPTS]
+        objective = Objective(model, FakeScorer(), store, fresh, FakeWatcher(), part="confirm")
+        with pytest.raises(Stopped):
+            confirm(store, objective, 1, 0.3, fresh, stop=lambda: bool(model.asked))
+        again = FakeModel()
+        confirm(store, Objective(again, FakeScorer(), store, fresh, FakeWatcher(), part="confirm"), 1, 0.3, fresh)
+        assert {alpha for alpha, _ in model.asked} == {0.0}
+        assert {alpha for alpha, _ in again.asked} == {0.3}
+
+
+class TestEngineThatDies:
+    @pytest.mark.parametrize("n_answers", [0, 40, 60])
+    def test_the_trial_fails_with_the_reason_and_is_repeated_on_a_new_engine_without_generating_anything_twice(
+        self, url: str, unbroken: list[tuple[object, ...]], n_answers: int
+    ) -> None:
+        model, said = FakeModel(dies_after=n_answers, die=crash), list[EngineDied]()
+        found = run(url, model, on_failure=said.append)
+        assert outcome(found) == unbroken
+        assert (model.restarts, len(said)) == (1, 1)
+        assert len(model.asked) == len(set(model.asked)) == len(answers(url))
+        failed = Store(url, "s").study.get_trials(states=(TrialState.FAIL,))
+        assert [t.user_attrs[FAILURE] for t in failed] == ["vLLM engine: it crashed; expected an engine; look"]
+        assert not Store(url, "s").study.get_trials(states=(TrialState.RUNNING,))
+
+    def test_the_control_keeps_its_number(self, url: str) -> None:
+        found = run(url, FakeModel(dies_after=3, die=crash))
+        assert found[0].trial == CONTROL
+        assert found[0].alpha == 0
+
+    @pytest.mark.parametrize("n_answers", [5, 60])
+    def test_a_second_failure_ends_the_search_and_the_same_command_goes_on_later(
+        self, url: str, unbroken: list[tuple[object, ...]], n_answers: int
+    ) -> None:
+        model = FakeModel(dies_after=n_answers, die=crash, dies_again=1)
+        with pytest.raises(EngineDied, match="it crashed"):
+            run(url, model)
+        assert model.restarts == 1
+        before, again = answers(url), FakeModel()
+        assert len(before) == len(model.asked) == n_answers + 1
+        assert why_done(Store(url, "s").study, SPEC, 1, None) is None or n_answers > 40
+        assert outcome(run(url, again)) == unbroken
+        assert set(before).isdisjoint(again.asked)
+
+    def test_an_engine_that_dies_once_in_each_of_two_trials_ends_nothing(
+        self, url: str, unbroken: list[tuple[object, ...]]
+    ) -> None:
+        model = FakeModel(dies_after=5, die=crash)
+        crash_again_in_the_next_trial(model)
+        assert outcome(run(url, model)) == unbroken
+        assert model.restarts == 2
+
+    def test_a_new_engine_that_does_not_start_ends_the_search_and_loses_nothing(
+        self, url: str, unbroken: list[tuple[object, ...]]
+    ) -> None:
+        class Unstartable(FakeModel):
+            def restart(self) -> None:
+                crash()
+
+        with pytest.raises(EngineDied):
+            run(url, Unstartable(dies_after=50, die=crash))
+        assert outcome(run(url)) == unbroken
+
+    def test_an_engine_that_goes_down_with_a_stop_is_no_failure(
+        self, url: str, unbroken: list[tuple[object, ...]]
+    ) -> None:
+        model = FakeModel(dies_after=50, die=crash)
+        run(url, model, stop=AskedAfter(model, 50))
+        assert model.restarts == 0
+        assert not Store(url, "s").study.get_trials(states=(TrialState.FAIL,))
+        assert outcome(run(url)) == unbroken
+
+    def test_a_process_that_is_killed_between_the_failure_and_the_repetition_repeats_it_later(
+        self, url: str, unbroken: list[tuple[object, ...]]
+    ) -> None:
+        def end(_: EngineDied) -> None:
+            raise KeyboardInterrupt
+
+        model = FakeModel(dies_after=10, die=crash)
+        with pytest.raises(KeyboardInterrupt):
+            run(url, model, on_failure=end)
+        again = FakeModel()
+        assert outcome(run(url, again)) == unbroken
+        assert set(model.asked).isdisjoint(again.asked)
+
+
+def crash_again_in_the_next_trial(model: FakeModel) -> None:
+    """After the first restart, die once more, 50 answers later."""
+    restart = model.restart
+
+    def once_more() -> None:
+        restart()
+        if model.restarts == 1:
+            model.dies_after = len(model.asked) + 50
+
+    model.restart = once_more  # type: ignore[method-assign]
+
+
+def test_trials_of_another_program_are_refused(url: str) -> None:
+    store = Store(url, "s")
+    store.study.tell(store.study.ask(), 1.0)
+    with pytest.raises(StoreError, match="trials without 'alpha'; expected trials that this version"):
+        evaluations(store.study)
+
+
+class TestSignals:
+    @pytest.fixture(autouse=True)
+    def handlers(self) -> Iterator[None]:
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        yield
+        assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_first_signal_is_a_request_and_the_second_stops_now(self, number: signal.Signals) -> None:
+        said: list[str] = []
+        with stop_on_signals(said.append) as stop:
+            assert not stop()
+            os.kill(os.getpid(), number)
+            assert stop()
+            assert len(said) == 1
+            assert "Ctrl-C again stops now" in said[0]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+
+    def test_outside_a_search_sigterm_is_a_ctrl_c(self) -> None:
+        terminate_as_ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_in_another_thread_signals_stay_as_they_are(self) -> None:
+        seen: list[bool] = []
+
+        def work() -> None:
+            with stop_on_signals(print) as stop:
+                seen.append(stop())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert seen == [False]
+
+    def test_the_command_that_goes_on_can_be_pasted_and_shows_no_password(self) -> None:
+        typed = ["--pair", "demo", "--study-name", "my study", "--storage", "postgresql://me:hunter2@host/db"]
+        assert same_command(typed) == (
+            "expo-search --pair demo --study-name 'my study' --storage 'postgresql://me:***@host/db'"
+        )

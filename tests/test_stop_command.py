@@ -1,0 +1,96 @@
+"""The command as a user stops it, with the real engine: what it prints, its exit code, what it keeps and what not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from twins import make_pair, make_reward_model, write_prompts
+
+SEARCH = [
+    "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl",
+    "--n-prompts", "24", "--max-tokens", "100", "--max-model-len", "256", "--alpha-max", "2", "--tolerance", "0",
+    "--no-racing", "--trials", "50",
+]  # fmt: skip
+TOKEN = "hf_thisIsNobodysTokenButItLooksLikeOne"
+SECRETS = {"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-tied", delta=0.2)
+    make_reward_model(folder / "reward")
+    write_prompts(folder / "prompts.jsonl", 24)
+    return folder
+
+
+def count(home: Path, query: str) -> int:
+    file = home / "expo-search.db"
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as database:
+        try:
+            return int(database.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:  # not made yet
+            return 0
+
+
+def n_answers(home: Path) -> int:
+    return count(home, "SELECT count(*) FROM expo_completions")
+
+
+def stopped(home: Path, send: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str, str]:
+    """Start or go on with the search, act once it has stored something new; exit code, output, errors."""
+    before = n_answers(home)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "expo_search", *SEARCH],
+        cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | SECRETS,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while n_answers(home) == before:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    send(process)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def twice(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)  # two of one kind may arrive as one
+
+
+def test_a_search_is_stopped_by_one_signal_after_its_chunk_and_by_two_at_once(home: Path) -> None:
+    code, out, err = stopped(home, lambda process: process.send_signal(signal.SIGTERM))
+    assert code == 130
+    assert "stopping once this chunk of prompts is finished and stored" in err
+    assert "alpha" in out, "the result so far"
+    assert err.rstrip().endswith("Stopped. To go on:\n  expo-search " + " ".join(SEARCH))
+    assert n_answers(home) % 24 == 0, "whole chunks"
+    assert count(home, "SELECT count(*) FROM expo_locks") == 0
+    kept = n_answers(home)
+
+    code, _, err = stopped(home, twice)
+    assert code == 130
+    assert "going on" in err or n_answers(home) > kept
+    assert "Traceback" not in err
+    assert "stopped; what was finished is kept, the same command goes on" in err
+    assert n_answers(home) > kept
+    assert count(home, "SELECT count(*) FROM trials WHERE state = 'FAIL'") == 0
+    with closing(sqlite3.connect(home / "expo-search.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+    assert TOKEN not in out + err
+    for file in home.rglob("*"):
+        if file.is_file() and file.suffix != ".safetensors":
+            assert TOKEN.encode() not in file.read_bytes(), f"the token is in {file.name}"
