@@ -1,8 +1,12 @@
 """make bench: one switch of alpha against what it replaces, measured side by side in one process.
 
-Prints seconds and ratios for: a copy of as many bytes (the memory's own speed), a switch and its parts, vLLM's
-`load_weights` of a state dict that is in memory already, the same tensor by tensor, and a fresh engine on a
-checkpoint. The bytes of a switch: two sources read, the weight written.
+Prints seconds and ratios for: a copy of as many bytes (the memory's own speed), a switch, the same weights written in
+load layout only (no packed matrices), vLLM's `load_weights` from the checkpoint on disk with the post-load processing
+after which an engine can be used again, `load_weights` of a state dict that is in memory already, the same tensor by
+tensor, and a fresh engine on a checkpoint.
+
+The bytes of a switch: two sources read for each weight, and each form written in which the engine keeps it (a tied
+vocabulary matrix in two). Copy, switch and plain writing take turns, so that a busy moment of the machine hits all.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,24 +29,26 @@ from expo_search.evaluator import VllmModel
 from expo_search.pairs import resolve_pair
 from expo_search.study import EngineSpec, SamplingSpec, load_study
 
-REPEATS = 7
+ROUNDS = 15
 LOADING: dict[str, float] = {}
 
 
-def seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
+def timed(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def median(call: Callable[[], Any], repeats: int = 3) -> float:
     """Median time of a call, after one to warm up."""
     call()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.median(timed(call) for _ in range(repeats))
 
 
 def register_timed_loader() -> None:
-    """A load format that also times `load_weights`, while the model is still in load layout."""
+    """A load format that also times `load_weights`, while the model is still in load layout, and what comes after."""
     from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from expo_search.checkpoint import open_checkpoint
     from expo_search.loader import ExpoLoader
@@ -49,10 +57,17 @@ def register_timed_loader() -> None:
     class TimedLoader(ExpoLoader):
         def load_weights(self, model: Any, model_config: Any) -> None:
             super().load_weights(model, model_config)
+            LOADING["from disk"] = median(lambda: DefaultModelLoader.load_weights(self, model, model_config))
             checkpoint = open_checkpoint(Path(model_config.model), role="aligned")
             state = {name: checkpoint.read(name).clone() for name in checkpoint.tensors}
-            LOADING["whole"] = seconds(lambda: model.load_weights(iter(state.items())), 3)
-            LOADING["by tensor"] = seconds(lambda: [model.load_weights(iter([item])) for item in state.items()], 3)
+            LOADING["from memory"] = median(lambda: model.load_weights(iter(state.items())))
+            LOADING["by tensor"] = median(lambda: [model.load_weights(iter([item])) for item in state.items()])
+            self._loaded = time.perf_counter()
+
+        def load_model(self, *arguments: Any, **options: Any) -> Any:
+            model = super().load_model(*arguments, **options)
+            LOADING["processing"] = time.perf_counter() - self._loaded
+            return model
 
 
 def random_pair(folder: Path) -> tuple[Path, Path]:
@@ -82,10 +97,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="demo", help="a preset, or `random-1b`")
+    parser.add_argument("--fresh", nargs=2, type=Path, help="only start an engine on these two and print the seconds")
     options = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if options.pair == "random-1b":
+    if options.fresh:
+        import vllm  # noqa: F401  (its import is not the engine's time)
+
+        model, fresh_s = start(*options.fresh)
+        print(fresh_s)
+        model.close()
+    elif options.pair == "random-1b":
         with tempfile.TemporaryDirectory() as folder:
             measure(options.pair, *random_pair(Path(folder)))
     else:
@@ -93,51 +115,101 @@ def main() -> None:
         measure(options.pair, pair.aligned.path, pair.sft.path)
 
 
-def measure(name: str, aligned: Path, sft: Path) -> None:
-    """Start an engine, time a copy and switches, print."""
+def start(aligned: Path, sft: Path, load_format: str | None = None) -> tuple[VllmModel, float]:
+    """A new engine, and the seconds that it took without its canary."""
     engine = EngineSpec(max_model_len=512, max_num_seqs=16, kv_cache_gib=1)
-    spec = ModelSpec(aligned, sft, SamplingSpec(max_tokens=64), engine, 0)
     started = time.perf_counter()
-    first = VllmModel(spec)  # also warms up imports and page cache
-    first.close()
-    started = time.perf_counter()
-    fresh = VllmModel(spec)
-    fresh_s = time.perf_counter() - started - fresh.canary_s
-    fresh.close()
-    del first, fresh
+    model = VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=64), engine, 0, load_format=load_format))
+    return model, time.perf_counter() - started - model.canary_s
+
+
+def measure(name: str, aligned: Path, sft: Path) -> None:
+    """Start engines, time them, switches and loads, print."""
+    alone = [sys.executable, __file__, "--fresh", str(aligned), str(sft)]  # in a process of its own: memory for one
+    fresh = [subprocess.run(alone, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(2)]
     register_timed_loader()
-    model = VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=64), engine, 0, load_format="expo-timed"))
-    report(name, model, fresh_s)
+    model, _ = start(aligned, sft, "expo-timed")
+    report(name, model, float(fresh[-1].split()[-1]))  # the first one filled the page cache
+
+
+class Switches:
+    """A switch, the same in load layout only, and a copy; in this process, where the engine is too."""
+
+    def __init__(self, model: VllmModel) -> None:
+        import torch
+
+        from expo_search.kernel import Plan, Task, load_kernel
+
+        self._rpc = model._engine._llm.collective_rpc
+        [(live, weights)] = self._rpc(lambda worker: (worker._expo()[0], worker._expo()[0]._weights))
+        others, targets = live._in_place.others(), live._in_place._targets
+        kernel = load_kernel()
+        if kernel is None or others:
+            raise SystemExit(f"{len(others)} modules are not written in place here (no compiler?): nothing to compare")
+        self.kernel = kernel
+        self.n_bytes = sum(w.aligned.nbytes for w in weights)
+        written = sum(t.weight.aligned.nbytes * (t.packed is not None) for t in targets)
+        written += sum(t.task.plain.nbytes for t in targets if t.task.plain is not None)
+        self.moved_bytes = sum(2 * t.weight.aligned.nbytes for t in targets) + written
+        self.n_packed = sum(t.packed is not None for t in targets)
+        unique = list({id(t.weight): t.weight for t in targets}.values())
+        self._plain = Plan([Task(w.aligned, w.sft, torch.zeros_like(w.aligned)) for w in unique])
+        self.plain_bytes = 3 * sum(w.aligned.nbytes for w in unique)
+        self._source = torch.empty(min(self.plain_bytes, 2 << 30) // 4, dtype=torch.bfloat16).normal_()
+        self._target = torch.zeros_like(self._source)
+        self.copied_bytes = 2 * self._source.nbytes
+        self._n = 0
+
+    def copy(self) -> None:
+        self._target.copy_(self._source)
+
+    def plain(self) -> None:
+        self.kernel.run(self._plain, 0.7)
+
+    def switch(self) -> None:
+        self._n += 1
+        self._rpc("expo_switch", args=(0.01 * self._n,))
 
 
 def report(name: str, model: VllmModel, fresh_s: float) -> None:
-    """Time the copy and the switch; print all figures."""
+    """Take turns, then print all figures: median, least, and speeds as shares of the copy's."""
     import torch
 
-    n_bytes = model.sources.n_bytes // 2
-    copied_bytes = min(3 * n_bytes // 2, 1 << 30)
-    source = torch.empty(copied_bytes // 2, dtype=torch.bfloat16).normal_()
-    target = torch.empty_like(source)
-    rpc = model._llm.collective_rpc
-    alphas = iter(0.1 * i for i in range(1, 1000))
-    parts: list[dict[str, float]] = []
-    copies, switches = [], []
-    for _ in range(3):  # in turns, so that a busy moment of the machine hits both
-        copies.append(seconds(lambda: target.copy_(source), 3))
-        switches.append(seconds(lambda: parts.append(rpc("expo_switch", args=(next(alphas),))[0]["seconds"]), 3))
-    # a copy moves its bytes twice, a switch moves the weights' bytes three times
-    copy_s = statistics.median(copies) * (3 * n_bytes) / (2 * copied_bytes)
-    switch_s = statistics.median(switches)
+    on = Switches(model)
+    calls = {"copy": on.copy, "plain": on.plain, "switch": on.switch}
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for i in range(2 + ROUNDS):
+        for label, call in calls.items():
+            took = timed(call)
+            if i >= 2:
+                times[label].append(took)
+    n_bytes = {"copy": on.copied_bytes, "plain": on.plain_bytes, "switch": on.moved_bytes}
+    labels = {
+        "copy": "copy (torch)",
+        "plain": "all weights, load layout only",
+        "switch": f"switch ({on.n_packed} packed matrices)",
+    }
     print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print(f"{name}: {n_bytes / 1e9:.3f} GB of weights; medians")
-    print(f"  copy of as many bytes            {copy_s:8.3f} s   {3 * n_bytes / copy_s / 1e9:6.1f} GB/s")
-    print(f"  switch, whole                    {switch_s:8.3f} s   {switch_s / copy_s:6.1f} x the copy")
-    for part in parts[0]:
-        part_s = statistics.median(p[part] for p in parts)
-        print(f"    {part:6}                         {part_s:8.3f} s   {copy_s / part_s:6.0%} of the copy's speed")
-    rows = {"load_weights, state dict in memory": LOADING["whole"], "the same, tensor by tensor": LOADING["by tensor"]}
-    for label, s in (rows | {"fresh engine": fresh_s}).items():
-        print(f"  {label:34}{s:7.3f} s   {s / switch_s:6.1f} x a switch")
+    print(f"{name}: {on.n_bytes / 1e9:.3f} GB of weights")
+    print(f"  {'':32}  median     least    read and written   share of the copy's speed (median, least)")
+    for label in calls:
+        mid, low = statistics.median(times[label]), min(times[label])
+        scale = n_bytes[label] / n_bytes["copy"]
+        shares = scale * statistics.median(times["copy"]) / mid, scale * min(times["copy"]) / low
+        print(
+            f"  {labels[label]:32}{mid:8.4f} s{low:8.4f} s   {n_bytes[label] / mid / 1e9:6.1f} GB/s"
+            f"         {shares[0]:5.0%}  {shares[1]:5.0%}"
+        )
+    switch_s = statistics.median(times["switch"])
+    rows = {
+        "load_weights from disk + processing": LOADING["from disk"] + LOADING["processing"],
+        "  load_weights from disk alone": LOADING["from disk"],
+        "load_weights, state dict in memory": LOADING["from memory"],
+        "the same, tensor by tensor": LOADING["by tensor"],
+        "fresh engine": fresh_s,
+    }
+    for label, s in rows.items():
+        print(f"  {label:36}{s:8.3f} s   {s / switch_s:6.1f} x a switch")
 
 
 if __name__ == "__main__":

@@ -35,13 +35,15 @@ class Probed(Protocol):
 
 
 def check_switching(engine: Probed, where: str) -> None:
-    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs three switches.
+    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs four switches.
 
     1. Everything is poisoned with NaN and then switched to alpha = 0: greedy tokens and log-probabilities must be, to
        the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN.
     2. At another alpha: the weights must be the formula's, the answer must change, and it must not come from a prefix
        that was cached before the switch.
-    3. Back at alpha = 0: the first weights and the first answer.
+    3. The same from poisoned weights, which vLLM's post-load processing has laid out anew: the same answer. So where a
+       switch writes weights in place it writes those that the engine reads, and as vLLM would have laid them out.
+    4. Back at alpha = 0: the first weights and the first answer.
 
     Raises:
         MaterializeError: says which of these does not hold.
@@ -71,6 +73,10 @@ def check_switching(engine: Probed, where: str) -> None:
     expect(other != aligned, f"the same weights at alpha = 0 and {PROBE_ALPHA:g}")
     expect(changed == uncached, "an answer from a prefix that was cached at another alpha")
     expect(changed != truth, f"the same answer, to the last bit, at alpha = 0 and {PROBE_ALPHA:g}")
+
+    engine.poison()
+    expect(engine.switch(PROBE_ALPHA) == other, f"other weights at {PROBE_ALPHA:g} in fresh memory")
+    expect(probe(salt="fresh") == changed, f"another answer at {PROBE_ALPHA:g} from weights in fresh memory")
 
     expect(engine.switch(0.0) == aligned, "other weights when alpha = 0 came back")
     expect(probe() == truth, "another answer when alpha = 0 came back")

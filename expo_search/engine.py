@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.errors import EngineError
+from expo_search.interrupt import not_for_children
 from expo_search.study import EngineSpec, SamplingSpec
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class ModelSpec:
     stop_strings: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_remote_code: bool = False
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: float | None = None  # see memory.py; None on a CPU
+    sources_on_host: bool = True
     load_format: str | None = None  # a benchmark's own loader
 
 
@@ -66,17 +68,18 @@ class SourcesReport:
 
 
 def engine_settings(
-    engine: EngineSpec, *, cuda: bool, gpu_memory_utilization: float
+    engine: EngineSpec, *, cuda: bool, gpu_memory_utilization: float | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Environment variables and `vllm.LLM` arguments for this hardware. The only place that knows CPU from GPU."""
     settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
     if cuda:
-        return {}, settings | {"gpu_memory_utilization": gpu_memory_utilization}
+        share = {} if gpu_memory_utilization is None else {"gpu_memory_utilization": gpu_memory_utilization}
+        return {}, settings | share
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         # In this process where there is one rank: starts in seconds, and engine and scorer both use every core.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.tensor_parallel == 1 else "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.tensor_parallel == 1 and not engine.own_process else "1",
     }
     if engine.tensor_parallel > 1:
         environment["VLLM_CPU_OMP_THREADS_BIND"] = _cores_by_rank(engine.tensor_parallel)
@@ -111,21 +114,25 @@ def start_engine(spec: ModelSpec) -> LLM:
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
     try:
-        return LLM(
-            model=str(spec.aligned),
-            tokenizer=str(spec.aligned),
-            trust_remote_code=spec.trust_remote_code,
-            runner="generate",
-            dtype=spec.engine.dtype,
-            max_model_len=spec.engine.max_model_len,
-            tensor_parallel_size=spec.engine.tensor_parallel,
-            seed=spec.seed,
-            load_format=spec.load_format or expo_search.loader.LOAD_FORMAT,
-            model_loader_extra_config={expo_search.loader.SFT_OPTION: str(spec.sft)},
-            worker_extension_cls="expo_search.materializer.ExpoWorker",
-            disable_log_stats=True,
-            **settings,
-        )
+        with not_for_children():
+            return LLM(
+                model=str(spec.aligned),
+                tokenizer=str(spec.aligned),
+                trust_remote_code=spec.trust_remote_code,
+                runner="generate",
+                dtype=spec.engine.dtype,
+                max_model_len=spec.engine.max_model_len,
+                tensor_parallel_size=spec.engine.tensor_parallel,
+                seed=spec.seed,
+                load_format=spec.load_format or expo_search.loader.LOAD_FORMAT,
+                model_loader_extra_config={
+                    expo_search.loader.SFT_OPTION: str(spec.sft),
+                    expo_search.loader.HOST_OPTION: spec.sources_on_host,
+                },
+                worker_extension_cls="expo_search.materializer.ExpoWorker",
+                disable_log_stats=True,
+                **settings,
+            )
     except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
         raise EngineError(
             where=f"vLLM engine for {spec.aligned}",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 WORDS_PER_BLOCK = 1 << 13  # its keys, 64 KiB, stay in a core's level-2 cache
+MASK = (1 << 64) - 1
 _SEED = 0x45_78_50_4F  # "ExPO"
 
 
@@ -39,13 +40,17 @@ def keys(start: int, n: int) -> torch.Tensor:
     return torch.from_numpy(z.view(np.int64))
 
 
-def combine_blocks(sums: torch.Tensor) -> int:
-    """The sum of a tensor from those of its blocks, (N / B,) int64: weighted by s, in 0 .. 2^64 - 1."""
-    return int((sums * _block_keys(len(sums)).to(sums.device)).sum().item()) & 0xFFFF_FFFF_FFFF_FFFF
+def combine_blocks(sums: torch.Tensor, first: int = 0) -> int:
+    """The sum of a tensor from those of its blocks, (N / B,) int64: weighted by s, in 0 .. 2^64 - 1.
+
+    Of a piece of a tensor that begins with block `first`: the pieces' sums add up to the tensor's, modulo 2^64.
+    """
+    weights = block_keys(first + len(sums))[first:]
+    return int((sums * weights.to(sums.device)).sum().item()) & MASK
 
 
-def _block_keys(n: int) -> torch.Tensor:
-    """s_0 .. s_(n - 1), from a table whose size is the next power of two."""
+def block_keys(n: int) -> torch.Tensor:
+    """s_0 .. s_(n - 1), (n,) int64, from a table whose size is the next power of two."""
     return _key_table(max(1, n - 1).bit_length())[:n]
 
 
@@ -70,8 +75,8 @@ class Fingerprinter:
     def __init__(self) -> None:
         self._state: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def tensor_sum(self, tensor: torch.Tensor) -> int:
-        """The multilinear sum of one tensor's bytes, in 0 .. 2^64 - 1. Reads the tensor once."""
+    def tensor_sum(self, tensor: torch.Tensor, first_block: int = 0) -> int:
+        """The multilinear sum of one tensor's bytes, in 0 .. 2^64 - 1, or a piece's share of it. Reads it once."""
         import torch
 
         data = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -93,7 +98,7 @@ class Fingerprinter:
         tail = words[n_whole * WORDS_PER_BLOCK :]
         if tail.numel():
             sums[n_whole] = (tail * r[: tail.numel()]).sum()
-        return combine_blocks(sums)
+        return combine_blocks(sums, first_block)
 
     def line(self, name: str, tensor: torch.Tensor) -> str:
         """As the function `line`, of what the tensor holds now."""

@@ -1,7 +1,10 @@
-"""The switch of bfloat16 weights on a CPU in one pass over memory: `kernel.c`, compiled once with the machine's `cc`.
+"""Many bfloat16 weights on a CPU switched in one pass over memory: `kernel.c`, compiled once with the machine's `cc`.
 
 Torch needs several passes over the float32 widenings, and one more for the fingerprint. Where there is no C compiler
 the torch versions do the same work to the same bits (`extrapolate.py`, `fingerprint.py`), only slower.
+
+All weights of a switch go through one call a thread, which take chunks of them in turn: a call for each weight would
+cost more than the writing of most of them.
 """
 
 from __future__ import annotations
@@ -12,19 +15,67 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from expo_search.fingerprint import WORDS_PER_BLOCK, combine_blocks, keys
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, keys
 from expo_search.pairs import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
-_SMALL = 4 * WORDS_PER_BLOCK  # elements below which handing blocks to other threads costs more than it saves
+_WIDE = ("-mprefer-vector-width=512",)  # x86: compilers else keep to half of an AVX512 register
+_CHUNK = 1 << 18  # elements that a thread takes at a time: 100 us of work
+_LARGEST_PANEL = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """One weight to write. Tensors are bfloat16, on the CPU, contiguous and of one shape (see `Kernel.takes`).
+
+    Attributes:
+        plain: gets theta(alpha) in load layout. None: nothing does.
+        packed, panel: address of the weight's packed form, where it has one, and the rows of its blocks (`packed.py`).
+    """
+
+    aligned: torch.Tensor
+    sft: torch.Tensor
+    plain: torch.Tensor | None
+    packed: int | None = None
+    panel: int = 0
+
+
+class _CTask(ctypes.Structure):
+    """`struct task` of kernel.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("aligned", "sft", "plain", "packed")),
+        *((name, ctypes.c_int64) for name in ("n", "start", "columns", "panel")),
+    )
+
+
+class Plan:
+    """Tasks as the compiled function reads them; keeps their tensors alive."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks, self.n = tuple(tasks), 0
+        self.table = (_CTask * len(tasks))()
+        for row, task in zip(self.table, tasks, strict=True):
+            columns = task.aligned.shape[-1] if task.packed else 0
+            assert task.panel <= _LARGEST_PANEL
+            assert columns % 2 == 0
+            row.aligned, row.sft, row.packed = task.aligned.data_ptr(), task.sft.data_ptr(), task.packed
+            row.plain = None if task.plain is None else task.plain.data_ptr()
+            row.n, row.start, row.columns, row.panel = task.aligned.numel(), self.n, columns, task.panel
+            self.n += row.n
+        largest = max((task.aligned.numel() for task in tasks), default=0)
+        self.block_keys = block_keys(largest // (2 * WORDS_PER_BLOCK) + 1)
 
 
 class Kernel:
@@ -34,64 +85,71 @@ class Kernel:
         self._function = library.expo_switch_bf16
         pointer = ctypes.c_void_p
         self._function.argtypes = [
-            pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64, pointer, ctypes.c_int64, pointer,
+            pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer,
         ]  # fmt: skip
         self._function.restype = None
+        self._theta = library.expo_theta_bf16
+        self._theta.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64]
+        self._theta.restype = None
         self._keys = keys(0, WORDS_PER_BLOCK)
         self._n_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes lets go of the interpreter while C runs
 
     @staticmethod
-    def takes(out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor) -> bool:
+    def takes(*tensors: torch.Tensor) -> bool:
         """Whether these tensors are bfloat16, on the CPU and contiguous."""
-        return all(
-            t.dtype == torch.bfloat16 and t.device.type == "cpu" and t.is_contiguous() for t in (out, aligned, sft)
-        )
+        return all(t.dtype == torch.bfloat16 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
 
-    def switch(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> int:
-        """out <- theta(alpha), in place; the tensor's fingerprint sum, read back from what was written."""
-        n = out.numel()
-        sums = torch.empty(-(-n // (2 * WORDS_PER_BLOCK)), dtype=torch.int64)
-        per_thread = -(-len(sums) // self._n_threads) if n > _SMALL else len(sums)
+    def run(self, plan: Plan, alpha: float) -> list[int]:
+        """Write theta(alpha) wherever the plan says, in place; each task's fingerprint sum, of what was written."""
+        n_threads = max(1, min(self._n_threads, plan.n // _CHUNK))
+        sums = torch.zeros(n_threads, len(plan.tasks), dtype=torch.int64)
+        following = ctypes.c_int64(0)
 
-        def blocks(first: int) -> None:
-            start, stop = 2 * WORDS_PER_BLOCK * first, min(n, 2 * WORDS_PER_BLOCK * (first + per_thread))
-            data = (t.data_ptr() + start * t.element_size() for t in (out, aligned, sft))
+        def work(thread: int) -> None:
             self._function(
-                *data, alpha, stop - start, self._keys.data_ptr(), WORDS_PER_BLOCK, sums.data_ptr() + 8 * first
-            )
+                plan.table, len(plan.tasks), alpha, self._keys.data_ptr(), plan.block_keys.data_ptr(),
+                WORDS_PER_BLOCK, _CHUNK, ctypes.byref(following), sums[thread].data_ptr(),
+            )  # fmt: skip
 
-        firsts = range(0, len(sums), max(1, per_thread))
-        others = [self._pool.submit(blocks, first) for first in firsts[1:]]
-        if n:
-            blocks(0)  # this thread does its share; handing it over as well would cost two more switches of context
+        others = [self._pool.submit(work, thread) for thread in range(1, n_threads)]
+        work(0)  # this thread does its share; handing it over as well would cost two more switches of context
         for other in others:
             other.result()
-        return combine_blocks(sums)
+        return [total & MASK for total in sums.sum(dim=0).tolist()]
+
+    def switch(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> int:
+        """out <- theta(alpha), in place; the tensor's fingerprint sum."""
+        return self.run(Plan([Task(aligned, sft, out)]), alpha)[0]
+
+    def theta(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> None:
+        """out <- theta(alpha), in place, on the calling thread; not summed, and left in the cache."""
+        self._theta(out.data_ptr(), aligned.data_ptr(), sft.data_ptr(), alpha, out.numel())
 
 
 @cache
 def load_kernel() -> Kernel | None:
     """The kernel, compiled into the cache folder the first time; None where it cannot be compiled."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or platform.system() != "Linux":
+    if compiler is None or platform.system() != "Linux" or sys.byteorder != "little":
         return None
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, compiler, _cpu())).encode()).hexdigest()[:16]
+    flags = _FLAGS + (_WIDE if platform.machine() == "x86_64" else ())
+    key = hashlib.sha256(_SOURCE.read_bytes() + repr((flags, compiler, _cpu())).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"expo-{key}.so"
     try:
         if not library.is_file():
-            _compile(compiler, library)
+            _compile(compiler, flags, library)
         return Kernel(ctypes.CDLL(str(library)))
     except (OSError, subprocess.CalledProcessError, AttributeError):
         return None
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     """Build beside the final name and rename: another process never sees half a file."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        subprocess.run([compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], check=True, capture_output=True)
+        subprocess.run([compiler, *flags, "-o", str(built), str(_SOURCE)], check=True, capture_output=True)
         built.replace(library)
 
 

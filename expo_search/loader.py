@@ -6,6 +6,7 @@ layout: fused projections, tensor-parallel shards and experts match element by e
 and an element that no load wrote is still NaN, which is an error.
 
 A source is kept in float32 where its file's dtype is not the engine's, so that it is rounded only once, at the end.
+Sources that are to stay in host memory are loaded there and never touch the device's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,13 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.errors import MaterializeError
 from expo_search.match import PairCheck, check_pair, with_rows_of
+from expo_search.storage import pinned_memory
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
+HOST_OPTION = "expo_sources_on_host"
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _EMPTY = torch.empty(0)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far a weight's two sources are apart: largest magnitudes, sums of squares, elements that differ, elements."""
-
-    max_aligned: float
-    max_delta: float
-    square_aligned: float
-    square_delta: float
-    n_changed: int
-    n: int
-
-    def bound(self, alpha: float) -> float:
-        """No element of theta(alpha) is larger than this."""
-        return self.max_aligned + abs(alpha) * self.max_delta
 
 
 @dataclass(eq=False)
@@ -56,8 +42,9 @@ class Weight:
 
     Attributes:
         tensor: the object vLLM made: a Parameter with its weight_loader, or a persistent buffer.
-        dtype, shape: of the live weight in load layout; theta(alpha) is rounded to `dtype` once.
-        aligned, sft: the sources, of this shape; only read after loading.
+        dtype, shape, device: of the live weight in load layout; theta(alpha) is rounded to `dtype` once.
+        aligned, sft: the sources, of this shape, contiguous, on this device or in pinned host memory; only read after
+            loading.
         views: tensors elsewhere in the model that share its storage, each with its size, stride and offset.
     """
 
@@ -67,29 +54,20 @@ class Weight:
     tensor: torch.Tensor
     dtype: torch.dtype
     shape: torch.Size
+    device: torch.device
     aligned: torch.Tensor = _EMPTY
     sft: torch.Tensor = _EMPTY
     views: list[tuple[torch.Tensor, torch.Size, tuple[int, ...], int]] = field(default_factory=list)
 
-    @cached_property
-    def spread(self) -> Spread:
-        """Measured once; reads both sources."""
-        aligned = self.aligned.float()
-        delta = aligned - self.sft.float()
-        if not delta.numel():
-            return Spread(0.0, 0.0, 0.0, 0.0, 0, 0)
-        return Spread(
-            float(aligned.abs().max()),
-            float(delta.abs().max()),
-            float((aligned**2).sum(dtype=torch.float64)),
-            float((delta**2).sum(dtype=torch.float64)),
-            int(torch.count_nonzero(delta)),
-            delta.numel(),
-        )
-
     @property
     def is_parameter(self) -> bool:
         return isinstance(self.tensor, nn.Parameter)
+
+    @property
+    def slots(self) -> dict[str, Any]:
+        """Where the module keeps it, by attribute."""
+        slots: dict[str, Any] = vars(self.module)["_parameters" if self.is_parameter else "_buffers"]
+        return slots
 
     @property
     def is_loaded_float(self) -> bool:
@@ -105,6 +83,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         config = copy.copy(load_config)
         options: dict[str, Any] = dict(config.model_loader_extra_config or {})
         self._sft_path = Path(options.pop(SFT_OPTION))
+        self._on_host = bool(options.pop(HOST_OPTION, False))
         config.model_loader_extra_config = options
         config.load_format = "safetensors"
         super().__init__(config)
@@ -118,10 +97,10 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         model_config.word_embeddings_untied_by_checkpoint = False
         weights = list(_distinct_weights(model))
         live = [weight.tensor.data for weight in weights]
-        _point_at_fresh(weights, aligned)
+        _point_at_fresh(weights, aligned, on_host=self._on_host)
         super().load_weights(model, model_config)
         _take(weights, "aligned", live)
-        _point_at_fresh(weights, sft)
+        _point_at_fresh(weights, sft, on_host=self._on_host)
         model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))  # type: ignore[operator]
         _take(weights, "sft", live)
         for weight, data in zip(weights, live, strict=True):
@@ -155,16 +134,20 @@ def _distinct_weights(model: nn.Module) -> Iterator[Weight]:
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            yield Weight(prefix + attribute, module, attribute, tensor, tensor.dtype, tensor.shape)
+            yield Weight(prefix + attribute, module, attribute, tensor, tensor.dtype, tensor.shape, tensor.device)
 
 
-def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint) -> None:
+def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: bool) -> None:
     """Give each weight a new buffer of NaN, wide enough for every dtype the checkpoint stores."""
     stored = {_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(_DTYPES.values())
-    for weight in weights:
-        if weight.is_loaded_float:
-            dtype = weight.dtype if stored <= {weight.dtype} else torch.float32
-            weight.tensor.data = torch.full(weight.shape, float("nan"), dtype=dtype, device=weight.tensor.device)
+    loaded = [w for w in weights if w.is_loaded_float]
+    shapes = [(w.shape, w.dtype if stored <= {w.dtype} else torch.float32) for w in loaded]
+    if on_host and any(w.device.type == "cuda" for w in loaded):
+        buffers: Iterator[torch.Tensor] = pinned_memory(shapes)
+    else:
+        buffers = (torch.empty(s, dtype=d, device=w.device) for w, (s, d) in zip(loaded, shapes, strict=True))
+    for weight, buffer in zip(loaded, buffers, strict=True):
+        weight.tensor.data = buffer.fill_(float("nan"))
 
 
 def _take(weights: list[Weight], source: str, live: list[torch.Tensor]) -> None:

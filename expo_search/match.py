@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 
+_POOLING = (
+    "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "RewardModel", "ForRetrieval", "ForRanking",
+    "ForQuestionAnswering", "ForMultipleChoice",
+)  # fmt: skip
+_WRITING = ("LMHeadModel", "ChatGLMModel", "ChatModel", "OmniModel", "AudioModel", "LMModel", "UltravoxModel")
+
+
 @dataclass(frozen=True)
 class PairCheck:
     """What `check_pair` found out: names that the SFT side must be given specially.
@@ -32,8 +39,16 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
     """Compare names, shapes and architecture of the two; every fault in one error.
 
     Raises:
-        CheckpointError: other architecture; tensors that one side lacks; other shapes.
+        CheckpointError: a model that writes no text; other architecture; tensors that one side lacks; other shapes.
     """
+    for role, checkpoint in (("aligned", aligned), ("sft", sft)):
+        if _scores_or_embeds(checkpoint.architecture):
+            raise CheckpointError(
+                where=f"{role} checkpoint {checkpoint.path}",
+                found=f"{checkpoint.architecture}, a model that scores or embeds text",
+                expected="a model that writes text (...ForCausalLM): its answers are what is judged",
+                do="give the chat model; a reward model goes to --reward-model",
+            )
     if aligned.architecture != sft.architecture:
         raise CheckpointError(
             where=f"sft checkpoint {sft.path}",
@@ -69,6 +84,11 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
             do="give the SFT checkpoint that the aligned model was trained from",
         )
     return PairCheck(vocabulary, tied, tuple(skipped))
+
+
+def _scores_or_embeds(architecture: str) -> bool:
+    """By the names that transformers and vLLM give: a head without a vocabulary, or no head at all."""
+    return architecture.endswith(_POOLING) or (architecture.endswith("Model") and not architecture.endswith(_WRITING))
 
 
 def with_rows_of(aligned: torch.Tensor, sft: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,16 @@
 """alpha -> the weights of a running vLLM engine, in place. Runs inside a vLLM worker.
 
 The extrapolation is elementwise and linear, so it commutes with fusing, sharding and permuting. Each weight is
-written from its two sources (`loader.py`), in load layout; then the modules that derive something from their weights
-after loading (packed matrices on a CPU, fused experts, absorbed MLA projections) derive it again. The sources are
-never written to, so the weights depend on alpha alone.
+recomputed from its two sources (`loader.py`), which are never written to, so the weights depend on alpha alone. What
+the kernel can write where the engine reads it is written in one go (`in_place.py`). Everything else goes module by
+module: the weights are written in load layout; then what vLLM derived from them after loading (packed matrices on a
+CPU, fused experts, absorbed MLA projections) is derived again.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -26,10 +28,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
-from expo_search.extrapolate import Extrapolator, plain_theta
-from expo_search.fingerprint import Fingerprinter, digest, line
-from expo_search.kernel import load_kernel
+from expo_search.extrapolate import Extrapolator
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
+from expo_search.in_place import InPlace, SwitchedModule
+from expo_search.kernel import Kernel, load_kernel
 from expo_search.loader import Weight, weights_of
+from expo_search.pieces import Piece, PieceReader
+from expo_search.sources import Sources
 from expo_search.storage import Scratch, keeping_storage
 
 
@@ -39,104 +44,98 @@ class ExpoWorker:
     model_config: ModelConfig
     model_runner: Any
     vllm_config: Any
-    _expo_live: LiveWeights | None = None
+    _expo_parts: tuple[LiveWeights, Sources] | None = None
 
     def expo_switch(self, alpha: float, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            return self._live().switch(alpha, reread=reread)
-
-    def expo_overflow(self, alpha: float) -> str | None:
-        """The first weight of this rank that would not be finite at alpha."""
-        with torch.no_grad():
-            return self._live().overflow(alpha)
+            return self._expo()[0].switch(alpha, reread=reread)
 
     def expo_poison(self) -> None:
         """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            self._live().poison()
+            self._expo()[0].poison()
+
+    def expo_overflow(self, alpha: float) -> str | None:
+        """The first weight of this rank that would not be finite at alpha."""
+        with torch.no_grad():
+            return self._expo()[1].overflow(alpha)
 
     def expo_expected(self, alpha: float) -> str:
-        """Fingerprint that theta(alpha) has by the formula, computed whole and apart from the switch."""
-        fingerprinter = Fingerprinter()
-        return digest(
-            fingerprinter.line(w.name, plain_theta(w.aligned, w.sft, alpha).to(w.dtype))
-            for w in weights_of(self.model_runner.get_model())
-        )
+        """Fingerprint that theta(alpha) has by the formula, computed apart from the switch."""
+        with torch.no_grad():
+            return self._expo()[1].expected(alpha)
 
     def expo_sources(self) -> dict[str, Any]:
         """Fingerprints and size of the two sources on this rank, and the norm of the delta against the weights'."""
-        return _describe(weights_of(self.model_runner.get_model()))
+        with torch.no_grad():
+            return self._expo()[1].describe()
 
-    def _live(self) -> LiveWeights:
-        if self._expo_live is None:
+    def _expo(self) -> tuple[LiveWeights, Sources]:
+        if self._expo_parts is None:
             model = self.model_runner.get_model()
-            self._expo_live = LiveWeights(model, self.model_config, weights_of(model))
-        return self._expo_live
+            weights = weights_of(model)
+            elsewhere = any(source.device != w.device for w in weights for source in (w.aligned, w.sft))
+            reader = PieceReader(weights[0].device, stage=elsewhere)
+            self._expo_parts = LiveWeights(model, self.model_config, weights, reader), Sources(weights, reader)
+        return self._expo_parts
 
 
 class LiveWeights:
     """The weights of one worker's model, and the switch between alphas."""
 
-    def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight]) -> None:
-        self._model, self._model_config, self._weights = model, model_config, weights
+    def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight], reader: PieceReader) -> None:
+        self._model, self._model_config, self._weights, self._reader = model, model_config, weights, reader
         self._extrapolator, self._fingerprinter, self._kernel = Extrapolator(), Fingerprinter(), load_kernel()
+        self._gpu_kernel = _gpu_kernel(weights[0].device)
         self._scratch = Scratch()
-        self._of_module: dict[nn.Module, list[Weight]] = {}
         # buffers that both checkpoints leave as the model made them (attention's scales): nothing to write, ever
         constants = [w for w in weights if not w.is_parameter and torch.equal(w.aligned, w.sft)]
         self._constant_lines = [self._fingerprinter.line(w.name, w.aligned) for w in constants]
-        for weight in weights:
-            if weight not in constants:
-                self._of_module.setdefault(weight.module, []).append(weight)
-        self._only_looked_up = _embeddings_beside_a_head(model)
+        self._modules = _switched_modules(model, [w for w in weights if w not in constants])
+        self._in_place = InPlace(self._kernel, self._modules)
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
-        """Write theta(alpha) into every weight, module by module, and derive what hangs on it.
+        """Write theta(alpha) into every weight, and derive what hangs on it.
 
         The fingerprint is taken of each weight in load layout, so it is also that of a fresh engine which loads
         the exported checkpoint. It is summed as the weight is written; `reread` sums it afterwards, from the memory.
         """
-        seconds = {"write": 0.0, "derive": 0.0}
-        lines = list(self._constant_lines)
         clock = time.perf_counter
-        for module in self._model.modules():
-            own = self._of_module.get(module, [])
-            derives = _derives_from_weights(module) and module not in self._only_looked_up
-            with _graph_safe(module) if derives else nullcontext():
+        seconds = {"write": 0.0, "derive": 0.0}
+        t0 = clock()
+        others = self._in_place.others()
+        lines = self._constant_lines + self._in_place.write(alpha, reread=reread)
+        seconds["write"] += clock() - t0
+        pieces = self._reader.read(w for m in others for w in m.own if not self._by_kernel(w))
+        for module in others:
+            with _graph_safe(module.module) if module.derives else nullcontext():
                 t0 = clock()
-                lines += [self._write(weight, alpha, reread=reread) for weight in own]
+                lines += [self._write(weight, alpha, pieces, reread=reread) for weight in module.own]
                 t1 = clock()
-                if derives:
-                    _derive_again(module, own)
-                    self._leave_scratch(own)
+                if module.derives:
+                    _derive_again(module.module, module.own)
+                    self._in_place.find(module, alpha)
+                    self._leave_scratch(module.own)
                 seconds["write"] += t1 - t0
                 seconds["derive"] += clock() - t1
+        if not others:
+            self._scratch = Scratch()  # it is needed only until everything packed is found
         t0 = clock()
         self._derive_attention()
         seconds["derive"] += clock() - t0
         return {"fingerprint": digest(lines), "seconds": seconds}
 
-    def overflow(self, alpha: float) -> str | None:
-        """The first weight that theta(alpha) would make infinite, if there is one. Writes nothing.
-
-        Costs one comparison a weight, on bounds that were measured once, unless a bound is exceeded.
-        """
-        for weight in self._weights:
-            if weight.is_loaded_float and weight.spread.bound(alpha) >= torch.finfo(weight.dtype).max * 0.99:
-                theta = plain_theta(weight.aligned, weight.sft, alpha).to(weight.dtype)
-                if not torch.isfinite(theta).all():
-                    return weight.name
-        return None
-
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
+        for module in self._modules:
+            module.packed = None  # vLLM packs into new memory: let go of the old
         for weight in (w for w in self._weights if w.is_loaded_float):
             self._put_back(weight).data.fill_(float("nan"))
         with ExitStack() as addresses:
-            for module in self._model.modules():
-                addresses.enter_context(_graph_safe(module))
-            process_weights_after_loading(self._model, self._model_config, self._weights[0].aligned.device)
+            for m in self._model.modules():
+                addresses.enter_context(_graph_safe(m))
+            process_weights_after_loading(self._model, self._model_config, self._weights[0].device)
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
@@ -145,9 +144,8 @@ class LiveWeights:
             tensor.data = self._scratch.take(weight.shape, weight.dtype)  # packed into memory of its own (CPU)
         elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
             # post-load processing widened it: give it load-layout memory again
-            tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.aligned.device)
-        slots = weight.module._parameters if weight.is_parameter else weight.module._buffers
-        slots[weight.attribute] = tensor  # type: ignore[assignment]
+            tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        weight.slots[weight.attribute] = tensor
         return tensor
 
     def _leave_scratch(self, own: list[Weight]) -> None:
@@ -158,10 +156,10 @@ class LiveWeights:
                 live.data = live.data.clone()
         self._scratch.reset()
 
-    def _write(self, weight: Weight, alpha: float, *, reread: bool) -> str:
-        """Write one weight in load layout; its line of the fingerprint."""
+    def _write(self, weight: Weight, alpha: float, pieces: Iterator[Piece], *, reread: bool) -> str:
+        """Write one weight in load layout; its line of the fingerprint. `pieces` stands at the weight's first."""
         tensor = self._put_back(weight)
-        fused_sum = self._into(tensor.data, weight.aligned, weight.sft, alpha)
+        fused_sum = self._into(tensor.data, weight, alpha, pieces)
         for view, size, stride, offset in weight.views:
             if view.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                 view.copy_(torch.as_strided(tensor.data, size, stride, offset))
@@ -169,12 +167,34 @@ class LiveWeights:
             return self._fingerprinter.line(weight.name, tensor.data)
         return line(weight.name, tensor.data, fused_sum)
 
-    def _into(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> int | None:
+    def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
         """out <- theta(alpha); the fingerprint's sum where it came with the writing."""
-        if self._kernel is not None and self._kernel.takes(out, aligned, sft):
-            return self._kernel.switch(out, aligned, sft, alpha)
-        self._extrapolator.into(out, aligned, sft, alpha)
-        return None
+        whole = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+        fused_sum = None
+        if self._kernel is not None and self._by_kernel(weight):
+            fused_sum = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)
+        else:
+            fused_sum = self._in_pieces(whole.view(-1), weight, alpha, pieces)
+        if whole is not out:
+            out.copy_(whole)
+        return fused_sum
+
+    def _in_pieces(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
+        kernel, sums, done = self._gpu_kernel, list[torch.Tensor](), 0
+        while done < len(out):
+            piece = next(pieces)
+            assert (piece.weight, piece.start) == (weight, done)
+            part, start = out[done : done + len(piece.aligned)], done
+            done += len(part)
+            if kernel is not None and kernel.takes(part, piece.aligned, piece.sft):
+                sums.append(kernel.switch(part, piece.aligned, piece.sft, alpha, start // (2 * WORDS_PER_BLOCK)))
+            else:
+                kernel = None
+                self._extrapolator.into(part, piece.aligned, piece.sft, alpha)
+        return int(torch.stack(sums).sum()) & MASK if sums and kernel is not None else None
+
+    def _by_kernel(self, weight: Weight) -> bool:
+        return self._kernel is not None and weight.dtype == torch.bfloat16 and Kernel.takes(weight.aligned, weight.sft)
 
     def _derive_attention(self) -> None:
         """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
@@ -184,6 +204,34 @@ class LiveWeights:
                     module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
         if hasattr(self._model, "process_weights_after_loading"):
             self._model.process_weights_after_loading()  # type: ignore[operator]
+
+
+def _gpu_kernel(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return None
+    try:
+        from expo_search.kernel_gpu import load_gpu_kernel
+    except ImportError:  # no Triton
+        return None
+    return load_gpu_kernel(device)
+
+
+def _switched_modules(model: nn.Module, weights: list[Weight]) -> list[SwitchedModule]:
+    """The modules that a switch concerns, in the model's order."""
+    by_tensor = {id(w.tensor): w for w in weights}
+    of_module: dict[nn.Module, list[Weight]] = {}
+    for weight in weights:
+        of_module.setdefault(weight.module, []).append(weight)
+    only_looked_up = _embeddings_beside_a_head(model)
+    switched = []
+    for module in model.modules():
+        own = of_module.get(module, [])
+        derives = _derives_from_weights(module) and module not in only_looked_up
+        tied = by_tensor.get(id(module._parameters.get("weight")))
+        matrix = next((w for w in own if w.attribute == "weight"), tied)
+        if own or derives:
+            switched.append(SwitchedModule(module, own, matrix, derives))
+    return switched
 
 
 def _graph_safe(module: nn.Module) -> AbstractContextManager[None]:
@@ -219,16 +267,3 @@ def _derive_again(module: nn.Module, own: list[Weight]) -> None:
     for weight in own:
         if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
             weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: let go of the load layout
-
-
-def _describe(weights: list[Weight]) -> dict[str, Any]:
-    fingerprinter = Fingerprinter()
-    spreads = [w.spread for w in weights if w.is_loaded_float]
-    square_aligned = sum(s.square_aligned for s in spreads)
-    return {
-        "aligned": digest(fingerprinter.line(w.name, w.aligned) for w in weights),
-        "sft": digest(fingerprinter.line(w.name, w.sft) for w in weights),
-        "n_bytes": sum(w.aligned.nbytes + w.sft.nbytes for w in weights),
-        "relative_delta": (sum(s.square_delta for s in spreads) / square_aligned) ** 0.5 if square_aligned else 0.0,
-        "changed_share": sum(s.n_changed for s in spreads) / max(1, sum(s.n for s in spreads)),
-    }

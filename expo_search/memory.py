@@ -1,89 +1,279 @@
-"""What a search will hold in memory, computed from headers before anything is loaded."""
+"""What a search will hold in memory, by device, computed from headers before anything is loaded.
+
+On a CPU everything shares one memory. On GPUs each holds its share of the live weights, the two sources (or the two
+buffers through which they are streamed from pinned host memory), the KV cache, and what vLLM and CUDA need; the first
+one also holds the reward model. All GPUs get the settings that suit the first.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from expo_search.checkpoint import Checkpoint
 from expo_search.errors import EngineError
+from expo_search.study import EngineSpec
 
+Where = Literal["gpu", "host"]
 _GIB = 1 << 30
-_LIBRARIES_BYTES = int(1.5 * _GIB)  # an allowance for torch, vllm and transformers themselves
-_ACTIVATIONS_SHARE = 0.1  # of a GPU: activations and CUDA graphs, as vLLM's own default leaves
+_ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+_ENGINE_ITEMSIZE = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+_ENGINE_DTYPES = {"auto": {"BF16", "F16"}, "bfloat16": {"BF16"}, "float16": {"F16"}, "float32": {"F32"}}
+_LIBRARIES_BYTES = int(1.5 * _GIB)  # of one process: torch, vllm and transformers themselves
+_CONTEXT_BYTES = int(0.75 * _GIB)  # CUDA's context of one engine process, and NCCL's buffers
+_ACTIVATIONS_SHARE = 0.1  # of a GPU, at most `_ACTIVATIONS_BYTES`: activations and CUDA graphs, which vLLM measures
+_ACTIVATIONS_BYTES = 6 * _GIB
+_REWARD_ACTIVATIONS = 0.1  # of the reward model
+_SWITCH_BYTES = 1 << 29  # scratch of extrapolate.py, fingerprint.py and sources.py, on pieces of that size
+_LENGTHS = (32768, 16384, 8192, 4096, 2048, 1024)  # contexts, in tokens, that an impossible plan is tried with
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host.
+
+    Attributes:
+        reward_itemsize: bytes of one of the reward model's weights, as it runs here.
+    """
+
+    host_free: int
+    gpu_free: int = 0
+    gpu_total: int = 0
+    reward_itemsize: int = 2
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.gpu_total > 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is to be loaded, in bytes over all ranks; from headers.
+
+    Attributes:
+        live: the running weights. packed: copies that a CPU engine makes of the vocabulary's matrices.
+        sources: aligned and sft, in float32 where a file's dtype is not the engine's.
+        reward_model: as it is run. kv_per_token: keys and values of one token.
+        kv_heads: over how many ranks those can be spread.
+        largest: the largest tensor. largest_experts: one layer's experts, which vLLM may lay out anew at each switch.
+    """
+
+    live: int
+    packed: int
+    sources: int
+    reward_model: int
+    kv_per_token: int
+    kv_heads: int = 1
+    largest: int = 0
+    largest_experts: int = 0
+
+    @classmethod
+    def of(
+        cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, engine: EngineSpec, reward_itemsize: int
+    ) -> Needs:
+        itemsize = _ENGINE_ITEMSIZE[engine.dtype]
+        config = aligned.config.get("text_config") or aligned.config
+        kv_per_token, kv_heads = _key_values(config)
+        vocabulary = config.get("vocab_size", 0)
+        rows = [t for t in aligned.tensors.values() if vocabulary and t.shape[:1] == (vocabulary,)]
+        return cls(
+            live=_n_elements(aligned) * itemsize,
+            packed=sum(t.n_elements for t in rows) * itemsize,
+            sources=sum(_source_bytes(c, engine.dtype) for c in (aligned, sft)),
+            reward_model=int(_n_elements(reward) * reward_itemsize * (1 + _REWARD_ACTIVATIONS)),
+            kv_per_token=kv_per_token * itemsize,
+            kv_heads=kv_heads,
+            largest=max((t.n_elements for t in aligned.tensors.values()), default=0) * itemsize,
+            largest_experts=_largest_experts(aligned) * itemsize,
+        )
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose on one device (a GPU holds 1 / tensor_parallel of the weights).
+    """Bytes by purpose on the fullest device, and on the host beside a GPU.
 
     Attributes:
-        weights: the live model. sources: aligned and sft, which every switch reads. reward_model: with its activations.
-        kv_cache: on a CPU what is asked for; on a GPU at least this much must be left.
+        sources: where aligned and sft, which every switch reads, are kept.
+        gpu_memory_utilization: the share of a GPU that vLLM is told it may take; None on a CPU.
     """
 
-    weights: int
-    sources: int
-    reward_model: int
-    kv_cache: int
-    other: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.sources + self.reward_model + self.kv_cache + self.other
+    device: Mapping[str, int]
+    host: Mapping[str, int]
+    sources: Where
+    gpu_memory_utilization: float | None
 
     def sentence(self) -> str:
-        parts = (
-            ("weights", self.weights),
-            ("sources", self.sources),
-            ("KV cache", self.kv_cache),
-            ("reward model", self.reward_model),
-            ("other", self.other),
-        )
+        """The plan as it is printed."""
+        if self.gpu_memory_utilization is None:
+            return f"memory plan: {_sum(self.device)}"
         return (
-            "memory plan: "
-            + " + ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
-            + f" = {self.total / _GIB:.1f} GiB"
+            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
+            f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU"
         )
 
-    def check(self, available: int, where: str) -> None:
-        """
-        Raises:
-            EngineError: the plan needs more than is available; says what would fit.
-        """
-        if self.total > available:
-            raise EngineError(
-                where=where,
-                found=f"{available / _GIB:.1f} GiB free",
-                expected=f"{self.total / _GIB:.1f} GiB ({self.sentence()})",
-                do="free memory, take a smaller pair or reward model, or more GPUs (--tensor-parallel)",
-            )
+    def fits(self, machine: Machine) -> bool:
+        host, device = sum(self.host.values()), sum(self.device.values())
+        if not machine.has_gpu:
+            return device <= machine.host_free
+        return device <= machine.gpu_free and host <= machine.host_free
 
 
-def plan_memory(
-    aligned: Checkpoint, sft: Checkpoint, reward_bytes: int, *, kv_cache: int, ranks: int, cuda: bool, device_bytes: int
-) -> MemoryPlan:
-    """The plan of one device."""
-    other = int(device_bytes * _ACTIVATIONS_SHARE) if cuda else _LIBRARIES_BYTES
-    return MemoryPlan(
-        aligned.n_bytes // ranks, (aligned.n_bytes + sft.n_bytes) // ranks, int(reward_bytes * 1.1), kv_cache, other
+def plan_memory(needs: Needs, engine: EngineSpec, machine: Machine) -> MemoryPlan:
+    """The plan that `engine` asks for; `sources = "auto"` takes the GPU where both fit there.
+
+    Raises:
+        EngineError: nothing that was asked for fits; says what would. Or a GPU was asked for where there is none.
+    """
+    if engine.sources == "gpu" and not machine.has_gpu:
+        raise EngineError(
+            where="--sources gpu",
+            found="no GPU",
+            expected="host or auto: a CPU engine has one memory",
+            do="leave the option out",
+        )
+    plans = [_plan(needs, engine, machine, where) for where in _places(engine, machine)]
+    for plan in plans:
+        if plan.fits(machine):
+            return plan
+    plan = plans[-1]
+    short_of_host = machine.has_gpu and sum(plan.device.values()) <= machine.gpu_free
+    free = machine.gpu_free if machine.has_gpu and not short_of_host else machine.host_free
+    raise EngineError(
+        where="host memory" if short_of_host else "GPU memory" if machine.has_gpu else "memory",
+        found=f"{free / _GIB:.1f} GiB free",
+        expected=plan.sentence(),
+        do=_what_fits(needs, engine, machine),
     )
 
 
-def free_memory() -> tuple[int, int, bool]:
-    """(free bytes, total bytes, is a GPU) of the device that an engine would use."""
+def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> MemoryPlan:
+    """The plan of one place for the sources.
+
+    On a GPU vLLM 0.32 (`Worker.determine_available_memory`) gives to the KV cache
+
+        utilization * total - (free before loading - free after a trial run) - peak of the trial run above that
+
+    so whatever our loader allocates, the sources too, counts as consumed within `utilization * total`. Outside of that
+    stay what is taken before vLLM looks (`total - free`, and the context of the engine's process) and what comes after:
+    the reward model, and the scratch of a switch. Hence
+
+        utilization = (free - context - reward model - scratch) / total
+
+    and the rest of `utilization * total` must hold the weights, the sources, activations, and keys and values for one
+    sequence of `max_model_len`, without which vLLM does not start; what is left beyond that is more KV cache.
+    """
+    ranks = engine.tensor_parallel
+    if not machine.has_gpu:
+        everything = {
+            "weights": needs.live + needs.packed,
+            "sources": needs.sources,
+            "KV cache": ranks * engine.kv_cache_gib * _GIB,
+            "reward model": needs.reward_model,
+            # the first switch packs the largest matrix and computes what it must look like (packed.py)
+            "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
+        }
+        return MemoryPlan(everything, {}, "host", None)
+    from expo_search.pieces import STAGING_BYTES
+
+    on_gpu = where == "gpu"
+    scratch = _SWITCH_BYTES + 2 * needs.largest_experts // ranks + (0 if on_gpu else STAGING_BYTES)
+    device = {
+        "weights": needs.live // ranks,
+        "sources": needs.sources // ranks if on_gpu else 0,
+        "KV cache": needs.kv_per_token * engine.max_model_len // min(ranks, needs.kv_heads),
+        "reward model": needs.reward_model,
+        "other": scratch + _CONTEXT_BYTES + min(int(machine.gpu_total * _ACTIVATIONS_SHARE), _ACTIVATIONS_BYTES),
+    }
+    host = {"sources": 0 if on_gpu else needs.sources, "other": (1 + ranks) * _LIBRARIES_BYTES}
+    outside = _CONTEXT_BYTES + needs.reward_model + scratch
+    utilization = max(0.0, (machine.gpu_free - outside) / machine.gpu_total)
+    return MemoryPlan(device, host, where, int(utilization * 1000) / 1000)
+
+
+def _places(engine: EngineSpec, machine: Machine) -> tuple[Where, ...]:
+    if not machine.has_gpu:
+        return ("host",)
+    return ("gpu", "host") if engine.sources == "auto" else (engine.sources,)
+
+
+def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
+    """Changes, one at a time, with which the plan would fit."""
+
+    def fits(**changes: Any) -> bool:
+        changed = engine.model_copy(update=changes)
+        return any(_plan(needs, changed, machine, w).fits(machine) for w in _places(changed, machine))
+
+    found = []
+    if machine.has_gpu:
+        if engine.sources == "gpu" and fits(sources="host"):
+            found.append("--sources host")
+        shorter = next((n for n in _LENGTHS if n < engine.max_model_len and fits(max_model_len=n)), None)
+        if shorter:
+            found.append(f"--max-model-len {shorter}")
+        ranks = next((n for n in (2, 4, 8) if n > engine.tensor_parallel and fits(tensor_parallel=n)), None)
+        if ranks:
+            found.append(f"--tensor-parallel {ranks}, with as many such GPUs")
+    elif fits(kv_cache_gib=1) and engine.kv_cache_gib > 1:
+        most = next(n for n in range(engine.kv_cache_gib - 1, 0, -1) if fits(kv_cache_gib=n))
+        found.append(f"kv_cache_gib = {most} in [engine]")
+    smaller = replace(needs, reward_model=0)
+    if not found and any(_plan(smaller, engine, machine, w).fits(machine) for w in _places(engine, machine)):
+        found.append("a smaller reward model")
+    return f"{' or '.join(found)} would fit" if found else "free memory, or take a smaller pair"
+
+
+def _sum(parts: Mapping[str, int]) -> str:
+    shown = " + ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items() if size)
+    return f"{shown} = {sum(parts.values()) / _GIB:.1f} GiB"
+
+
+def _n_elements(checkpoint: Checkpoint) -> int:
+    return sum(t.n_elements for t in checkpoint.tensors.values())
+
+
+def _source_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """As `loader.py` keeps it: float32 throughout if any tensor's dtype is not the engine's."""
+    stored = {t.dtype for t in checkpoint.tensors.values()} & set(_ITEMSIZE)
+    wide = not stored <= _ENGINE_DTYPES[dtype] or len(stored) > 1
+    return _n_elements(checkpoint) * (4 if wide else _ENGINE_ITEMSIZE[dtype])
+
+
+def _key_values(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Elements of one token's keys and values in all layers, and their heads; MLA keeps one short vector instead."""
+    layers = int(config.get("num_hidden_layers") or 0)
+    if rank := config.get("kv_lora_rank"):
+        return layers * (int(rank) + int(config.get("qk_rope_head_dim") or 0)), 1
+    heads = int(config.get("num_attention_heads") or 1)
+    width = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return layers * 2 * kv_heads * width, kv_heads
+
+
+def _largest_experts(checkpoint: Checkpoint) -> int:
+    """Elements of the largest layer's experts."""
+    layers: dict[str, int] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if ".experts." in name:
+            layer = name.split(".experts.")[0]
+            layers[layer] = layers.get(layer, 0) + tensor.n_elements
+    return max(layers.values(), default=0)
+
+
+def measure_machine() -> Machine:
+    """What is free on the device that an engine would use, and on the host."""
+    import psutil
     import torch
 
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return free, total, True
-    import psutil
+    from expo_search.reward import computing_dtype
 
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
+    free = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
-        free, total = min(free, limit - used), min(total, limit)
-    return free, total, False
+        free = min(free, limit - used)
+    has_gpu = torch.cuda.is_available()
+    gpu_free, gpu_total = torch.cuda.mem_get_info() if has_gpu else (0, 0)
+    return Machine(free, gpu_free, gpu_total, computing_dtype(torch.device("cuda" if has_gpu else "cpu")).itemsize)
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:

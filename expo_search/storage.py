@@ -1,10 +1,12 @@
 """Memory that must stay where it is (a captured CUDA graph reads weights by address, not by name), and memory that is
-used again: fresh pages for every weight that is packed would cost as much time as the packing."""
+used again: fresh pages for every weight that is packed would cost as much time as the packing. And memory of the host
+that a GPU copies from by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,10 +37,32 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), b.device) and a.numel() > 0
 
 
+_ALIGNMENT = 64
+
+
+def pinned_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]]) -> Iterator[torch.Tensor]:
+    """Uninitialised tensors in one block of host memory that CUDA may read from while the program goes on.
+
+    Torch's own pinned allocator rounds every tensor up to a power of two; one registered block wastes nothing.
+    """
+    starts, end = [], 0
+    for shape, dtype in shapes:
+        starts.append(end)
+        end += _aligned(shape.numel() * dtype.itemsize)
+    block = torch.empty(max(end, _ALIGNMENT), dtype=torch.uint8)
+    if torch.cuda.is_available():
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        torch.cuda.check_error(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0))
+    for start, (shape, dtype) in zip(starts, shapes, strict=True):
+        yield block[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
 class Scratch:
     """One buffer that is handed out in pieces, from its start again after each `reset`; grows to the largest use."""
-
-    _ALIGNMENT = 64
 
     def __init__(self) -> None:
         self._buffer, self._used, self._wanted = torch.empty(0, dtype=torch.uint8), 0, 0
@@ -53,7 +77,7 @@ class Scratch:
         """An uninitialised tensor on the CPU; of memory of its own until the buffer has grown."""
         n_bytes = shape.numel() * dtype.itemsize
         start = self._used
-        self._wanted += -(-n_bytes // self._ALIGNMENT) * self._ALIGNMENT
+        self._wanted += _aligned(n_bytes)
         self._used = self._wanted
         if start + n_bytes > self._buffer.numel():
             return torch.empty(shape, dtype=dtype)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from twins import edit, families, make_pair, offline_checkpoint, pad_vocabulary_with, shrink_vocabulary
 
-from expo_search import materializer
+from expo_search import in_place, materializer
 from expo_search.checkpoint import open_checkpoint
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.evaluator import VllmModel
+from expo_search.kernel import Kernel, Plan
 from expo_search.loader import Weight
 from expo_search.match import check_pair
-from expo_search.materializer import LiveWeights
+from expo_search.packed import Packed
+from expo_search.pieces import PieceReader
 from expo_search.study import EngineSpec, SamplingSpec
 
 ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
@@ -116,6 +120,21 @@ def test_two_equal_checkpoints_are_no_pair(tmp_path: Path) -> None:
         engine(aligned, aligned)
 
 
+def test_without_a_compiler_and_with_streamed_sources_an_engine_gets_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    live = engine(aligned, sft)
+    expected = (live.materialize(0.7).fingerprint, answer(live))
+    live.close()
+    monkeypatch.setattr(materializer, "load_kernel", lambda: None)
+    several = 1 << 15  # elements: each matrix in more than one piece
+    monkeypatch.setattr(materializer, "PieceReader", lambda on, **_: PieceReader(on, stage=True, piece=several))
+    streamed = engine(aligned, sft)
+    assert (streamed.materialize(0.7).fingerprint, answer(streamed)) == expected
+    streamed.close()
+
+
 class TestCanary:
     """Every known corruption of a switch is caught before a trial runs."""
 
@@ -124,29 +143,44 @@ class TestCanary:
         return make_pair(tmp_path, "llama-untied")
 
     def test_a_weight_that_is_not_written(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        written = LiveWeights._write
+        run = Kernel.run
 
-        def forgets(self: LiveWeights, weight: Weight, alpha: float, *, reread: bool) -> str:
-            if weight.name.endswith("norm.weight"):
-                return self._fingerprinter.line(weight.name, self._put_back(weight).data)
-            return written(self, weight, alpha, reread=reread)
+        def forgets(self: Kernel, plan: Plan, alpha: float) -> list[int]:
+            norms = [t.plain for t in plan.tasks if t.plain is not None and t.plain.dim() == 1]
+            kept = [norm.clone() for norm in norms]
+            sums = run(self, plan, alpha)
+            for norm, before in zip(norms, kept, strict=True):
+                norm.copy_(before)
+            return sums
 
-        monkeypatch.setattr(LiveWeights, "_write", forgets)
+        monkeypatch.setattr(Kernel, "run", forgets)
         with pytest.raises(MaterializeError, match="canary"):
             engine(*pair)
 
     def test_a_weight_that_is_moved_twice(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        into = LiveWeights._into
+        run = Kernel.run
 
-        def twice(
-            self: LiveWeights, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float
-        ) -> int | None:
-            fused_sum = into(self, out, aligned, sft, alpha)
-            if out.dim() == 1:
-                out.add_(alpha * (aligned - sft))
-            return fused_sum
+        def twice(self: Kernel, plan: Plan, alpha: float) -> list[int]:
+            sums = run(self, plan, alpha)
+            for task in plan.tasks:
+                if task.plain is not None and task.plain.dim() == 1:
+                    task.plain.add_(alpha * (task.aligned - task.sft))
+            return sums
 
-        monkeypatch.setattr(LiveWeights, "_into", twice)
+        monkeypatch.setattr(Kernel, "run", twice)
+        with pytest.raises(MaterializeError, match="canary"):
+            engine(*pair)
+
+    def test_packed_memory_that_the_engine_does_not_read(
+        self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decoys = []
+
+        def elsewhere(handler: Any, shape: torch.Size, image: Callable[[int], torch.Tensor]) -> Packed:
+            decoys.append(image(64))
+            return Packed(handler, decoys[-1].data_ptr(), 64, shape)
+
+        monkeypatch.setattr(in_place, "locate", elsewhere)
         with pytest.raises(MaterializeError, match="canary"):
             engine(*pair)
 

@@ -1,0 +1,316 @@
+"""python benchmarks/gpu.py: what only a GPU can prove about a switch. Needs torch, numpy and this package; no vllm.
+
+1. Bits: weights and fingerprints on the device against the CPU, over random and extreme inputs.
+2. Speed: a switch of a 7B-shaped set of bfloat16 weights, sources on the device, against a copy on the device: by torch
+   operations, and by the Triton kernel where it gives their bits (`kernel_gpu.py`), which sums the fingerprint too.
+3. Graphs: a captured CUDA graph computes with what a switch wrote, and would not with weights that moved.
+4. Host: the same switch with its sources streamed from pinned host memory, against the rate of plain copies from there.
+
+`--device cpu --small` runs all but the third where there is no GPU: a check of this script, not of a GPU.
+Exits with 1 where a result is wrong; slow is not wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from expo_search.extrapolate import Extrapolator, plain_theta
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
+from expo_search.pieces import PIECE, PieceReader
+from expo_search.storage import keeping_storage, pinned_memory
+
+ALPHAS = (0.0, 0.3, -0.4, 1.0, 8.0, 25.0, 1e-8, -1e30)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A live weight and its two sources."""
+
+    out: torch.Tensor
+    aligned: torch.Tensor
+    sft: torch.Tensor
+
+
+class Timer:
+    """Wall time of work on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def seconds(self, call: Callable[[], Any], repeats: int = REPEATS) -> float:
+        """Median, after one call to warm up."""
+        times = []
+        for _ in range(1 + repeats):
+            self._wait()
+            started = time.perf_counter()
+            call()
+            self._wait()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times[1:])
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def main() -> int:
+    """Run all parts; the number of wrong results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="weights of a few MB")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device here; --device cpu --small checks the script itself")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{date.today()}  {name}, torch {torch.__version__}, {platform.machine()}")
+    print(f"Triton kernel: {'gives the bits of torch' if gpu_kernel(device) else 'NOT USED'}")
+    wrong = bits(device)
+    wrong += switch(device, small=options.small)
+    wrong += graphs(device) if device.type == "cuda" else 0
+    wrong += host(device, small=options.small)
+    print("all results right" if not wrong else f"{wrong} RESULTS WRONG")
+    return min(wrong, 1)
+
+
+def bits(device: torch.device) -> int:
+    """Every alpha, every dtype of both sources: device and CPU must agree on each bit, NaN on where it is."""
+    wrong = n = 0
+    for dtype, sft_dtype, alpha in product(DTYPES, DTYPES, ALPHAS):
+        aligned, sft = inputs(dtype), inputs(sft_dtype).flip(0)[: len(inputs(dtype))]
+        aligned = aligned[: len(sft)]
+        expected = plain_theta(aligned, sft, alpha).to(dtype)
+        on_device = torch.empty_like(aligned, device=device)
+        Extrapolator().into(on_device, aligned.to(device), sft.to(device), alpha)
+        plain_on_device = plain_theta(aligned.to(device), sft.to(device), alpha).to(dtype)
+        for found in (on_device.cpu(), plain_on_device.cpu()):
+            wrong += not same(found, expected)
+            n += 1
+        wrong += Fingerprinter().tensor_sum(on_device) != Fingerprinter().tensor_sum(on_device.cpu())
+    print(f"bits: {n} comparisons of {len(inputs(DTYPES[0]))} elements and their fingerprints, {wrong} differ")
+    return wrong
+
+
+def inputs(dtype: torch.dtype) -> torch.Tensor:
+    """Every bit pattern of a half (infinities, NaN, subnormals, both zeros), extremes of float32, random numbers."""
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32)
+    if dtype == torch.float32:
+        special = torch.cat([patterns << 16, (patterns << 16) | 0xFFFF, patterns.abs(), 0x7F800000 - patterns.abs()])
+        special = special.view(torch.float32)
+    else:
+        special = patterns.to(torch.int16).view(dtype)
+    noise = torch.Generator().manual_seed(11)
+    shuffled = special[torch.randperm(len(special), generator=noise)]
+    return torch.cat([special, shuffled, torch.randn(100_003, generator=noise).to(dtype)])
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal bits; a NaN may have any, but only where one is expected."""
+    equal = found.view(BITS[found.dtype]) == expected.view(BITS[found.dtype])
+    return bool((equal | (found.isnan() & expected.isnan())).all())
+
+
+def shapes(device: torch.device, small: bool, bytes_of_element: int) -> list[tuple[int, ...]]:
+    """A Mistral-7B's, as vLLM fuses them; fewer layers where they would not fit in 85 % of the free memory."""
+    hidden, inner, vocabulary, n_layers = (256, 704, 1000, 3) if small else (4096, 14336, 32000, 32)
+    layer: list[tuple[int, ...]] = [
+        (hidden * 3 // 2, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner), (hidden,), (hidden,),
+    ]  # fmt: skip
+    ends: list[tuple[int, ...]] = [(vocabulary, hidden), (vocabulary, hidden), (hidden,)]
+    if device.type == "cuda":
+        room = 0.85 * torch.cuda.mem_get_info(device)[0] / bytes_of_element - n_elements(ends) - 8 * PIECE
+        n_layers = max(1, min(n_layers, int(room // n_elements(layer))))
+    return ends[:1] + layer * n_layers + ends[1:]
+
+
+def n_elements(of: Sequence[tuple[int, ...]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in of)
+
+
+def make_weights(device: torch.device, small: bool, *, on_host: bool) -> list[Weight]:
+    """Random sources, an empty live weight each."""
+    sizes = shapes(device, small, 2 if on_host else 6)
+    noise = torch.Generator(device).manual_seed(3)
+    if on_host:
+        sources = [list(pinned_memory([(torch.Size(s), torch.bfloat16) for s in sizes])) for _ in range(2)]
+    else:
+        sources = [[torch.empty(s, dtype=torch.bfloat16, device=device) for s in sizes] for _ in range(2)]
+    live = [torch.empty(s, dtype=torch.bfloat16, device=device) for s in sizes]
+    for out, *pair in zip(live, *sources, strict=True):
+        for source in pair:
+            source.copy_(out.normal_(0, 0.02, generator=noise))
+    return [Weight(*tensors) for tensors in zip(live, *sources, strict=True)]
+
+
+class Switch:
+    """What `materializer.LiveWeights` does with weights in load layout on a GPU."""
+
+    def __init__(self, device: torch.device, weights: list[Weight], *, stage: bool) -> None:
+        self.weights, self.kernel = weights, gpu_kernel(device)
+        self._reader = PieceReader(device, stage=stage)
+        self._extrapolator, self._fingerprinter = Extrapolator(), Fingerprinter()
+
+    def write(self, alpha: float) -> None:
+        for weight, start, aligned, sft in self._reader.read(self.weights):
+            self._extrapolator.into(weight.out.view(-1)[start : start + len(aligned)], aligned, sft, alpha)
+
+    def write_and_sum(self, alpha: float) -> list[int]:
+        """By the Triton kernel, which must be there."""
+        assert self.kernel is not None
+        sums: dict[int, list[torch.Tensor]] = {id(w): [] for w in self.weights}
+        for weight, start, aligned, sft in self._reader.read(self.weights):
+            part = weight.out.view(-1)[start : start + len(aligned)]
+            block = start // (2 * WORDS_PER_BLOCK)
+            sums[id(weight)].append(self.kernel.switch(part, aligned, sft, alpha, block))
+        return [int(torch.stack(of).sum()) & MASK for of in sums.values()]
+
+    def fingerprint(self) -> list[int]:
+        return [self._fingerprinter.tensor_sum(weight.out) for weight in self.weights]
+
+    def expected(self, alpha: float) -> list[int]:
+        """By the formula, piece by piece, from sources that are read without streaming."""
+        sums = []
+        for w in self.weights:
+            total = 0
+            for start in range(0, w.aligned.numel(), PIECE):
+                a, s = (t.view(-1)[start : start + PIECE].to(w.out.device) for t in (w.aligned, w.sft))
+                theta = plain_theta(a, s, alpha).to(w.out.dtype)
+                total += self._fingerprinter.tensor_sum(theta, start * theta.itemsize // (4 * WORDS_PER_BLOCK))
+            sums.append(total & MASK)
+        return sums
+
+
+def switch(device: torch.device, *, small: bool) -> int:
+    """Sources on the device: right weights, and the share of a copy's bandwidth."""
+    timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=False), stage=False)
+    n_bytes = sum(w.out.nbytes for w in live.weights)
+    rate = 2 * copy_rate(timer, torch.empty(min(n_bytes, 4 << 30) // 2, dtype=torch.bfloat16, device=device), device)
+    write_s = timer.seconds(lambda: live.write(0.7))
+    sum_s = timer.seconds(live.fingerprint)
+    print(f"switch of {n_bytes / 1e9:.2f} GB in {len(live.weights)} weights, sources on the device")
+    print(f"  copy on the device             {rate / 1e9:8.1f} GB/s, read and written")
+    print(
+        f"  write                          {write_s:8.4f} s   {3 * n_bytes / write_s / rate:6.1%} of the copy's speed"
+    )
+    print(f"  fingerprint                    {sum_s:8.4f} s   {n_bytes / sum_s / rate:6.1%} of the copy's speed")
+    if live.kernel is not None:
+        fused_s = timer.seconds(lambda: live.write_and_sum(0.7))
+        share = 3 * n_bytes / fused_s / rate
+        print(f"  write and fingerprint, Triton  {fused_s:8.4f} s   {share:6.1%} of the copy's speed")
+    return check_weights(live)
+
+
+def host(device: torch.device, *, small: bool) -> int:
+    """Sources in pinned host memory: right weights, and the share of what plain copies from there reach."""
+    timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=True), stage=True)
+    read_bytes = sum(w.aligned.nbytes + w.sft.nbytes for w in live.weights)
+    rate = copy_rate(timer, max((w.aligned for w in live.weights), key=lambda t: t.numel()), device)
+    write_s = timer.seconds(lambda: live.write(0.7), 3)
+    print(f"switch of {read_bytes / 2e9:.2f} GB, sources streamed from pinned host memory")
+    print(f"  copy from there                {rate / 1e9:8.1f} GB/s")
+    print(f"  write                          {write_s:8.4f} s   {read_bytes / write_s / rate:6.1%} of the copy's speed")
+    return check_weights(live)
+
+
+def copy_rate(timer: Timer, source: torch.Tensor, device: torch.device) -> float:
+    """Bytes of one large tensor that arrive on the device in a second."""
+    target = torch.empty_like(source, device=device)
+    return source.nbytes / timer.seconds(lambda: target.copy_(source, non_blocking=True))
+
+
+def check_weights(live: Switch) -> int:
+    """A -> B -> A: the formula's weights each time. Wrong alphas."""
+    wrong = 0
+    for alpha in (0.7, -0.4, 0.0, 0.7):
+        expected = live.expected(alpha)
+        live.write(alpha)
+        wrong += live.fingerprint() != expected
+        if live.kernel is not None:
+            live.write(25.0)
+            wrong += live.write_and_sum(alpha) != expected or live.fingerprint() != expected
+    print(f"  weights against the formula, A -> B -> 0 -> A: {wrong} switches wrong")
+    return wrong
+
+
+def gpu_kernel(device: torch.device) -> Any:
+    """The Triton kernel; None without Triton, without a GPU, or where it does not give the reference's bits."""
+    try:
+        from expo_search.kernel_gpu import load_gpu_kernel
+    except ImportError:
+        return None
+    return load_gpu_kernel(device)
+
+
+class Layer(nn.Module):
+    """A product whose weight can be written in place, or replaced as post-load processing replaces one."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight)
+
+    def process(self) -> None:
+        self.weight = nn.Parameter(self.weight.data.clone(), requires_grad=False)
+
+
+def graphs(device: torch.device) -> int:
+    """A captured graph reads weights by address. Wrong results."""
+    noise = torch.Generator(device).manual_seed(5)
+    aligned, sft = (torch.empty(512, 256, device=device).normal_(generator=noise).bfloat16() for _ in range(2))
+    x = torch.empty(16, 256, device=device).normal_(generator=noise).bfloat16()
+    layer = Layer(aligned)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries set themselves up before a capture
+            layer(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer(x)
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        torch.cuda.synchronize()
+        return captured.clone()
+
+    def at(alpha: float) -> torch.Tensor:
+        return nn.functional.linear(x, plain_theta(aligned, sft, alpha).bfloat16())
+
+    found = {"as captured": torch.equal(replay(), at(0.0))}
+    Extrapolator().into(layer.weight.data, aligned, sft, 0.7)
+    found["after a switch in place"] = torch.equal(replay(), at(0.7)) and not torch.equal(at(0.7), at(0.0))
+    with keeping_storage(layer):
+        Extrapolator().into(layer.weight.data, aligned, sft, -0.4)
+        layer.process()
+    found["after processing that replaced the weight"] = torch.equal(replay(), at(-0.4))
+    layer.process()
+    Extrapolator().into(layer.weight.data, aligned, sft, 2.0)
+    found["and it would be noticed if the weight had moved"] = torch.equal(replay(), at(-0.4))
+    for what, holds in found.items():
+        print(f"graph {what}: {'right' if holds else 'WRONG'}")
+    return sum(not holds for holds in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The switch of bfloat16 weights on a GPU in one pass over memory: the arithmetic of `kernel.c`, in Triton.
+
+The torch versions (`extrapolate.py`, `fingerprint.py`) move about ten times the bytes. They stay the reference: before
+the kernel is used it must give their bits on the device at hand, and where it does not they do the work.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from expo_search.extrapolate import plain_theta
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, keys
+
+_STRIP = 1024  # words that one program handles at a time
+_PROBE_ELEMENTS = 3 * 2 * WORDS_PER_BLOCK + 70
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _switch(  # type: ignore[no-untyped-def]
+    out, aligned, sft, alpha, keys, sums, n_words, COPY: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr
+):
+    # One program does one block of the fingerprint, two elements in each 32-bit word. Theta is computed in the upper
+    # halves of float32 and rounded to nearest even by integer arithmetic, as in kernel.c.
+    block = tl.program_id(0)
+    total = tl.zeros([STRIP], dtype=tl.int64)
+    for start in range(0, BLOCK, STRIP):
+        at = start + tl.arange(0, STRIP)
+        word = block.to(tl.int64) * BLOCK + at
+        inside = word < n_words
+        a = tl.load(aligned + word, mask=inside, other=0)
+        if COPY:
+            both = a
+        else:
+            s = tl.load(sft + word, mask=inside, other=0)
+            a_even = (a << 16).to(tl.float32, bitcast=True)
+            a_odd = (a & -65536).to(tl.float32, bitcast=True)
+            s_even = (s << 16).to(tl.float32, bitcast=True)
+            s_odd = (s & -65536).to(tl.float32, bitcast=True)
+            even = ((a_even - s_even) * alpha + a_even).to(tl.int32, bitcast=True)
+            odd = ((a_odd - s_odd) * alpha + a_odd).to(tl.int32, bitcast=True)
+            even = even + 0x7FFF + ((even >> 16) & 1)
+            odd = odd + 0x7FFF + ((odd >> 16) & 1)
+            both = ((even >> 16) & 0xFFFF) | (odd & -65536)
+        tl.store(out + word, both, mask=inside)
+        total += both.to(tl.int64) * tl.load(keys + at)
+    tl.store(sums + block, tl.sum(total))
+
+
+class GpuKernel:
+    """The kernel with its keys on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._keys = keys(0, WORDS_PER_BLOCK).to(device)
+        self._block_keys = block_keys(1).to(device)
+
+    @staticmethod
+    def takes(*tensors: torch.Tensor) -> bool:
+        """Whether these are bfloat16, contiguous, and whole words."""
+        return all(
+            t.dtype == torch.bfloat16 and t.is_contiguous() and t.numel() % 2 == 0 and t.data_ptr() % 4 == 0
+            for t in tensors
+        )
+
+    def switch(
+        self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, first_block: int = 0
+    ) -> torch.Tensor:
+        """out <- theta(alpha), in place; the fingerprint's sum as int64, (), on the device: nothing waits for it.
+
+        The tensors may be a piece of a weight that begins with fingerprint block `first_block`. Sources are finite.
+        """
+        n_words = out.numel() // 2
+        n_blocks = -(-n_words // WORDS_PER_BLOCK)
+        if len(self._block_keys) < first_block + n_blocks:
+            self._block_keys = block_keys(2 * (first_block + n_blocks)).to(out.device)
+        sums = torch.empty(n_blocks, dtype=torch.int64, device=out.device)
+        if n_blocks:
+            words = (t.view(-1).view(torch.int32) for t in (out, aligned, sft))
+            _switch[(n_blocks,)](
+                *words, alpha, self._keys, sums, n_words, COPY=alpha == 0.0, STRIP=_STRIP, BLOCK=WORDS_PER_BLOCK,
+                enable_fp_fusion=False,  # multiply and add are rounded separately
+            )  # fmt: skip
+        return (sums * self._block_keys[first_block : first_block + n_blocks]).sum()
+
+
+@cache
+def load_gpu_kernel(device: torch.device) -> GpuKernel | None:
+    """The kernel, if it gives the reference's bits on this device."""
+    try:
+        kernel = GpuKernel(device)
+        return kernel if _agrees(kernel, device) else None
+    except Exception:  # whatever goes wrong in a compiler or its driver: torch does it
+        return None
+
+
+def _agrees(kernel: GpuKernel, device: torch.device) -> bool:
+    """Weights and fingerprints on every finite bit pattern, paired at random."""
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    finite = patterns[patterns.isfinite()].repeat(2)[:_PROBE_ELEMENTS]
+    other = finite[torch.randperm(len(finite), generator=torch.Generator().manual_seed(1))]
+    aligned, sft = finite.to(device), other.to(device)
+    out = torch.empty_like(aligned)
+    for alpha in (0.0, 0.7, -0.4, 25.0):
+        expected = plain_theta(aligned, sft, alpha).bfloat16()
+        tensor_sum = kernel.switch(out, aligned, sft, alpha, first_block=2)
+        if not torch.equal(out.view(torch.int16), expected.view(torch.int16)):
+            return False
+        if int(tensor_sum) & MASK != Fingerprinter().tensor_sum(expected, 2):
+            return False
+    return True

@@ -1,0 +1,42 @@
+"""The GPU kernel's bits, by Triton's interpreter where there is no GPU: its arithmetic, not its compilation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+CHECK = """
+import sys, torch
+from expo_search.extrapolate import plain_theta
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
+from expo_search.kernel_gpu import GpuKernel, _agrees
+device = torch.device(sys.argv[1])
+kernel = GpuKernel(device)
+assert _agrees(kernel, device)
+noise = torch.Generator().manual_seed(2)
+for n in (0, 2, 2046, 2048, 2 * WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK + 2):
+    aligned, sft = (torch.randn(n, generator=noise).bfloat16().to(device) for _ in range(2))
+    out = torch.full_like(aligned, 7)
+    for alpha in (0.0, 0.3):
+        tensor_sum = int(kernel.switch(out, aligned, sft, alpha)) & MASK
+        expected = plain_theta(aligned, sft, alpha).bfloat16()
+        assert torch.equal(out, expected), (n, alpha)
+        assert tensor_sum == Fingerprinter().tensor_sum(expected), (n, alpha)
+assert not kernel.takes(torch.zeros(3, dtype=torch.bfloat16)) and not kernel.takes(torch.zeros(2))
+print("agrees")
+"""
+
+
+def test_the_kernel_gives_the_bits_of_the_torch_versions() -> None:
+    pytest.importorskip("triton")
+    on_gpu = torch.cuda.is_available()
+    environment = os.environ if on_gpu else os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHECK, "cuda" if on_gpu else "cpu"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.stdout == "agrees\n", run.stderr
