@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -241,6 +243,29 @@ class TestSignals:
         thread.start()
         thread.join()
         assert seen == [False]
+
+    def test_a_ctrl_c_does_not_reach_processes_that_were_kept_from_it_and_reaches_this_one(
+        self, tmp_path: Path
+    ) -> None:
+        code = (
+            "import multiprocessing as m, os, signal, threading, time\n"
+            "from expo_search.interrupt import not_for_children\n"
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+            "def child(pipe): signal.signal(signal.SIGINT, signal.SIG_DFL); pipe.recv(); pipe.send('alive')\n"
+            "if __name__ == '__main__':\n"
+            "    here, there = m.Pipe()\n"
+            "    with not_for_children():\n"
+            "        process = m.get_context('spawn').Process(target=child, args=(there,))\n"
+            "        process.start()\n"
+            "        os.kill(process.pid, signal.SIGINT)\n"
+            "        here.send('?'); print(here.recv(), flush=True)\n"
+            "        try: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
+            "        except KeyboardInterrupt: print('interrupted')\n"
+        )
+        script = tmp_path / "script.py"
+        script.write_text(code)
+        found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+        assert found.stdout.split() == ["alive", "interrupted"], found.stderr
 
     def test_the_command_that_goes_on_can_be_pasted_and_shows_no_password(self) -> None:
         typed = ["--pair", "demo", "--study-name", "my study", "--storage", "postgresql://me:hunter2@host/db"]
