@@ -20,7 +20,10 @@ _PROMPTS = "expo_confirm_prompts"
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What was measured: a trial's alpha, and its gain (the study's objective) over alpha = 0 on n fresh prompts."""
+    """What was measured: a trial's alpha, and its gain (the study's objective) over alpha = 0 on n fresh prompts.
+
+    `broken` names the guardrails that it broke there; such an alpha is not recommended.
+    """
 
     trial: int
     alpha: float
@@ -30,6 +33,7 @@ class Confirmation:
     prompts: str
     reward: float
     control_reward: float
+    broken: Sequence[str] = ()
 
     @property
     def estimate(self) -> Estimate:
@@ -74,6 +78,7 @@ def confirm(
             key,
             winner.reward.mean,
             control.reward.mean,
+            list(winner.broken),
         )
         others = store.study.user_attrs.get(CONFIRMED, {})
         store.study.set_user_attr(CONFIRMED, others | {str(trial): found.attributes()})

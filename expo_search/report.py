@@ -57,7 +57,7 @@ class Verdict:
         )
         if self.confirmed:
             c = self.confirmed.estimate
-            searched += f"; confirmed on {c.n} fresh prompts and seeds: {_gain(c)}"
+            searched += f"; confirmed on {c.n} fresh prompts and seeds: {_gain(c)}{_broke(self.confirmed)}"
         elif self.word == "better":
             searched += " (`expo-search confirm` measures it on fresh prompts)"
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
@@ -97,7 +97,7 @@ def verdict(
     found = Verdict(best, _judge(*interval), interval, len(tried), None, kind, _edge(best, search))
     if confirmed and best.trial in confirmed:
         c = confirmed[best.trial]
-        return replace(found, word=_judge(c.estimate.low, c.estimate.high), confirmed=c)
+        return replace(found, word=_judge_confirmed(c), confirmed=c)
     return found
 
 
@@ -108,6 +108,15 @@ def _edge(best: Evaluation, search: SearchSpec | None) -> float | None:
         if not isinstance(end, str) and abs(best.alpha - end) <= 1e-3 * abs(end):
             return end
     return None
+
+
+def _judge_confirmed(c: Confirmation) -> str:
+    word = _judge(c.estimate.low, c.estimate.high)
+    return "no evidence of a gain" if word == "better" and c.broken else word
+
+
+def _broke(c: Confirmation) -> str:
+    return f", but it broke a guardrail there ({', '.join(c.broken)})" if c.broken else ""
 
 
 def _judge(low: float, high: float) -> str:
@@ -233,11 +242,12 @@ def as_json(e: Evaluation) -> dict[str, Any]:
 def confirmation_sentence(c: Confirmation) -> str:
     """For people."""
     opening = {"better": "Better", "worse": "Worse: keep alpha = 0"}.get(
-        _judge(c.estimate.low, c.estimate.high), "No evidence of a gain: keep alpha = 0"
+        _judge_confirmed(c), "No evidence of a gain: keep alpha = 0"
     )
     return (
         f"{opening}. alpha = {c.alpha:.4g} on {c.n} prompts and seeds the search never used: reward {c.reward:.4f}, "
-        f"{_gain(c.estimate)} ({c.difference / c.se if c.se else 0:+.1f} standard errors)."
+        f"{_gain(c.estimate)} ({c.difference / c.se if c.se else 0:+.1f} standard errors)"
+        f"{_broke(c)}."
     )
 
 

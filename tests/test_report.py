@@ -305,3 +305,13 @@ def test_a_confirmation_in_json_has_its_interval() -> None:
     found = json.loads(json.dumps(confirmation_json(confirmed(1, 0.35))))
     assert found["difference_95"] == pytest.approx([0.35 - 0.1984, 0.35 + 0.1984], abs=1e-4)
     assert (found["trial"], found["n"], found["reward"], found["control_reward"]) == (1, 100, 1.35, 1.0)
+
+
+def test_a_confirmed_gain_that_broke_a_guardrail_is_none() -> None:
+    whole = confirmed(1, 0.3)
+    broken = replace(whole, broken=["length"])
+    assert verdict([CONTROL, JUST_BETTER], {1: whole}).word == "better"
+    found = verdict([CONTROL, JUST_BETTER], {1: broken})
+    assert found.word == "no evidence of a gain"
+    assert "broke a guardrail there (length)" in found.sentence()
+    assert confirmation_sentence(broken).startswith("No evidence of a gain: keep alpha = 0")
