@@ -96,7 +96,7 @@ def print_result(console: Console, store: Store, *, as_json: bool) -> None:
         text = json.dumps(report.summary(store.name, found, verdict), indent=2)
         console.print(Text(text), soft_wrap=True)
         return
-    console.print(report.trial_table(found))
+    console.print(report.trial_table(found, console.width))
     if len(found) > 1:
         console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")

@@ -33,7 +33,7 @@ _COLUMNS = 32
 _WEIGHTS = 33  # DNNL_ARG_WEIGHTS, the key under which the object keeps the matrix
 _HEAD_BYTES = 256
 _NAN = 0x7FC0  # a bfloat16
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -149,37 +149,49 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
     )
 
 
-def trial_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Trials in the order in which they ran; the best one is marked."""
+def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
+    """Trials in the order in which they ran; the best one is marked. Columns that `width` has no room for are left out,
+    the last of `_LEAVE_OUT` first, so that no number is cut."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     best = verdict(evaluations).best
+    rows = [_cells(e) for e in evaluations]
+    sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
+    sizes = {k: min(n, _REMARK) if k == "" else n for k, n in sizes.items()}  # a long remark goes on below
+    for heading in reversed(_LEAVE_OUT):
+        if sum(sizes.values()) > width:
+            sizes.pop(heading, None)
     table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("trial", "alpha", "prompts", "reward", "gain", "95 % interval", "wins", "equal length", "tokens"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("cut off", "loops", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
-    for e in evaluations:
-        is_control = e.trial == CONTROL
-        table.add_row(
-            str(e.trial),
-            f"{e.alpha:.4g}",
-            str(e.gain.n),
-            f"{e.reward.mean:.4f}",
-            "" if is_control else f"{e.gain.mean:+.4f}",
-            "" if is_control else f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]",
-            "" if is_control else f"{e.win_rate.mean:.0%}",
-            "" if is_control else f"{e.length_controlled.mean:+.3f}",
-            f"{e.mean_length:.0f}",
-            f"{e.share_cut:.0%}",
-            f"{e.share_repeating:.0%}",
-            f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-            " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
-            style="bold green" if e is best else "",
-        )
+    for heading in sizes:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+    for e, row in zip(evaluations, rows, strict=True):
+        table.add_row(*(row[heading] for heading in sizes), style="bold green" if e is best else "")
     return table
+
+
+_REMARK = 24  # characters
+_LEAVE_OUT = ("equal length", "cut off", "tokens", "wins", "loops", "seconds")
+
+
+def _cells(e: Evaluation) -> dict[str, str]:
+    """A trial's row of the table, by heading. The control is not compared with itself."""
+    versus = e.trial != CONTROL
+    return {
+        "trial": str(e.trial),
+        "alpha": f"{e.alpha:.4g}",
+        "prompts": str(e.gain.n),
+        "reward": f"{e.reward.mean:.4f}",
+        "gain": f"{e.gain.mean:+.4f}" if versus else "",
+        "95 % interval": f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]" if versus else "",
+        "wins": f"{e.win_rate.mean:.0%}" if versus else "",
+        "equal length": f"{e.length_controlled.mean:+.3f}" if versus else "",
+        "tokens": f"{e.mean_length:.0f}",
+        "cut off": f"{e.share_cut:.0%}",
+        "loops": f"{e.share_repeating:.0%}",
+        "seconds": f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
+        "": " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
+    }
 
 
 def curve(evaluations: Sequence[Evaluation], width: int = 90, height: int = 18) -> str:

@@ -49,7 +49,7 @@ def terminal(log: Path) -> Iterator[tuple[Console, Console]]:
 
 def console_on(stream: TextIO) -> Console:
     """As wide as the terminal, and wide enough for a table where there is none."""
-    return Console(file=stream) if stream.isatty() else Console(file=stream, width=110)
+    return Console(file=stream) if stream.isatty() else Console(file=stream, width=120)
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:

@@ -7,7 +7,7 @@ import torch
 
 from expo_search.extrapolate import plain_theta
 from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
-from expo_search.kernel import Kernel, load_kernel
+from expo_search.kernel import Kernel, Plan, Task, load_kernel
 
 BLOCK = 2 * WORDS_PER_BLOCK  # elements
 
@@ -44,6 +44,27 @@ def test_every_pair_of_bit_patterns_rounds_alike(kernel: Kernel, alpha: float) -
     finite = expected.isfinite()  # what overflows is an error elsewhere; NaN has many bit patterns
     assert torch.equal(out[finite].view(torch.int16), expected[finite].view(torch.int16))
     assert torch.equal(out.isfinite(), finite)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_many_weights_at_once_are_each_written_and_summed_once_by_any_number_of_threads(
+    kernel: Kernel, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_n_threads", n_threads)
+    noise = torch.Generator().manual_seed(3)
+    sizes = [1, 0, 600_001, 3, BLOCK, 2 * BLOCK + 1, 0, 900_000, 2]
+    sources = [tuple(torch.randn(n, generator=noise).bfloat16() for _ in range(2)) for n in sizes]
+    memory = torch.full((sum(sizes) + len(sizes),), 7.0).bfloat16()  # one element apart, so that overruns show
+    outs = [memory[sum(sizes[:i]) + i :][:n] for i, n in enumerate(sizes)]
+    sums = kernel.run(Plan([Task(a, s, out) for (a, s), out in zip(sources, outs, strict=True)]), 0.7)
+    expected = [plain_theta(a, s, 0.7).bfloat16() for a, s in sources]
+    seven = torch.tensor([7.0]).bfloat16()
+    assert torch.equal(memory, torch.cat([part for theta in expected for part in (theta, seven)]))
+    assert sums == [Fingerprinter().tensor_sum(theta) for theta in expected]
+
+
+def test_no_weights_are_no_work(kernel: Kernel) -> None:
+    assert kernel.run(Plan([]), 0.3) == []
 
 
 def test_other_dtypes_and_layouts_are_left_to_torch(kernel: Kernel) -> None:

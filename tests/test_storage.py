@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expo_search.storage import Scratch, keeping_storage
+from expo_search.storage import Scratch, keeping_storage, pinned_memory
 
 
 class Packed(nn.Module):
@@ -54,6 +54,17 @@ def test_memory_that_did_not_move_is_left_alone() -> None:
     with keeping_storage(module):
         module.replaced.data.fill_(7)
     assert (module.replaced == 7).all()
+
+
+def test_pinned_tensors_have_their_shapes_and_do_not_overlap() -> None:
+    shapes = [((3, 5), torch.bfloat16), ((), torch.float32), ((0, 4), torch.float32), ((7,), torch.float32)]
+    tensors = list(pinned_memory([(torch.Size(shape), dtype) for shape, dtype in shapes]))
+    for i, tensor in enumerate(tensors):
+        tensor.fill_(i)
+    assert [(tuple(t.shape), t.dtype) for t in tensors] == shapes
+    assert all((tensor == i).all() and tensor.data_ptr() % 64 == 0 for i, tensor in enumerate(tensors))
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == 1
+    assert all(tensor.is_pinned() for tensor in tensors) or not torch.cuda.is_available()
 
 
 def test_scratch_hands_out_the_same_memory_after_a_reset_and_never_overlapping_pieces() -> None:
