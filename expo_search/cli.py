@@ -22,13 +22,14 @@ from expo_search.cli_inspect import dashboard, print_result, report_page, show
 from expo_search.cli_talk import chat, compare
 from expo_search.errors import ExpoError, StudyError
 from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
-from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study, stored_spec
+from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study
 from expo_search.terminal import (
     DEFAULT_LOG,
     Json,
     Log,
     Quiet,
     Storage,
+    TrustRemoteCode,
     known_study,
     one_line,
     say_on,
@@ -292,7 +293,7 @@ def confirm_winner(
     study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
     n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     storage: Storage = DEFAULT_STORAGE,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
@@ -300,18 +301,16 @@ def confirm_winner(
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     from expo_search import report
-    from expo_search.database import stored_attribute
     from expo_search.progress import Progress
-    from expo_search.run import check, start
+    from expo_search.run import check_stored, start
     from expo_search.search import evaluations
-    from expo_search.store import SPEC, Store
+    from expo_search.store import Store
 
     name = known_study(study, storage)
-    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
         winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
-        checked = check(spec, storage, say)
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
         fresh = checked.confirm_prompts(n_prompts)
         running = start(checked, say, _give_up_on(err))
         with Progress(err, 2, 0, quiet=quiet) as progress, stop_on_signals(progress.say) as stop:

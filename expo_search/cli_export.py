@@ -15,9 +15,19 @@ from rich.text import Text
 
 from expo_search.errors import StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, plain, say_on, terminal
+from expo_search.terminal import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    known_study,
+    plain,
+    say_on,
+    terminal,
+)
 
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from expo_search.errors import PromptsError, StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, known_study, say_on, terminal
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 
 if TYPE_CHECKING:
     from expo_search.prompts import Prompt
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _COLUMN_LEAST = 28  # characters; with less room for each, answers stand below each other
 _N_PROMPTS = 5
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
 
 
 def compare(
@@ -42,7 +41,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
-    from expo_search.run import start
+    from expo_search.run import check_stored, start
     from expo_search.store import Store
     from expo_search.talk import compare as run_compare
     from expo_search.talk import parse_alphas
@@ -52,7 +51,7 @@ def compare(
         say = say_on(err, quiet)
         store = Store(storage, name)
         wanted = parse_alphas(alphas) if alphas is not None else [0.0, _best_alpha(store)]
-        checked = _checked(name, storage, trust_remote_code, say)
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
         prompts = _prompts(store, prompt, n, checked)
         running = start(checked, say)
         rows = run_compare(running.model, running.scorer, list(dict.fromkeys(wanted)), prompts, say)
@@ -74,7 +73,7 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.run import start
+    from expo_search.run import check_stored, start
     from expo_search.store import Store
     from expo_search.talk import HELP, Chat
 
@@ -82,7 +81,7 @@ def chat(
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
         begin = _best_alpha(Store(storage, name)) if alpha is None else alpha
-        running = start(_checked(name, storage, trust_remote_code, say), say)
+        running = start(check_stored(storage, name, say, trust_remote_code=trust_remote_code), say)
 
         def write(text: str) -> None:
             out.file.write(text)  # as it comes: Rich would wrap each piece by itself
@@ -127,16 +126,6 @@ def _best_alpha(store: Store) -> float:
 
     best = judge(store).verdict.best
     return 0.0 if best is None else best.alpha
-
-
-def _checked(name: str, storage: str, trust_remote_code: bool, say: Callable[[str], None]) -> Checked:
-    from expo_search.database import stored_attribute
-    from expo_search.run import check
-    from expo_search.store import SPEC
-    from expo_search.study import stored_spec
-
-    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    return check(spec, storage, say)
 
 
 def _prompts(store: Store, texts: Sequence[str] | None, n: int | None, checked: Checked) -> list[Prompt]:

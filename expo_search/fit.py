@@ -9,7 +9,7 @@ optimised: with a handful of trials their likelihood is flat, and one maximum of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Finished(Protocol):
     @property
     def broken(self) -> tuple[str, ...]: ...
     @property
-    def covariances(self) -> object: ...
+    def covariances(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,7 @@ def noise_covariance(trials: Sequence[Finished]) -> Array:
     for i, t in enumerate(trials):
         # a standard error from few prompts is itself uncertain: the variance of Student's t
         c[i, i] = t.gain.se**2 * max(1.0, (t.gain.n - 1) / max(1, t.gain.n - 3))
-        shared = t.covariances if isinstance(t.covariances, dict) else {}
-        for other, value in shared.items():
+        for other, value in t.covariances.items():
             if other in index:
                 c[i, index[other]] = c[index[other], i] = _SHARED * value
     values, vectors = np.linalg.eigh(c)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -231,7 +231,8 @@ class Objective:
                 break
             if stop():
                 raise Stopped
-        return self._evaluation(trial, alpha, answers, switch, run, outcome, self._covariances(trial, others))
+        covariances = self._covariances(trial, others)
+        return replace(found, outcome=outcome, covariances=covariances, other_s=run.other_s(switch))
 
     def _stop(
         self, found: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int, n_most: int | None
@@ -273,9 +274,8 @@ class Objective:
         answers: Sequence[Stored],
         switch: Switch,
         run: _Run,
-        outcome: Outcome = "complete",
-        covariances: Mapping[str, float] | None = None,
     ) -> Evaluation:
+        """What is known after a look, as of a trial that goes on to its end."""
         n, rated = len(answers), _rated(answers)
         control = self._control_on(answers, is_control=trial == CONTROL)
         length = sum(s.completion.n_tokens for s in answers) / n
@@ -295,7 +295,7 @@ class Objective:
             gain=gain(rated, control.rated, self._kind),
             win_rate=win_rate(rated, control.rated),
             length_controlled=gain(rated, control.rated, "length-controlled"),
-            outcome=outcome,
+            outcome="complete",
             broken=tuple(name for name, by in excess.items() if by > 0),
             excess=excess,
             mean_length=length,
@@ -307,10 +307,10 @@ class Objective:
             switch_s=switch.seconds,
             generate_s=run.generate_s,
             score_s=run.score_s,
-            other_s=time.perf_counter() - run.started - switch.seconds - run.generate_s - run.score_s,
+            other_s=run.other_s(switch),
             n_generated=run.n_generated,
             n_tokens=sum(s.completion.n_tokens for s in answers),
-            covariances=covariances or {},
+            covariances={},
         )
 
     def _control_on(self, answers: Sequence[Stored], *, is_control: bool = False) -> _Control:
@@ -393,6 +393,10 @@ class _Run:
     n_generated: int = 0
     n_reward_cut: int = 0
     loops: dict[int, bool] = field(default_factory=dict)
+
+    def other_s(self, switch: Switch) -> float:
+        """Seconds so far that were spent on neither switching, generating nor scoring."""
+        return time.perf_counter() - self.started - switch.seconds - self.generate_s - self.score_s
 
 
 @dataclass(frozen=True)

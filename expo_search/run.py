@@ -26,8 +26,8 @@ from expo_search.objective import Objective, Watcher
 from expo_search.pairs import Pair, pinned, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import SETTINGS, Part, Store, compare_settings
-from expo_search.study import StudySpec, studies_folder
+from expo_search.store import SETTINGS, SPEC, Part, Store, compare_settings
+from expo_search.study import StudySpec, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003
 
@@ -101,6 +101,12 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
     memory = plan_memory(Needs.of(aligned, sft, reward, spec.engine, machine.reward_itemsize), spec.engine, machine)
     say(memory.sentence())
     return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory)
+
+
+def check_stored(storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool) -> Checked:
+    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew."""
+    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
+    return check(spec, storage, say)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -49,7 +49,7 @@ class Known:
     gain: Estimate
     outcome: str = "complete"
     broken: tuple[str, ...] = ()
-    covariances: Mapping[str, float] | None = None
+    covariances: Mapping[str, float] = field(default_factory=dict)
 
 
 class ExpoSampler(BaseSampler):
@@ -255,11 +255,7 @@ def _is_worse(trial: Finished, best: Finished | None, trials: Sequence[Finished]
 
 
 def _covariance(a: Finished, b: Finished) -> float:
-    for one, other in ((a, b), (b, a)):
-        shared = one.covariances
-        if isinstance(shared, dict) and str(other.trial) in shared:
-            return float(shared[str(other.trial)])
-    return 0.0
+    return a.covariances.get(str(b.trial), b.covariances.get(str(a.trial), 0.0))
 
 
 def _trial_noise(trials: Sequence[Finished]) -> float:

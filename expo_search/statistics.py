@@ -145,6 +145,9 @@ def rise_beyond_chance(share: float, control: float, n: int, limit: float) -> bo
 def simultaneous(best: int, gains: Sequence[Estimate], covariance: NDArray[np.float64]) -> tuple[float, float]:
     """The 95 % interval of one of several gains, wide enough for having been picked from all of them.
 
+    Exact for alphas that were fixed beforehand; a search picks the next ones by the last (`benchmarks/search.py` has
+    how often its verdict then claims a gain that is not there).
+
     Max-t over the correlated estimates (Dunnett 1955, two-sided, by simulation with a fixed seed): if no alpha gains
     anything, the interval of whichever looks best lies above 0 in at most one search out of forty.
 

@@ -17,6 +17,7 @@ Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
 DEFAULT_LOG = Path("expo-search.log")
 
 
