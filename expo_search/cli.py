@@ -309,8 +309,8 @@ def confirm_winner(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
+        winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         fresh = checked.confirm_prompts(n_prompts)
         running = start(checked, say, _give_up_on(err))
         with Progress(err, 2, 0, quiet=quiet) as progress, stop_on_signals(progress.say) as stop:
