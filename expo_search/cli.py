@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from expo_search.confirm import Confirmation
+    from expo_search.errors import EngineDied
     from expo_search.objective import Evaluation
     from expo_search.progress import Progress
     from expo_search.prompts import Prompt
@@ -214,7 +215,7 @@ def _search(
                     relative_delta=running.model.sources.relative_delta,
                     before_tell=dashboard.before_tell,
                     on_trial=on_trial,
-                    on_failure=lambda fault: progress.say(f"{fault}; starting the engine anew"),
+                    on_failure=_on_failure(progress),
                     stop=stop,
                 )
                 if not stop():
@@ -254,9 +255,13 @@ def _confirm(
     progress.say(f"confirming alpha = {winner.alpha:.4g} on {len(fresh)} fresh prompts")
     objective = running.objective(progress, fresh, "confirm")
     try:
-        return confirm(running.store, objective, winner.trial, winner.alpha, fresh, stop)
+        return confirm(running.store, objective, winner.trial, winner.alpha, fresh, stop, _on_failure(progress))
     except Stopped:
         return None
+
+
+def _on_failure(progress: Progress) -> Callable[[EngineDied], None]:
+    return lambda fault: progress.say(f"{fault}; starting the engine anew")
 
 
 @app.command("pairs")

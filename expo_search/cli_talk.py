@@ -73,7 +73,7 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.run import check_stored, start
+    from expo_search.run import check_stored, start_model
     from expo_search.store import Store
     from expo_search.talk import HELP, Chat
 
@@ -81,14 +81,14 @@ def chat(
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
         begin = _best_alpha(Store(storage, name)) if alpha is None else alpha
-        running = start(check_stored(storage, name, say, trust_remote_code=trust_remote_code), say)
+        model = start_model(check_stored(storage, name, say, trust_remote_code=trust_remote_code), say)
 
         def write(text: str) -> None:
             out.file.write(text)  # as it comes: Rich would wrap each piece by itself
             out.file.flush()
 
         interrupt = _Interrupt()
-        conversation = Chat(running.model, begin, write, interrupt, max_tokens)
+        conversation = Chat(model, begin, write, interrupt, max_tokens)
         say(HELP)
         conversation.open()
         for line in _lines(write):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from expo_search.objective import CONTROL, Objective, Stopped
+from expo_search.errors import EngineDied
+from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
 from expo_search.prompts import Prompt, prompts_hash
 from expo_search.statistics import Estimate
 from expo_search.store import Store
@@ -50,14 +51,28 @@ def confirm(
     alpha: float,
     prompts: Sequence[Prompt],
     stop: Callable[[], bool] = lambda: False,
+    on_failure: Callable[[EngineDied], None] = lambda _: None,
 ) -> Confirmation:
     """Evaluate alpha = 0 and one trial's alpha on `prompts`, and keep the result with the study.
 
-    Goes on from stored answers if those prompts were begun before; answers to others are forgotten.
+    Goes on from stored answers if those prompts were begun before; answers to others are forgotten. An engine that
+    dies is started anew, once for each of the two; `on_failure` gets the reason before that.
 
     Raises:
-        Stopped: `stop`, asked between the two, said so.
+        Stopped: `stop`, asked between the two and when an engine dies, said so.
+        EngineDied: the second time at one alpha. What was stored is kept.
     """
+
+    def measured(number: int, at: float) -> Evaluation:
+        try:
+            return objective.evaluate(number, at)
+        except EngineDied as fault:
+            if stop():  # it went down with what stopped us: no failure
+                raise Stopped from None
+            on_failure(fault)
+            objective.restart()
+            return objective.evaluate(number, at)
+
     key = prompts_hash(prompts)
     with store.owned():
         if store.study.user_attrs.get(_PROMPTS) != key:
@@ -65,10 +80,10 @@ def confirm(
             store.study.set_user_attr(CONFIRMED, {})
             store.study.set_user_attr(_PROMPTS, key)
         store.put_prompts("confirm", prompts)
-        control = objective.evaluate(CONTROL, 0.0)
+        control = measured(CONTROL, 0.0)
         if stop():
             raise Stopped
-        winner = objective.evaluate(trial, alpha)
+        winner = measured(trial, alpha)
         found = Confirmation(
             trial,
             alpha,

@@ -5,6 +5,7 @@ vllm is imported when an engine is started, not before.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def engine_settings(
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        # Nothing of an eager engine is compiled but one line of the sampler, which costs seconds at the first token.
+        "TORCHDYNAMO_DISABLE": "1",
         # In this process where there is one rank: starts in seconds, and engine and scorer both use every core.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.tensor_parallel == 1 and not engine.own_process else "1",
     }
@@ -106,6 +109,7 @@ def start_engine(spec: ModelSpec) -> LLM:
             spec.engine, cuda=cuda, gpu_memory_utilization=spec.gpu_memory_utilization
         )
         os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
+        torch._dynamo.config.disable = "TORCHDYNAMO_DISABLE" in environment  # it may have been imported before
         from vllm import LLM
 
         import expo_search.loader  # registers the load format here; workers do it as they import the extension
@@ -113,6 +117,7 @@ def start_engine(spec: ModelSpec) -> LLM:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
+    gc.freeze()  # a million objects of the imports, which vLLM's collections at its start need not go through
     try:
         with not_for_children():
             return LLM(

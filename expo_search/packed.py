@@ -7,9 +7,10 @@ sources, at the speed of memory, if it knows their address.
 
 So the address is looked for: from the object's address, along the pointers that lead to its weights, to memory which
 holds, byte for byte, the matrix in oneDNN's blocks. Every read on the way goes through the operating system, where a
-wrong address is an error, not a crash. Then it is proven by its effect: a NaN put there must come out of the layer's
-product, at its row and at no other. Where one of these fails, vLLM packs as ever (`materializer.py`); and the canary
-compares answers after the one way with answers after the other.
+wrong address is an error, not a crash; the matrix itself is read once all of it is known to be memory of this process.
+Then the address is proven by its effect: a NaN put there must come out of the layer's product, at its row and at no
+other. Where one of these fails, vLLM packs as ever (`materializer.py`); and the canary compares answers after the one
+way with answers after the other.
 
 Letters: N rows (outputs), K columns (inputs) of a matrix, P rows of a block. A block holds 32 columns: 16 pairs of
 columns, in each pair P rows, in each row its two elements ("BA16aPb2a" in oneDNN's words).
@@ -22,6 +23,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +35,6 @@ _COLUMNS = 32
 _WEIGHTS = 33  # DNNL_ARG_WEIGHTS, the key under which the object keeps the matrix
 _HEAD_BYTES = 256
 _NAN = 0x7FC0  # a bfloat16
-_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def locate(handler: Any, shape: torch.Size, image: Callable[[int], torch.Tensor]
             expected = image(panel)
             for address in _candidates(memory, handler.handler_tensor.item(), expected[:_HEAD_BYTES]):
                 packed = Packed(handler, address, panel, shape)
-                if _holds(memory, address, expected) and _is_read(packed):
+                if _holds(address, expected) and _is_read(packed):
                     return packed
     finally:
         os.close(memory)
@@ -137,13 +138,22 @@ def _read(memory: int, address: int, n_bytes: int) -> bytes:
         return b""
 
 
-def _holds(memory: int, address: int, expected: torch.Tensor) -> bool:
-    view = memoryview(expected.numpy())  # type: ignore[arg-type]
-    return all(
-        _read(memory, address + start, len(part)) == part
-        for start in range(0, len(view), _CHUNK_BYTES)
-        for part in [view[start : start + _CHUNK_BYTES]]
+def _holds(address: int, expected: torch.Tensor) -> bool:
+    if not _is_readable(address, address + expected.nbytes):
+        return False
+    return torch.equal(
+        torch.frombuffer((ctypes.c_uint8 * expected.nbytes).from_address(address), dtype=torch.uint8), expected
     )
+
+
+def _is_readable(start: int, stop: int) -> bool:
+    """Whether all of [start, stop) lies in memory of this process that may be read."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        area, rights, *_ = line.split()
+        low, high = (int(end, 16) for end in area.split("-"))
+        if low <= start < high and rights.startswith("r"):
+            start = high  # areas come in order, and one may go on in the next
+    return start >= stop
 
 
 def _is_read(packed: Packed) -> bool:

@@ -18,10 +18,11 @@ import torch
 from expo_search.fingerprint import WORDS_PER_BLOCK
 
 PIECE = 1 << 24  # elements: 32 MiB of bfloat16, long enough to copy at full rate; whole fingerprint blocks
+_CACHED_PIECE = 1 << 20  # on a CPU: what is computed from a piece stays in the caches
 SOURCE_ITEMSIZE = 4  # bytes of an element of a full piece at most; pieces of wider ones are shorter
 STAGING_BYTES = 2 * 2 * PIECE * SOURCE_ITEMSIZE  # two buffers for each of the two sources
 _cuda: Any = torch.cuda  # has no types for streams and events
-assert PIECE % (2 * WORDS_PER_BLOCK) == 0
+assert PIECE % (2 * WORDS_PER_BLOCK) == _CACHED_PIECE % (2 * WORDS_PER_BLOCK) == 0
 
 
 class HasSources(Protocol):
@@ -45,9 +46,10 @@ class Piece(NamedTuple):
 class PieceReader:
     """Reads the sources of weights in pieces of C elements at most, on `device`."""
 
-    def __init__(self, device: torch.device, *, stage: bool, piece: int = PIECE) -> None:
+    def __init__(self, device: torch.device, *, stage: bool, piece: int | None = None) -> None:
         """`stage`: sources lie elsewhere and are copied through two buffers, which are allocated at the first use."""
-        self._device, self._stage, self._size = device, stage, piece
+        self._device, self._stage = device, stage
+        self._size = piece or (_CACHED_PIECE if device.type == "cpu" and not stage else PIECE)
         self._slots: list[_Slot] = []
         self._stream: Any = _cuda.Stream(device) if stage and device.type == "cuda" else None
 

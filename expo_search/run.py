@@ -143,6 +143,25 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
     Raises:
         ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
     """
+    model = start_model(checked, say, give_up)
+    spec, sources = checked.spec, model.sources
+    scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
+    store = Store(checked.storage, spec.name)
+    if store.note:
+        say(store.note)
+    weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
+    # with the number of prompts there were, so that a confirmation takes the same ones as the search's
+    found = spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
+    used = pinned(spec, checked.pair).model_copy(update={"prompts": found})
+    store.pin_settings(checked.settings | weights, used.model_dump(mode="json"))
+    store.study.set_user_attr(ENVIRONMENT, environment())
+    return Running(checked, model, scorer, store)
+
+
+def start_model(
+    checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None
+) -> VllmModel:
+    """The engine alone, after its canary: what is enough to talk to a model. Raises as `start`."""
     spec = checked.spec
     say("starting vLLM")
     model = VllmModel(
@@ -166,17 +185,7 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
         f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
         f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
     )
-    scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
-    store = Store(checked.storage, spec.name)
-    if store.note:
-        say(store.note)
-    weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
-    # with the number of prompts there were, so that a confirmation takes the same ones as the search's
-    found = spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
-    used = pinned(spec, checked.pair).model_copy(update={"prompts": found})
-    store.pin_settings(checked.settings | weights, used.model_dump(mode="json"))
-    store.study.set_user_attr(ENVIRONMENT, environment())
-    return Running(checked, model, scorer, store)
+    return model
 
 
 def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_prompts
 
 from expo_search.confirm import confirm, confirmations
-from expo_search.objective import Objective
+from expo_search.errors import EngineDied
+from expo_search.objective import Objective, Stopped
 from expo_search.prompts import Prompt
 from expo_search.statistics import Kind, estimate, gain
 from expo_search.store import Store
@@ -86,3 +87,37 @@ def test_answers_to_other_prompts_are_forgotten(store: Store) -> None:
     assert found.n == 3
     assert store.prompts("confirm") == fewer
     assert len(store.completions(4, "confirm", fewer)) == 3
+
+
+class TestEngineThatDies:
+    @pytest.mark.parametrize("n_answers", [0, 3, 8, 12])
+    def test_it_is_started_anew_and_nothing_is_generated_twice(
+        self, store: Store, tmp_path: Path, n_answers: int
+    ) -> None:
+        unbroken = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+        other, model, said = Store(f"sqlite:///{tmp_path / 'd.db'}", "s"), crashing(n_answers), list[EngineDied]()
+        found = confirm(other, objective(other, model, PROMPTS), 4, 0.3, PROMPTS, on_failure=said.append)
+        assert found == unbroken
+        assert (model.restarts, len(said)) == (1, 1)
+        assert len(model.asked) == len(set(model.asked)) == 16
+
+    def test_a_second_failure_is_the_end_and_the_same_call_goes_on_later(self, store: Store) -> None:
+        model, again = crashing(3, dies_again=1), FakeModel()
+        with pytest.raises(EngineDied, match="it crashed"):
+            confirm(store, objective(store, model, PROMPTS), 4, 0.3, PROMPTS)
+        assert (model.restarts, confirmations(store)) == (1, {})
+        confirm(store, objective(store, again, PROMPTS), 4, 0.3, PROMPTS)
+        assert set(model.asked).isdisjoint(again.asked)
+
+    def test_one_that_goes_down_with_a_stop_is_no_failure(self, store: Store) -> None:
+        model = crashing(3)
+        with pytest.raises(Stopped):
+            confirm(store, objective(store, model, PROMPTS), 4, 0.3, PROMPTS, stop=lambda: True)
+        assert model.restarts == 0
+
+
+def crashing(n_answers: int, **more: int) -> FakeModel:
+    def die() -> None:
+        raise EngineDied(where="vLLM engine", found="it crashed", expected="an engine", do="look")
+
+    return FakeModel(dies_after=n_answers, die=die, **more)  # type: ignore[arg-type]
