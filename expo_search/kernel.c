@@ -27,7 +27,8 @@ struct task {
 };
 
 struct keys {
-    const int64_t *words, *blocks;
+    const int32_t *words;
+    const int64_t *blocks;
     int64_t block_words, log2_block_words;
 };
 
@@ -68,12 +69,12 @@ static void extrapolate(uint16_t *restrict out, const uint16_t *restrict aligned
         out[n - 1] = (uint16_t)(theta((uint32_t)aligned[n - 1] << 16, (uint32_t)sft[n - 1] << 16, alpha) >> 16);
 }
 
-static uint64_t weighted_sum(const uint16_t *restrict halves, const int64_t *restrict keys, int64_t n_words) {
+static uint64_t weighted_sum(const uint16_t *restrict halves, const int32_t *restrict keys, int64_t n_words) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < n_words; i++) {
         int32_t word;
         memcpy(&word, halves + 2 * i, sizeof word);
-        sum += (uint64_t)keys[i] * (uint64_t)(int64_t)word;
+        sum += (uint64_t)((int64_t)keys[i] * word);
     }
     return sum;
 }
@@ -103,7 +104,7 @@ static void send(uint16_t *restrict out, const uint16_t *restrict in, int64_t n)
 }
 
 /* m elements of a plain weight from `at` on; an odd last one is padded with zero bits to a word. */
-static inline uint64_t write_strip(const struct task *t, int64_t at, int64_t m, float alpha, const int64_t *word_keys) {
+static inline uint64_t write_strip(const struct task *t, int64_t at, int64_t m, float alpha, const int32_t *word_keys) {
     uint16_t strip[STRIP] __attribute__((aligned(64)));
     extrapolate(strip, t->aligned + at, t->sft + at, alpha, m);
     if (m % 2)
@@ -193,7 +194,7 @@ static uint64_t write_panel(const struct task *t, int64_t first, float alpha, co
 /* Works off chunks of all tasks' elements until there are none; several threads share `next`, the first element that
  * nobody took yet. A thread does the pieces (fingerprint blocks, or panels of rows) that begin in its chunks, and adds
  * each weight's part of its fingerprint to its own `sums`, one per task. alpha == 0 copies aligned. */
-void expo_switch_bf16(const struct task *tasks, int64_t n_tasks, float alpha, const int64_t *word_keys,
+void expo_switch_bf16(const struct task *tasks, int64_t n_tasks, float alpha, const int32_t *word_keys,
                       const int64_t *block_keys, int64_t block_words, int64_t chunk, int64_t *next, uint64_t *sums) {
     struct keys keys = {word_keys, block_keys, block_words, __builtin_ctzll((uint64_t)block_words)};
     int64_t total = n_tasks ? tasks[n_tasks - 1].start + tasks[n_tasks - 1].n : 0, here = 0;

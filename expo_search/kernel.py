@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, keys
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
 from expo_search.pairs import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernel.c")
@@ -91,7 +91,7 @@ class Kernel:
         self._theta = library.expo_theta_bf16
         self._theta.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64]
         self._theta.restype = None
-        self._keys = keys(0, WORDS_PER_BLOCK)
+        self._keys = word_keys()
         self._n_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes lets go of the interpreter while C runs
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from expo_search.extrapolate import plain_theta
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, keys
+from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
 
 _STRIP = 1024  # words that one program handles at a time
 _PROBE_ELEMENTS = 3 * 2 * WORDS_PER_BLOCK + 70
@@ -46,7 +46,7 @@ def _switch(  # type: ignore[no-untyped-def]
             odd = odd + 0x7FFF + ((odd >> 16) & 1)
             both = ((even >> 16) & 0xFFFF) | (odd & -65536)
         tl.store(out + word, both, mask=inside)
-        total += both.to(tl.int64) * tl.load(keys + at)
+        total += both.to(tl.int64) * tl.load(keys + at).to(tl.int64)
     tl.store(sums + block, tl.sum(total))
 
 
@@ -54,7 +54,7 @@ class GpuKernel:
     """The kernel with its keys on one device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._keys = keys(0, WORDS_PER_BLOCK).to(device)
+        self._keys = word_keys().to(device)
         self._block_keys = block_keys(1).to(device)
 
     @staticmethod

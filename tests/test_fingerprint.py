@@ -24,7 +24,8 @@ def split_mix(n: int) -> int:
 def reference_sum(data: bytes) -> int:
     """sum_i r_(i mod B) * s_(i div B) * x_i mod 2^64 over signed little-endian words."""
     words = np.frombuffer(data + bytes(-len(data) % 4), dtype="<i4").astype(np.int64).view(np.uint64)
-    r = np.array([split_mix(i) for i in range(min(WORDS_PER_BLOCK, len(words)))], dtype=np.uint64)
+    lower_halves = [split_mix(i) & 0xFFFFFFFF for i in range(min(WORDS_PER_BLOCK, len(words)))]
+    r = np.array(lower_halves, dtype=np.uint32).view(np.int32).astype(np.int64).view(np.uint64)
     total = 0
     for block, start in enumerate(range(0, len(words), WORDS_PER_BLOCK)):
         part = words[start : start + WORDS_PER_BLOCK]
