@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 #ifdef __SSE2__
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 enum {
@@ -132,8 +132,47 @@ static void fetch(const struct task *t, int64_t at, int64_t m) {
     }
 }
 
+#ifdef __AVX512F__
+/* One block as below, sixteen words of sixteen rows at a time: in registers, and out in whole cache lines. */
+static void pack_lines(uint16_t *restrict out, const uint16_t *restrict rows, int64_t stride, int64_t panel) {
+    for (int64_t r = 0; r < panel; r += 16) {
+        __m512i w[16], t[16];
+        for (int i = 0; i < 16; i++)
+            w[i] = _mm512_loadu_si512(rows + (r + i) * stride);
+        for (int i = 0; i < 16; i += 2) {
+            t[i] = _mm512_unpacklo_epi32(w[i], w[i + 1]);
+            t[i + 1] = _mm512_unpackhi_epi32(w[i], w[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int j = 0; j < 2; j++) {
+                w[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+                w[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+            }
+        /* quarter q of w[4 i + j] now holds the pair 4 q + j of the rows 4 i to 4 i + 3 */
+        for (int j = 0; j < 4; j++) {
+            __m512i even[2], odd[2];
+            for (int i = 0; i < 2; i++) {
+                even[i] = _mm512_shuffle_i32x4(w[8 * i + j], w[8 * i + 4 + j], 0x88);
+                odd[i] = _mm512_shuffle_i32x4(w[8 * i + j], w[8 * i + 4 + j], 0xDD);
+            }
+            uint16_t *to = out + 2 * (j * panel + r);
+            _mm512_stream_si512((__m512i *)to, _mm512_shuffle_i32x4(even[0], even[1], 0x88));
+            _mm512_stream_si512((__m512i *)(to + 8 * panel), _mm512_shuffle_i32x4(odd[0], odd[1], 0x88));
+            _mm512_stream_si512((__m512i *)(to + 16 * panel), _mm512_shuffle_i32x4(even[0], even[1], 0xDD));
+            _mm512_stream_si512((__m512i *)(to + 24 * panel), _mm512_shuffle_i32x4(odd[0], odd[1], 0xDD));
+        }
+    }
+}
+#endif
+
 /* One block of a packed weight from `panel` rows of 32 columns: pairs of columns, and in each every row's pair. */
 static void pack(uint16_t *restrict out, const uint16_t *restrict rows, int64_t stride, int64_t panel) {
+#ifdef __AVX512F__
+    if ((uintptr_t)out % 64 == 0) {
+        pack_lines(out, rows, stride, panel);
+        return;
+    }
+#endif
     uint32_t block[BLOCK / 2 * PANEL] __attribute__((aligned(64)));
 #ifdef __SSE2__
     for (int64_t pair = 0; pair < BLOCK / 2; pair += 4)
