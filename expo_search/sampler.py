@@ -56,7 +56,8 @@ class ExpoSampler(BaseSampler):
     """Samples one float parameter, alpha, from trials that carry `gain`, `gain_se`, `n_prompts` (user attributes).
 
     The same trials give the same proposal: nothing is random, and nothing is kept between calls. Other parameters
-    are drawn at random. Works in `study.optimize` and with ask/tell. Without these attributes a trial's value counts
+    are drawn at random. Works in `study.optimize` and with ask/tell; what is asked for and not told yet is not proposed
+    again, so several trials may run at a time. Without these attributes a trial's value counts
     against that of the trial nearest to alpha = 0.
 
     Args:
@@ -88,8 +89,15 @@ class ExpoSampler(BaseSampler):
         if param_name != self._parameter or not isinstance(param_distribution, FloatDistribution):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         d = param_distribution
-        alpha = propose(self._history(study), d.low, d.high, self._start)
+        alpha = propose(believing(self._history(study), self._waiting(study, trial)), d.low, d.high, self._start)
         return float(min(max(alpha, d.low), d.high))
+
+    def _waiting(self, study: Study, trial: FrozenTrial) -> list[float]:
+        """The alphas of other trials that were asked for and have not been told."""
+        others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [
+            float(t.params[self._parameter]) for t in others if t.number != trial.number and self._parameter in t.params
+        ]
 
     def _history(self, study: Study) -> list[Finished]:
         sign = -1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else 1.0
@@ -112,6 +120,19 @@ class ExpoSampler(BaseSampler):
         if found and all(t.gain.se == 0 for t in found):
             found = _against_control(found)
         return found
+
+
+def believing(trials: Sequence[Finished], waiting: Sequence[float]) -> list[Finished]:
+    """The trials, and those that still run as if each had gained what its nearest neighbour did."""
+    found = list(trials)
+    for i, alpha in enumerate(sorted(waiting, key=abs), 1):
+        near = min(found, key=lambda t: abs(t.alpha - alpha), default=None)
+        if near is None or alpha == 0:
+            estimate = Estimate(0.0, 0.0, 1 if near is None else near.gain.n)
+        else:
+            estimate = Estimate(near.gain.mean, math.sqrt(_trial_noise(found)), near.gain.n)
+        found.append(Known(-i, alpha, estimate))
+    return found
 
 
 def propose(trials: Sequence[Finished], low: float, high: float, start: float | None = None) -> float:

@@ -144,14 +144,24 @@ class TestInOptuna:
         assert study.trials[1].params["gamma"] == 0.3
         assert study.best_value > 0.98 * 0.3
 
-    def test_a_trial_that_failed_or_is_still_running_is_no_observation(self) -> None:
+    def test_a_trial_that_failed_is_no_observation(self) -> None:
         study = self.study()
         study.optimize(lambda t: hill(0.4)(t.suggest_float("alpha", 0, 1)), n_trials=3)
         failing = study.ask()
         wanted = failing.suggest_float("alpha", 0, 1)
-        assert study.ask().suggest_float("alpha", 0, 1) == wanted
         study.tell(failing, state=TrialState.FAIL)
         assert study.ask().suggest_float("alpha", 0, 1) == wanted
+
+    @pytest.mark.parametrize("n_at_a_time", [2, 4])
+    def test_several_trials_at_a_time_are_at_different_alphas_and_find_the_optimum(self, n_at_a_time: int) -> None:
+        study = self.study()
+        for _ in range(16 // n_at_a_time):
+            asked = [study.ask() for _ in range(n_at_a_time)]
+            places = [t.suggest_float("alpha", 0, 4) for t in asked]
+            for t, alpha in zip(asked, places, strict=True):
+                study.tell(t, hill(0.4)(alpha))
+        assert len({round(alpha, 6) for alpha in self.told(study)}) == 16
+        assert study.best_value > 0.97 * 0.3
 
     def test_what_the_trials_say_of_themselves_counts_more_than_their_values(self) -> None:
         """A value may be another number, a mean reward, say: the gains are in the attributes."""
