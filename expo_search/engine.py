@@ -117,6 +117,7 @@ def start_engine(spec: ModelSpec) -> LLM:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
+    gc.collect()  # first: what a dead engine left behind must not stay
     gc.freeze()  # a million objects of the imports, which vLLM's collections at its start need not go through
     try:
         with not_for_children():
