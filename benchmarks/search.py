@@ -153,9 +153,9 @@ def tables(results: Sequence[Result]) -> None:
             if not of:
                 continue
             relative = np.array([r.regret / r.gain for r in of if r.gain > 0])
-            error = relative.std() / np.sqrt(max(1, len(relative)))
             regret = "no gain to find"
             if len(relative):
+                error = relative.std() / np.sqrt(len(relative))
                 regret = f"{relative.mean():6.1%} ± {error:.1%}, {np.median(relative):5.1%}"
             tokens = np.array([r.tokens / r.whole_tokens for r in of])
             print(

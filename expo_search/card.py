@@ -19,6 +19,8 @@ from expo_search.pairs import Source
 from expo_search.provenance import FORMULA, Origin
 
 PICTURE = "curve.png"
+_VERIFIED = "yes, loaded in a fresh engine: this fingerprint, and the answers of the trial"
+_NOT_VERIFIED = "no, what was written was not compared with the trial; expo-search export with --verify does so"
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
 _HUB_LICENCES = {
     "apache-2.0", "mit", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "cc-by-4.0", "cc-by-sa-4.0",
@@ -26,23 +28,26 @@ _HUB_LICENCES = {
 }  # fmt: skip
 
 
-def write_card(origin: Origin, folder: Path) -> None:
-    """Write the card and its picture into an exported folder."""
+def write_card(origin: Origin, folder: Path, *, verified: bool = False) -> None:
+    """Write the card and its picture into an exported folder; `verified`: see `card`."""
     from expo_search.figures import curve_png
 
     (folder / PICTURE).write_bytes(curve_png(origin.evaluations, origin.verdict))
-    (folder / CARD).write_text(card(origin), encoding="utf-8")
+    (folder / CARD).write_text(card(origin, verified=verified), encoding="utf-8")
 
 
-def card(origin: Origin) -> str:
-    """The card's text. Reads the licences that the sources' own cards name."""
+def card(origin: Origin, *, verified: bool = False) -> str:
+    """The card's text. Reads the licences that the sources' own cards name.
+
+    `verified`: what was written was loaded and compared with the trial (`verify.py`).
+    """
     licences = _licences(origin)
     sections = [
         _metadata(origin, licences),
         _what(origin),
         _why(origin),
         _trials(origin),
-        _how(origin),
+        _how(origin, verified=verified),
         _limits(origin),
         _licence_text(origin, licences),
     ]
@@ -132,7 +137,7 @@ def _row(e: Evaluation) -> str:
     return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", "; ".join(remarks)]) + " |"
 
 
-def _how(origin: Origin) -> str:
+def _how(origin: Origin, *, verified: bool) -> str:
     spec, sampling = origin.spec, origin.spec.sampling
     rows = {
         "prompts": f"{spec.prompts.n} of {_prompts(spec.prompts.source)}, hash {origin.settings.get('prompts.hash')}",
@@ -141,6 +146,7 @@ def _how(origin: Origin) -> str:
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),
         "seed": spec.search.seed,
         "fingerprint of the weights in the engine": origin.trial.fingerprint if origin.trial else "not evaluated",
+        "verified": _VERIFIED if verified else _NOT_VERIFIED,
         "evaluated on": ", ".join(f"{key} {value}" for key, value in origin.evaluated_on.items()),
     }
     text = "\n".join(f"- {name}: {plain_text(value)}" for name, value in rows.items())

@@ -141,9 +141,24 @@ def search(
     if version:
         typer.echo(__version__)
         return
+    given = [f"--{name.replace('_', '-')}" for name in context.params if _is_typed(context, name)]
     if context.invoked_subcommand is not None:
+        if given:
+            raise StudyError(
+                where=" ".join(given),
+                found=f"given before `{context.invoked_subcommand}`",
+                expected="a command's options after its name",
+                do=f"`expo-search {context.invoked_subcommand} ...` first, then its options",
+            )
         return
     if pair is None and study is None and aligned is None and sft is None:
+        if given:
+            raise StudyError(
+                where=" ".join(given),
+                found="no pair",
+                expected="--pair NAME, --study FILE, or --sft, --aligned and --reward-model",
+                do="see `expo-search pairs` and `expo-search --help`",
+            )
         typer.echo(context.get_help())
         return
     if trials < 1:
@@ -177,6 +192,11 @@ def search(
     _search(spec, trials, confirm, storage, log, quiet=quiet, as_json=as_json)
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _search(
     spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
 ) -> None:
@@ -189,7 +209,7 @@ def _search(
 
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        checked = check(spec, storage, say)
+        checked = check(spec, storage, say, alone=True)
         fresh = [] if n_confirm is None else checked.confirm_prompts(n_confirm)
         published = spec.pair.published_alpha
         known = Store(storage, spec.name) if spec.name in _study_names(storage) else None
@@ -199,6 +219,7 @@ def _search(
             with (
                 Progress(err, n_trials, len(evaluations(running.store.study)), quiet=quiet) as progress,
                 stop_on_signals(progress.say) as stop,
+                running.store.owned(),
             ):
                 dashboard = DashboardUpdates(running.store, artifact_folder(storage), progress.say)
 
@@ -223,7 +244,6 @@ def _search(
                     winner = _to_confirm(running.store, fresh) if fresh else None
                     if winner is not None:
                         _confirm(running, progress, winner, fresh, stop)
-                        dashboard.refresh()
                 stopped = stop()
         else:
             say(f"study {spec.name}: {done}")
@@ -248,16 +268,21 @@ def _to_confirm(store: Store, fresh: Sequence[Prompt]) -> Evaluation | None:
 def _confirm(
     running: Running, progress: Progress, winner: Evaluation, fresh: Sequence[Prompt], stop: Callable[[], bool]
 ) -> Confirmation | None:
-    """None: it was asked to stop before the end."""
+    """Confirm a trial and show it in the dashboard. None: it was asked to stop before the end."""
+    from expo_search.artifacts import DashboardUpdates, artifact_folder
     from expo_search.confirm import confirm
     from expo_search.objective import Stopped
 
+    store = running.store
     progress.say(f"confirming alpha = {winner.alpha:.4g} on {len(fresh)} fresh prompts")
-    objective = running.objective(progress, fresh, "confirm")
-    try:
-        return confirm(running.store, objective, winner.trial, winner.alpha, fresh, stop, _on_failure(progress))
-    except Stopped:
-        return None
+    with store.owned():
+        objective = running.objective(progress, fresh, "confirm")
+        try:
+            found = confirm(store, objective, winner.trial, winner.alpha, fresh, stop, _on_failure(progress))
+        except Stopped:
+            return None
+        DashboardUpdates(store, artifact_folder(store.url), progress.say).refresh()
+    return found
 
 
 def _on_failure(progress: Progress) -> Callable[[EngineDied], None]:
@@ -314,7 +339,7 @@ def confirm_winner(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, alone=True)
         winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
         fresh = checked.confirm_prompts(n_prompts)
         running = start(checked, say, _give_up_on(err))

@@ -64,8 +64,7 @@ def export_model(
         say = say_on(err, quiet)
         name = known_study(study, storage)
         with _bytes_bar(err, quiet) as on_bytes:
-            chosen = export_study(storage, name, wanted, say, on_bytes)
-        say(f"alpha = {chosen:.6g} of study {name} written to {out}")
+            export_study(storage, name, wanted, say, on_bytes)
 
 
 def reproduce_model(

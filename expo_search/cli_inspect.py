@@ -35,7 +35,7 @@ def show(
 
     if as_csv and as_json:
         raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
-    store = Store(storage, known_study(study, storage))
+    store = Store(storage, known_study(study, storage), read_only=True)
     if as_csv:
         sys.stdout.write(trials_csv(evaluations(store.study)))
     else:
@@ -54,7 +54,7 @@ def report_page(
 
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
-    write_report(Store(storage, known_study(study, storage)), out, force=force)
+    write_report(Store(storage, known_study(study, storage), read_only=True), out, force=force)
     console_on(sys.stderr).print(Text(plain(f"written to {out}")), soft_wrap=True)
 
 

@@ -16,7 +16,6 @@ from expo_search.statistics import Estimate
 from expo_search.store import Store
 
 CONFIRMED = "expo_confirmed"
-_PROMPTS = "expo_confirm_prompts"
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,32 @@ def confirm(
 ) -> Confirmation:
     """Evaluate alpha = 0 and one trial's alpha on `prompts`, and keep the result with the study.
 
-    Goes on from stored answers if those prompts were begun before; answers to others are forgotten. An engine that
-    dies is started anew, once for each of the two; `on_failure` gets the reason before that.
+    Goes on from stored answers to those prompts. Fewer prompts than before, or more, in the same order share them;
+    answers to other prompts are forgotten. What earlier confirmations found stays until this one is measured, and
+    beyond it where their prompts are the same. An engine that dies is started anew, once for each of the two;
+    `on_failure` gets the reason before that.
 
     Raises:
-        Stopped: `stop`, asked between the two and when an engine dies, said so.
+        Stopped: `stop`, asked after each chunk, between the two, and when an engine dies, said so.
         EngineDied: the second time at one alpha. What was stored is kept.
     """
 
     def measured(number: int, at: float) -> Evaluation:
         try:
-            return objective.evaluate(number, at)
+            return objective.evaluate(number, at, stop=stop)
         except EngineDied as fault:
             if stop():  # it went down with what stopped us: no failure
                 raise Stopped from None
             on_failure(fault)
             objective.restart()
-            return objective.evaluate(number, at)
+            return objective.evaluate(number, at, stop=stop)
 
     key = prompts_hash(prompts)
     with store.owned():
-        if store.study.user_attrs.get(_PROMPTS) != key:
+        there = store.prompts("confirm")
+        n_common = min(len(there), len(prompts))
+        if there[:n_common] != list(prompts[:n_common]):  # a position would mean another prompt than its answer does
             store.drop("confirm")
-            store.study.set_user_attr(CONFIRMED, {})
-            store.study.set_user_attr(_PROMPTS, key)
         store.put_prompts("confirm", prompts)
         control = measured(CONTROL, 0.0)
         if stop():
@@ -95,7 +96,7 @@ def confirm(
             control.reward.mean,
             list(winner.broken),
         )
-        others = store.study.user_attrs.get(CONFIRMED, {})
+        others = {t: a for t, a in store.study.user_attrs.get(CONFIRMED, {}).items() if a["prompts"] == key}
         store.study.set_user_attr(CONFIRMED, others | {str(trial): found.attributes()})
     return found
 

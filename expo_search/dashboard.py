@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from expo_search.artifacts import artifact_folder, artifact_store
-from expo_search.database import connect_args, store_faults
+from expo_search.database import connect_args, shown, store_faults
 from expo_search.errors import StoreError, StudyError
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def open_dashboard(storage: str, study: str | None, host: str, port: int) -> Das
             page = "" if study is None else f"/studies/{database.get_study_id_from_name(study)}"
         except KeyError:
             raise StoreError(
-                where=f"--storage {storage}",
+                where=f"--storage {shown(storage)}",
                 found=f"no study {study!r}",
                 expected="a study of this database",
                 do="see its studies with `expo-search show`",
             ) from None
     app = optuna_dashboard.wsgi(database, artifact_store=artifact_store(artifact_folder(storage)))
     server = _bind(app, host, port)
-    shown = f"[{host}]" if ":" in host else host
-    server.url = f"http://{shown}:{server.server_port}/dashboard{page}"
+    address = f"[{host}]" if ":" in host else host
+    server.url = f"http://{address}:{server.server_port}/dashboard{page}"
     return server
 
 

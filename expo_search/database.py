@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
@@ -30,15 +31,8 @@ def check_storage(url: str) -> None:
         StoreError: not a database URL, not a database, in memory, read-only, locked, or no folder to put it in; tables
             of another version of Optuna.
     """
-    path = sqlite_path(url)
+    path = _kept(url)
     if path is None:
-        if sa.make_url(url).get_backend_name() == "sqlite":
-            raise StoreError(
-                where=f"--storage {shown(url)}",
-                found="a database in memory",
-                expected="a file, or a database server: what is finished is kept",
-                do="give a path, as in sqlite:///expo-search.db",
-            )
         return
     if not path.exists():
         folder = path.parent
@@ -59,11 +53,51 @@ def check_storage(url: str) -> None:
         has_tables = sa.inspect(connection).has_table("alembic_version")
     engine.dispose()
     if has_tables:  # of a version that this Optuna can use? Found out here, not after the engine has started
-        from optuna.storages import RDBStorage
+        _check_version(url, url)
 
-        with store_faults(url):
-            storage = RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)}, skip_table_creation=True)
-        storage.engine.dispose()
+
+def check_readable(url: str) -> None:
+    """Find out whether the studies of a database can be looked at: it may be read-only, or held by a writer.
+
+    Raises:
+        StoreError: not a database URL, not a database, in memory; tables of another version of Optuna.
+    """
+    path = _kept(url)
+    if path is not None and not path.exists():
+        return
+    engine = reading_engine(url)
+    try:
+        with store_faults(url), engine.connect() as connection:
+            has_tables = sa.inspect(connection).has_table("alembic_version")
+    finally:
+        engine.dispose()
+    if has_tables:
+        _check_version(url, reading_url(url))
+
+
+def _check_version(url: str, opened: str) -> None:
+    from optuna.storages import RDBStorage
+
+    with store_faults(url):
+        storage = RDBStorage(opened, engine_kwargs={"connect_args": connect_args(url)}, skip_table_creation=True)
+    storage.engine.dispose()
+
+
+def _kept(url: str) -> Path | None:
+    """SQLite's file; None for a database server.
+
+    Raises:
+        StoreError: a database in memory.
+    """
+    path = sqlite_path(url)
+    if path is None and sa.make_url(url).get_backend_name() == "sqlite":
+        raise StoreError(
+            where=f"--storage {shown(url)}",
+            found="a database in memory",
+            expected="a file, or a database server: what is finished is kept",
+            do="give a path, as in sqlite:///expo-search.db",
+        )
+    return path
 
 
 def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
@@ -71,7 +105,7 @@ def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return None
-    engine = make_engine(url)
+    engine = reading_engine(url)
     query = sa.text(
         "SELECT a.value_json FROM studies s JOIN study_user_attributes a ON a.study_id = s.study_id "
         "WHERE s.study_name = :name AND a.key = :key"
@@ -91,7 +125,7 @@ def study_names(url: str) -> list[str]:
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return []
-    engine = make_engine(url)
+    engine = reading_engine(url)
     try:
         with store_faults(url), engine.connect() as connection:
             if not sa.inspect(connection).has_table("studies"):
@@ -119,6 +153,47 @@ def sqlite_path(url: str) -> Path | None:
 def shown(url: str) -> str:
     """A database URL as messages and commands may show it: passwords and the like are stars."""
     return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
+
+
+def reading_url(url: str) -> str:
+    """A URL that reads the same database where nothing can be written: a read-only disk, somebody else's folder.
+
+    To read in write-ahead mode SQLite makes files beside the database, which would then be this user's in a folder that
+    may be another's. Where they are not there, nobody has it open, and it is read as a file that does not change.
+    """
+    path = sqlite_path(url)
+    if path is None or "file:" in url or not path.is_file():
+        return url
+    if os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK):
+        return url
+    log, index = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    logged = log.is_file() and log.stat().st_size > 0
+    with path.open("rb") as file:
+        write_ahead = file.read(20)[18:] == b"\2\2"  # https://www.sqlite.org/fileformat.html, 1.3.3
+    fixed = {"immutable": "1"} if write_ahead and not logged and not index.exists() else {}
+    query = {"mode": "ro", "uri": "true"} | fixed
+    name = f"file:{quote(str(path.absolute()))}"
+    return sa.URL.create("sqlite", database=name, query=query).render_as_string(hide_password=False)
+
+
+def reading_engine(url: str) -> sa.Engine:
+    """An engine that writes nothing, not even by mistake."""
+    sqlite_path(url)
+    with store_faults(url):
+        engine = sa.create_engine(reading_url(url), connect_args=connect_args(url))
+    speak_our_words(engine, url)
+    only_read(engine)
+    return engine
+
+
+def only_read(engine: sa.Engine) -> None:
+    """Let SQLite refuse to write on connections to come."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    @sa.event.listens_for(engine, "connect")
+    def refuse(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA query_only=ON")
 
 
 def connect_args(url: str) -> dict[str, Any]:

@@ -7,14 +7,15 @@ appears under its name only when it is whole (`publish.py`).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from expo_search.beside import copy_small_files, set_dtype
-from expo_search.checkpoint import Checkpoint
+from expo_search.beside import CARD, PROVENANCE, TOKENIZER_FILES, copy_small_files, set_dtype
+from expo_search.checkpoint import INDEX, Checkpoint
 from expo_search.errors import StudyError
 from expo_search.match import check_pair
 from expo_search.publish import published
@@ -22,6 +23,11 @@ from expo_search.shards import ShardWriter
 from expo_search.stream import theta_specs, write_theta
 
 _SLACK_BYTES = 64 << 20  # tokenizer, card, the file system's own
+_WRITTEN = {
+    "config.json", "generation_config.json", "adapter_config.json", "adapter_model.safetensors", "mergekit.yaml",
+    "curve.png", INDEX, PROVENANCE, CARD, *TOKENIZER_FILES,
+}  # fmt: skip
+_WEIGHTS_WRITTEN = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,8 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
         if not (out.is_dir() and not out.is_symlink() and _may_be_replaced(out)):
             raise StudyError(
                 where=where,
-                found="something else than a checkpoint folder, which --force does not replace",
-                expected="a new folder, or an exported one",
+                found="something else than an exported folder, which --force does not replace",
+                expected="a new folder, or one with nothing but an export in it (no sub-folder)",
                 do="name another",
             )
     parent = next(p for p in out.absolute().parents if p.exists())
@@ -137,7 +143,17 @@ def writing(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """An empty folder, or one with a checkpoint or an adapter in it: never somebody's other files."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json")) or not any(
-        folder.iterdir()
-    )
+    """An empty folder; one with our `expo.json`, or of nothing but files that an export writes; with no folder in it.
+
+    A training run has a config.json too, beside checkpoints and an optimizer's state: never to be removed.
+    """
+    there = list(folder.iterdir())
+    if any(file.is_symlink() or not file.is_file() for file in there):
+        return False
+    names = {file.name for file in there}
+    checkpoint = names & {"config.json", "adapter_config.json"} and all(map(_is_of_export, names))
+    return not names or PROVENANCE in names or bool(checkpoint)
+
+
+def _is_of_export(name: str) -> bool:
+    return name in _WRITTEN or _WEIGHTS_WRITTEN.fullmatch(name) is not None

@@ -68,9 +68,11 @@ def export_study(
         SettingsChanged: the checkpoints are not those that were searched.
         CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
     """
+    if wanted.alpha == 0:
+        trial_at((), 0.0, name)  # raises, also with `force`
     if wanted.push_to is not None:
         check_push(wanted.push_to)
-    origin, aligned, sft = _origin(storage, name, wanted)
+    origin, aligned, sft = _origin(storage, name, wanted, say)
     _check_options(wanted, origin, aligned)
     done, total = 0, n_bytes_of(aligned, wanted.dtype)
 
@@ -80,9 +82,10 @@ def export_study(
         on_bytes(done, total)
 
     def finish(folder: Path) -> None:
-        _describe(origin, folder)
+        _make_speak(origin, folder)
         if wanted.verify:
             say(_verify(origin, folder, aligned, wanted, say))
+        _describe(origin, folder, verified=wanted.verify)
 
     if wanted.as_adapter:
         _export_adapter(origin, wanted)
@@ -96,14 +99,17 @@ def export_study(
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
         say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private)}")
+    say(f"alpha = {origin.alpha:.6g} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
 
 
-def _origin(storage: str, name: str, wanted: Wanted) -> tuple[Origin, Checkpoint, Checkpoint]:
+def _origin(
+    storage: str, name: str, wanted: Wanted, say: Callable[[str], None]
+) -> tuple[Origin, Checkpoint, Checkpoint]:
     """What is known about the alpha that is wanted, and the two checkpoints, which are those that were searched."""
     stored, settings = stored_attribute(storage, name, SPEC), stored_attribute(storage, name, SETTINGS) or {}
     spec = stored_spec(stored, name=name, trust_remote_code=wanted.trust_remote_code)
-    store = Store(storage, name)
+    store = Store(storage, name, read_only=True)
     found = evaluations(store.study)
     judged = verdict(found, confirmations(store), search=spec.search)
     alpha, trial = _choose(found, judged, wanted, name)
@@ -112,7 +118,7 @@ def _origin(storage: str, name: str, wanted: Wanted) -> tuple[Origin, Checkpoint
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
-    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=lambda _: None)
+    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name)
     prompts = store.prompts("search")
@@ -197,12 +203,18 @@ def _export_adapter(origin: Origin, wanted: Wanted) -> None:
     check_target(wanted.out, n_bytes, (base.path, adapter.path), force=wanted.force)
     with writing(wanted.out, force=wanted.force) as folder:
         write_rescaled(lora, origin.alpha, folder)
-        write_card(origin, folder)
-        _write_json(folder / PROVENANCE, provenance(origin))
+        _describe(origin, folder, verified=False)
 
 
-def _describe(origin: Origin, folder: Path) -> None:
-    """Stops and template as they were in the search; card, provenance, recipe."""
+def _how_sure(origin: Origin, wanted: Wanted) -> str:
+    if wanted.verify:
+        return "verified"
+    may_be = origin.trial is not None and not wanted.as_adapter
+    return "not verified" + (": --verify proves that it is what was evaluated" if may_be else "")
+
+
+def _make_speak(origin: Origin, folder: Path) -> None:
+    """Stops and template as they were in the search."""
     pair, spec = origin.pair, origin.spec
     tokenizer = load_tokenizer(
         str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
@@ -211,9 +223,14 @@ def _describe(origin: Origin, folder: Path) -> None:
     set_stops(folder, [*own, *spec.pair.stop_token_ids])
     if spec.pair.chat_template is not None:
         set_chat_template(folder, spec.pair.chat_template)
-    (folder / "mergekit.yaml").write_text(mergekit_recipe(origin), encoding="utf-8")
-    _write_json(folder / PROVENANCE, provenance(origin))
-    write_card(origin, folder)
+
+
+def _describe(origin: Origin, folder: Path, *, verified: bool) -> None:
+    """Card, provenance, recipe, which say whether the weights were compared with the trial's."""
+    if not origin.as_adapter:
+        (folder / "mergekit.yaml").write_text(mergekit_recipe(origin), encoding="utf-8")
+    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified})
+    write_card(origin, folder, verified=verified)
 
 
 def _verify(origin: Origin, folder: Path, aligned: Checkpoint, wanted: Wanted, say: Callable[[str], None]) -> str:
@@ -230,8 +247,7 @@ def _verify(origin: Origin, folder: Path, aligned: Checkpoint, wanted: Wanted, s
         trust_remote_code=spec.trust_remote_code,
         stop_strings=spec.pair.stop_strings,
     )
-    ends = looks(spec.prompts.n) if spec.search.racing else [spec.prompts.n]
-    return verify(folder, model, trial.fingerprint, origin.answers, ends, say)
+    return verify(folder, model, trial.fingerprint, origin.answers, looks(spec.prompts.n), say)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from expo_search.confirm import Confirmation, confirmations
@@ -13,6 +13,7 @@ from expo_search.report import Verdict, verdict
 from expo_search.sampler import posterior
 from expo_search.scene import Band
 from expo_search.search import evaluations
+from expo_search.search_again import search_again
 from expo_search.store import SPEC, Store
 from expo_search.study import SearchSpec
 
@@ -49,4 +50,6 @@ def judge(store: Store, *, untold: Evaluation | None = None) -> Judged:
     spec = store.study.user_attrs.get(SPEC)
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
-    return Judged(store.name, store.url, known, confirmed, verdict(known, confirmed, search=search))
+    found = verdict(known, confirmed, search=search)
+    again = search_again(spec, store.name, store.url, found.edge, len(known))
+    return Judged(store.name, store.url, known, confirmed, replace(found, again=again))

@@ -99,10 +99,10 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         live = [weight.tensor.data for weight in weights]
         _point_at_fresh(weights, aligned, on_host=self._on_host)
         super().load_weights(model, model_config)
-        _take(weights, "aligned", live)
+        _take(weights, "aligned", aligned, live)
         _point_at_fresh(weights, sft, on_host=self._on_host)
         model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))  # type: ignore[operator]
-        _take(weights, "sft", live)
+        _take(weights, "sft", sft, live)
         for weight, data in zip(weights, live, strict=True):
             weight.tensor.data = data
             data.copy_(weight.aligned)
@@ -150,7 +150,7 @@ def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: b
         weight.tensor.data = buffer.fill_(float("nan"))
 
 
-def _take(weights: list[Weight], source: str, live: list[torch.Tensor]) -> None:
+def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list[torch.Tensor]) -> None:
     """Keep what a load wrote as `source`.
 
     Raises:
@@ -163,13 +163,23 @@ def _take(weights: list[Weight], source: str, live: list[torch.Tensor]) -> None:
             continue
         bad = loaded.numel() - int(torch.isfinite(loaded).sum())
         if bad:
+            named = _not_finite(checkpoint)
             raise MaterializeError(
-                where=f"{source} checkpoint, weight {weight.name}",
-                found=f"{bad} of {loaded.numel()} elements that no tensor of the file wrote, or that are not finite",
+                where=f"{source} checkpoint, {named or f'weight {weight.name}'}",
+                found="numbers that are not finite" if named else f"{bad} of {loaded.numel()} elements not written",
                 expected="every element written with a finite number",
                 do="check that the checkpoint is whole and of the architecture that its config.json names",
             )
         setattr(weight, source, loaded)
+
+
+def _not_finite(checkpoint: Checkpoint) -> str | None:
+    """The first tensor of the files that holds NaN or an infinity; vLLM's weights have other names, several in one."""
+    for name, info in checkpoint.tensors.items():
+        tensor = checkpoint.read(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return f"tensor {name} of {info.file}"
+    return None
 
 
 def _sft_tensors(
@@ -180,12 +190,10 @@ def _sft_tensors(
     for name, tensor in tensors:
         if name in check.skipped_in_sft:
             continue
-        if name in check.longer_vocabulary:
-            tensor = with_rows_of(aligned.read(name), tensor)
-        yield name, tensor
+        yield name, with_rows_of(aligned.read(name), tensor) if name in check.longer_vocabulary else tensor
         if name in copies:
             output = copies[name]
-            yield output, with_rows_of(aligned.read(output), tensor)
+            yield output, with_rows_of(aligned.read(output), tensor)  # the rows that sft lacks are this one's own
 
 
 def _find_views(model: nn.Module, weights: list[Weight]) -> None:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from expo_search.database import shown
+from expo_search.database import make_engine, shown, sqlite_path, store_faults
 from expo_search.errors import StoreError
 from expo_search.tables import LockRow
 
@@ -48,16 +48,19 @@ class StudyLock:
 
     def __init__(self, engine: sa.Engine, url: str, study_id: int, name: str) -> None:
         self._engine, self._study_id = engine, study_id
-        self._where = f"study {name} in {shown(url)}"
+        self._where = _where(url, name)
         self._mine: _Owner | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the study for this process.
+        """Hold the study for this process; within it, holding it again changes nothing.
 
         Raises:
             StoreError: another live process holds it.
         """
+        if self._mine is not None:
+            yield
+            return
         self._take(_Owner.this_process())
         stop = threading.Event()
         heart = threading.Thread(target=self._beat_until, args=(stop,), name="expo-search lock", daemon=True)
@@ -97,7 +100,7 @@ class StudyLock:
         with Session(self._engine) as session, session.begin():
             row = session.get(LockRow, self._study_id)
             if row is not None and _holds(row):
-                raise self._refusal(row)
+                raise _refusal(row, self._where)
             found = None if row is None else (_Owner(row.host, row.pid, row.started), row.alive_at)
         with Session(self._engine) as session, session.begin():
             if found is None:
@@ -110,19 +113,8 @@ class StudyLock:
         with Session(self._engine) as session:
             row = session.get_one(LockRow, self._study_id)
             if _Owner(row.host, row.pid, row.started) != me:
-                raise self._refusal(row)
+                raise _refusal(row, self._where)
         self._mine = me
-
-    def _refusal(self, row: LockRow) -> StoreError:
-        elsewhere = row.host != socket.gethostname()
-        age = f", last sign of life {max(0, round(_now() - row.alive_at))} s ago" if elsewhere else ""
-        gone = f" (if it is gone: for {STALE_S} s)" if elsewhere else ""
-        return StoreError(
-            where=self._where,
-            found=f"a search by process {row.pid} on {row.host} since {row.since}{age}",
-            expected="one search at a time",
-            do=f"wait for it{gone}, or search under another --study-name",
-        )
 
     def _is(self, owner: _Owner) -> list[sa.ColumnElement[bool]]:
         return [LockRow.study_id == self._study_id, *(getattr(LockRow, k) == v for k, v in asdict(owner).items())]
@@ -136,6 +128,46 @@ class StudyLock:
                 if mine is not None:
                     with Session(self._engine) as session, session.begin():
                         session.execute(sa.update(LockRow).where(*self._is(mine)).values(alive_at=_now()))
+
+
+def refuse_if_held(url: str, name: str) -> None:
+    """Look, without writing, whether a study is free: what is about to load an engine wants to know it before.
+
+    Raises:
+        StoreError: another live process holds it.
+    """
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        return
+    engine = make_engine(url)
+    try:
+        with store_faults(url), Session(engine) as session:
+            tables = sa.inspect(session.connection())
+            if not (tables.has_table("studies") and tables.has_table(LockRow.__tablename__)):
+                return
+            query = sa.text("SELECT study_id FROM studies WHERE study_name = :name")
+            study_id = session.execute(query, {"name": name}).scalar()
+            row = None if study_id is None else session.get(LockRow, study_id)
+            if row is not None and _holds(row):
+                raise _refusal(row, _where(url, name))
+    finally:
+        engine.dispose()
+
+
+def _where(url: str, name: str) -> str:
+    return f"study {name} in {shown(url)}"
+
+
+def _refusal(row: LockRow, where: str) -> StoreError:
+    elsewhere = row.host != socket.gethostname()
+    age = f", last sign of life {max(0, round(_now() - row.alive_at))} s ago" if elsewhere else ""
+    gone = f" (if it is gone: for {STALE_S} s)" if elsewhere else ""
+    return StoreError(
+        where=where,
+        found=f"a search by process {row.pid} on {row.host} since {row.since}{age}",
+        expected="one search at a time",
+        do=f"wait for it{gone}, or search under another --study-name",
+    )
 
 
 def _holds(row: LockRow) -> bool:

@@ -23,9 +23,8 @@ def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
     study = shlex.quote(name)
     steps = []
-    if found.edge is not None:
-        option = "--alpha-max" if found.best is not None and found.best.alpha > 0 else "--alpha-min"
-        steps.append((f"expo-search ... {option} auto{at}", "the same search again, past the edge of its range"))
+    if found.again:
+        steps.append((found.again, "the same search, past the edge of its range"))
     if found.word == "better" and found.confirmed is None:
         steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
     if found.word == "better" and found.best is not None:

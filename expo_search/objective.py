@@ -1,7 +1,8 @@
 """One alpha -> one `Evaluation`: materialize, generate, score, store, compare with alpha = 0, in chunks of prompts.
 
-After each chunk a trial ends early if it cannot win any more (`hopeless`), if its answers have degenerated, or if the
-search has learnt enough from it. Chunks are the front parts of one order of prompts, the same at every alpha.
+After each chunk a trial that races ends early if it cannot win any more (`hopeless`), if its answers have degenerated,
+or if the search has learnt enough from it. Chunks are the front parts of one order of prompts, the same at every alpha,
+racing or not: after each of them an evaluation can be stopped, with everything stored.
 
 The two seams of the project are here. `Model` and `Scorer` are all that this module and `search.py` know of vLLM
 and transformers; tests put fakes in their place.
@@ -202,7 +203,7 @@ class Objective:
             others: finished trials, whose covariances with this one are wanted.
             best: the trial to race against; CONTROL races against a gain of 0. None: no trial stops early.
             n_most: the prompts from which enough is learnt, taken up to a whole look.
-            on_look: gets what is known after each chunk.
+            on_look: gets what is known after each chunk of a race, and at the end.
             stop: asked after each chunk but the last.
 
         Raises:
@@ -210,22 +211,23 @@ class Objective:
             SettingsChanged: the weights at this alpha are not those of the stored answers.
         """
         run = _Run(started=time.perf_counter())
-        n_stored = self._store.n_completions(trial, self._part)
+        n_stored = self._store.n_completions(trial, self._part, len(self._prompts))
         self._watcher.started(trial, alpha, len(self._prompts), n_stored)
         switch = self._model.materialize(alpha)
         self._store.pin_weights(trial, self._part, alpha, switch.fingerprint)
         racing = best is not None and trial != CONTROL
-        ends = looks(len(self._prompts)) if racing else [len(self._prompts)]
+        ends = looks(len(self._prompts))
         rival = self._finished_gains(best) if racing and best is not None and best != CONTROL else {}
         outcome: Outcome = "complete"
         for n in ends:
-            answers = self._answer(trial, n, run)
-            found = self._evaluation(trial, alpha, answers, switch, run)
-            if on_look is not None:
-                on_look(found)
-            if n == ends[-1]:
+            answers, last = self._answer(trial, n, run), n == ends[-1]
+            if racing or last:
+                found = self._evaluation(trial, alpha, answers, switch, run)
+                if on_look is not None:
+                    on_look(found)
+            if last:
                 break
-            verdict = self._stop(found, answers, rival, len(ends), n_most)
+            verdict = self._stop(found, answers, rival, len(ends), n_most) if racing else None
             if verdict is not None:
                 outcome = verdict
                 break
@@ -335,7 +337,7 @@ class Objective:
         return control
 
     def _gains(self, trial: int) -> Mapping[int, float]:
-        """A stored trial's gain on each prompt."""
+        """A stored trial's gain on each prompt of the part."""
         rated, control = self._store.rated(trial, self._part), self._store.rated(CONTROL, self._part)
         return prompt_gains(rated, control, self._kind)
 

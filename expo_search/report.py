@@ -10,7 +10,7 @@ from expo_search.confirm import Confirmation
 from expo_search.errors import StudyError
 from expo_search.fit import collapsed, noise_covariance
 from expo_search.objective import CONTROL, Evaluation
-from expo_search.sampler import winner
+from expo_search.sampler import bounds, winner
 from expo_search.statistics import Estimate, Kind, simultaneous
 from expo_search.study import SearchSpec
 
@@ -30,7 +30,8 @@ class Verdict:
         interval: 95 % interval of the best trial's gain, wide enough for its having been picked from `n_tried` alphas.
         confirmed: that confirmation.
         objective: what the gain is of.
-        edge: the end of a fixed range at which the best alpha lies; None where it lies inside.
+        edge: the end of a fixed range at which the best alpha lies (0 where every other lost); None where it lies
+            inside. `again`: the command that looks beyond it, where one is known (`search_again`).
     """
 
     best: Evaluation | None
@@ -40,12 +41,13 @@ class Verdict:
     confirmed: Confirmation | None = None
     objective: Kind = "reward"
     edge: float | None = None
+    again: str = ""
 
     def sentence(self) -> str:
         """For people: one sentence on the search, one on the confirmation."""
         if self.best is None and self.n_tried:
             each = f"each of the {self.n_tried} tried lost clearly or broke a guardrail"
-            return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {each}."
+            return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {each}.{self._beyond()}"
         if self.best is None:
             return "Only alpha = 0 was evaluated: nothing to compare."
         low, high = self.interval
@@ -63,13 +65,13 @@ class Verdict:
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
             self.word, "No evidence of a gain: keep alpha = 0. The best other"
         )
-        edge = ""
-        if self.edge is not None:
-            edge = (
-                f" The best alpha lies at the edge {self.edge:g} of the range: the optimum may lie beyond "
-                "(`--alpha-min auto --alpha-max auto` with another `--study-name` looks there)."
-            )
-        return f"{opening} {searched}.{edge}"
+        return f"{opening} {searched}.{self._beyond()}"
+
+    def _beyond(self) -> str:
+        if self.edge is None:
+            return ""
+        looks = f" (`{self.again}` looks there)" if self.again else ""
+        return f" The best alpha lies at the edge {self.edge:g} of the range: the optimum may lie beyond{looks}."
 
 
 _TELLS = {"reward": "gain", "win-rate": "win rate above a half", "length-controlled": "gain at equal lengths"}
@@ -91,21 +93,27 @@ def verdict(
     best = winner(evaluations)
     if best is None:
         n_tried = sum(e.alpha != 0 for e in evaluations)
-        return Verdict(None, _judge(0, 0) if n_tried else "nothing to compare", n_tried=n_tried, objective=kind)
+        word = _judge(0, 0) if n_tried else "nothing to compare"
+        edge = _edge(0.0, search) if n_tried else None
+        return Verdict(None, word, n_tried=n_tried, objective=kind, edge=edge)
     tried = [e for e in evaluations if e.alpha != 0 and (e is best or not collapsed(e, evaluations))]
     interval = simultaneous(tried.index(best), [e.gain for e in tried], noise_covariance(tried))
-    found = Verdict(best, _judge(*interval), interval, len(tried), None, kind, _edge(best, search))
+    word = _judge(*interval)
+    edge = _edge(0.0 if word == "worse" else best.alpha, search)  # worse: every alpha lost to 0
+    found = Verdict(best, word, interval, len(tried), None, kind, edge)
     if confirmed and best.trial in confirmed:
         c = confirmed[best.trial]
         return replace(found, word=_judge_confirmed(c), confirmed=c)
     return found
 
 
-def _edge(best: Evaluation, search: SearchSpec | None) -> float | None:
-    """The end of a range that was given, if the best alpha lies on it."""
-    ends = (search.alpha_min, search.alpha_max) if search else ()
-    for end in ends:
-        if not isinstance(end, str) and abs(best.alpha - end) <= 1e-3 * abs(end):
+def _edge(alpha: float, search: SearchSpec | None) -> float | None:
+    """The end of a range that was given, if this alpha lies on it."""
+    if search is None:
+        return None
+    low = search.alpha_min if search.sampler == "expo" else bounds(search, None)[0]  # "auto" is a number for others
+    for end in (low, search.alpha_max):
+        if not isinstance(end, str) and abs(alpha - end) <= 1e-3 * abs(end):
             return end
     return None
 
@@ -129,8 +137,15 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
     """The finished trial at an alpha other than 0, or the best one.
 
     Raises:
-        StudyError: none was evaluated there; names the nearest that were.
+        StudyError: none was evaluated there; names the nearest that were. Or alpha is 0, which is no model of its own.
     """
+    if alpha == 0:
+        raise StudyError(
+            where="--alpha 0",
+            found="the aligned checkpoint itself, with which every trial is compared",
+            expected="another alpha",
+            do="use the aligned checkpoint as it is, or give an alpha that was evaluated",
+        )
     others = sorted((e for e in found if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
     if alpha is None:
         missing, best = "no trial that may win", verdict(found).best

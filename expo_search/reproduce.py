@@ -53,14 +53,14 @@ class Reproduction:
 
     @property
     def within(self) -> bool:
-        """Whether the gain of now lies in the 95 % interval of then."""
-        low, high = self.stored["difference_95"]  # None: without an end
-        gain = self.again.difference.mean
+        """Whether the gain of now, which is of the study's objective, lies in the 95 % interval of then."""
+        low, high = self.stored["gain_95"]  # None: without an end
+        gain = self.again.gain.mean
         return bool((low is None or low <= gain) and (high is None or gain <= high))
 
     def report(self) -> str:
         """For people."""
-        then, now = self.stored["difference"], self.again.difference.mean
+        then, now = self.stored["gain"], self.again.gain.mean
         lines = [f"{self.grade}: alpha = {self.again.alpha:.6g}, gain {then:+.4f} then, {now:+.4f} now"]
         lines.append(f"  weights: {'the same' if self.same_weights else 'other ones'} ({self.again.fingerprint})")
         lines.append(f"  answers: {self.n_same} of {self.n} are the same")
@@ -74,6 +74,7 @@ class Reproduction:
         return {
             "grade": self.grade,
             "alpha": self.again.alpha,
+            "gain": {"then": self.stored["gain"], "now": self.again.gain.mean},
             "difference": {"then": self.stored["difference"], "now": self.again.difference.mean},
             "reward": {"then": self.stored["reward"], "now": self.again.reward.mean},
             "fingerprint": {"then": self.stored["fingerprint"], "now": self.again.fingerprint},

@@ -26,7 +26,7 @@ class SequenceRewardModel:
     Runs on the GPU where there is one. Computes in bfloat16, except on CPUs without bfloat16 instructions.
 
     Raises (on construction):
-        RewardError: cannot be loaded, or has more than one label.
+        RewardError: cannot be loaded, lacks weights, or has more than one label.
     """
 
     def __init__(self, path: Path, spec: RewardSpec, *, trust_remote_code: bool = False) -> None:
@@ -40,8 +40,12 @@ class SequenceRewardModel:
         self.dtype = computing_dtype(self._device)
         check_labels(path, trust_remote_code=trust_remote_code)
         try:
-            self._model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=self.dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            self._model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+                path,
+                dtype=self.dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as fault:
             raise RewardError(
@@ -50,6 +54,7 @@ class SequenceRewardModel:
                 expected="a sequence classifier in safetensors",
                 do="check the folder",
             ) from None
+        _refuse_random_weights(path, loading)
         self._model.to(self._device).eval()
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
@@ -130,6 +135,18 @@ class SequenceRewardModel:
             ) from fault
         values: list[float] = logits.float()[:, 0].tolist()
         return values
+
+
+def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:
+    """transformers gives random weights to what a file lacks, such as the head of a model that is no reward model."""
+    lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
+    if lacking:
+        raise RewardError(
+            where=f"reward model {path}",
+            found=f"no weights for {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}",
+            expected="a trained sequence classifier, whole",
+            do="give the checkpoint that has its head",
+        )
 
 
 def computing_dtype(device: torch.device) -> torch.dtype:

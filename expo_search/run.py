@@ -7,7 +7,7 @@ the two checkpoints' headers, the reward model's labels, the database, the setti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +20,18 @@ from expo_search.engine import INSTALL, ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import EngineDied, EngineError
 from expo_search.evaluator import VllmModel
+from expo_search.lock import refuse_if_held
 from expo_search.match import check_pair
 from expo_search.memory import MemoryPlan, Needs, measure_machine, plan_memory
 from expo_search.objective import Objective, Watcher
-from expo_search.pairs import Pair, pinned, resolve_pair
+from expo_search.pairs import LOCAL, Pair, Source, pinned, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
 from expo_search.store import SETTINGS, SPEC, Part, Store, compare_settings
 from expo_search.study import StudySpec, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003
+SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,16 @@ class Checked:
         return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
 
 
-def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
+def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: bool = False) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
+
+    `alone`: another process that searches in the study is a fault as well.
 
     Raises:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
     """
+    if find_spec("vllm") is None:
+        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
     check_storage(storage)
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
@@ -74,39 +80,39 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None]) -> Checked:
     tokenizer = load_tokenizer(
         str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
     )
+    reads = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
 
     def fits(prompt: Prompt) -> bool:
         n_tokens = len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
         return n_tokens + spec.sampling.max_tokens <= spec.engine.max_model_len
 
-    chosen, reach = search_part(
-        prompts,
-        spec.prompts.n,
-        where=f"prompts {spec.prompts.source}",
-        exact="n" in spec.prompts.model_fields_set,
-        fits=fits,
-    )
-    if len(chosen) < reach or len(chosen) < spec.prompts.n:
-        say(
-            f"{len(chosen)} prompts of {spec.prompts.n} asked for; "
-            f"{reach - len(chosen)} left out that leave no room for {spec.sampling.max_tokens} tokens"
-        )
-    settings = _settings(spec, pair, aligned, sft, reward, chosen, str(tokenizer.chat_template))
+    is_given = "n" in spec.prompts.model_fields_set
+    n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
+    where = f"prompts {spec.prompts.source}"
+    chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits)
+    if n < spec.prompts.n:
+        say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
+    if len(chosen) < reach:
+        say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
+    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reads.chat_template}
+    settings = _settings(spec, pair, aligned, sft, reward, chosen, templates)
     stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:
         compare_settings(stored, settings, name=spec.name)
-    if find_spec("vllm") is None:
-        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
+    if alone:  # before the memory is measured, which the other one has taken
+        refuse_if_held(storage, spec.name)
     machine = measure_machine()
     memory = plan_memory(Needs.of(aligned, sft, reward, spec.engine, machine.reward_itemsize), spec.engine, machine)
     say(memory.sentence())
     return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory)
 
 
-def check_stored(storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool) -> Checked:
+def check_stored(
+    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, alone: bool = False
+) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew."""
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    return check(spec, storage, say)
+    return check(spec, storage, say, alone=alone)
 
 
 @dataclass(frozen=True)
@@ -191,11 +197,17 @@ def start_model(
 def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[str, Any]:
     """What identifies the two checkpoints of a search."""
     return {
-        "pair.aligned": f"{pair.aligned.id}@{pair.aligned.revision}#{aligned.header_hash}",
-        "pair.sft": f"{pair.sft.id}@{pair.sft.revision}#{sft.header_hash}",
+        "pair.aligned": _identity(pair.aligned, aligned),
+        "pair.sft": _identity(pair.sft, sft),
         "files.aligned": aligned.sample_hash,
         "files.sft": sft.sample_hash,
     }
+
+
+def _identity(source: Source, checkpoint: Checkpoint) -> str:
+    """A folder is what is in it, wherever it lies and however its path is spelled."""
+    name = LOCAL if source.revision == LOCAL else f"{source.id}@{source.revision}"
+    return f"{name}#{checkpoint.header_hash}"
 
 
 def _prompts_source(source: str) -> str:
@@ -211,25 +223,27 @@ def _settings(
     sft: Checkpoint,
     reward: Checkpoint,
     prompts: Sequence[Prompt],
-    chat_template: str,
+    templates: Mapping[str, object],
 ) -> dict[str, Any]:
     """Everything that changes a reward or the sampler's view of the study, flat."""
     flat: dict[str, Any] = {
-        "pair.reward_model": f"{pair.reward_model.id}@{pair.reward_model.revision}#{reward.header_hash}",
+        "pair.reward_model": _identity(pair.reward_model, reward),
+        "files.reward_model": reward.sample_hash,
         "pair.stop_token_ids": list(spec.pair.stop_token_ids),
         "pair.stop_strings": list(spec.pair.stop_strings),
-        "pair.chat_template": hashlib.sha256(chat_template.encode()).hexdigest()[:16],
         "prompts.n": len(prompts),
         "prompts.hash": prompts_hash(prompts),
         "reward.max_tokens": spec.reward.max_tokens,
         "engine.dtype": spec.engine.dtype,
         "engine.max_model_len": spec.engine.max_model_len,
+        "engine.tensor_parallel": spec.engine.tensor_parallel,  # fingerprints are by rank
     }
     # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
     free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
     search = {f"search.{key}": value for key, value in spec.search.model_dump().items() if key not in free}
     tables = _flat("sampling", spec.sampling) | _flat("guardrails", spec.guardrails) | search
-    return sources_settings(pair, aligned, sft) | flat | tables
+    texts = {key: hashlib.sha256(str(text).encode()).hexdigest()[:16] for key, text in templates.items()}
+    return sources_settings(pair, aligned, sft) | flat | texts | tables
 
 
 def _flat(table: str, values: Any) -> dict[str, Any]:

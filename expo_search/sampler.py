@@ -316,7 +316,9 @@ def bounds(search: SearchSpec, published_alpha: float | None) -> tuple[float, fl
     if given_high is None:
         low = given_low if given_low is not None else WIDEST[0] if wide else 0.0
         return low, max(WIDEST[1] if wide else 1.0, 2 * (published_alpha or 0.0), 2 * low)
-    return (given_low if given_low is not None else min(0.0, given_high - 1.0)), given_high
+    if given_low is None:
+        given_low = min(WIDEST[0] if wide else 0.0, given_high - 1.0)
+    return given_low, given_high
 
 
 def first_step(search: SearchSpec, published_alpha: float | None, relative_delta: float | None) -> float:

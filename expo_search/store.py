@@ -19,6 +19,9 @@ from sqlalchemy.orm import Session
 from expo_search.database import (
     connect_args,
     make_engine,
+    only_read,
+    reading_engine,
+    reading_url,
     shown,
     speak_our_words,
     sqlite_path,
@@ -34,6 +37,7 @@ from expo_search.tables import Base, CompletionRow, PromptRow, SwitchRow
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import RDBStorage
 
 Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
@@ -52,16 +56,31 @@ class Stored:
 class Store:
     """One study in one database. Creating it makes missing tables; `study` is Optuna's own object.
 
+    With `read_only` nothing is written, ever, and the study must be there.
+
     `note` is a line for the user on a database that is slower or less safe than it could be, or None.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, *, read_only: bool = False) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.url, self.name = url, name
-        self._engine = make_engine(url)
+        self.study: Study
+        self.storage: RDBStorage
+        self._engine = reading_engine(url) if read_only else make_engine(url)
         self.note: str | None = None
+        if read_only:
+            self._open_to_read()
+        else:
+            self._open()
+        self._study_id = self.storage.get_study_id_from_name(name)
+        self._lock = StudyLock(self._engine, url, self._study_id, name)
+
+    def _open(self) -> None:
+        import optuna
+
+        url, name = self.url, self.name
         with store_faults(url):
             if sqlite_path(url) is not None and (mode := use_write_ahead_log(self._engine)) != "wal":
                 self.note = (
@@ -73,15 +92,27 @@ class Store:
             speak_our_words(self.storage.engine, url)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self.study: Study = optuna.create_study(
+                self.study = optuna.create_study(
                     study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
                 )
-            self._study_id = self.storage.get_study_id_from_name(name)
-        self._lock = StudyLock(self._engine, url, self._study_id, name)
+
+    def _open_to_read(self) -> None:
+        import optuna
+
+        arguments = {"connect_args": connect_args(self.url)}
+        with store_faults(self.url):
+            self.storage = optuna.storages.RDBStorage(
+                reading_url(self.url), engine_kwargs=arguments, skip_table_creation=True
+            )
+            speak_our_words(self.storage.engine, self.url)
+            self.storage.engine.dispose()  # the connections to come only read
+            only_read(self.storage.engine)
+            self.study = optuna.load_study(study_name=self.name, storage=self.storage)
 
     def close(self) -> None:
         """Let go of the database's connections."""
         self.storage.remove_session()
+        self.storage.engine.dispose()
         self._engine.dispose()
 
     @property
@@ -166,10 +197,10 @@ class Store:
             self._lock.beat(session)
 
     def completions(self, trial: int, part: Part, prompts: Sequence[Prompt]) -> list[Stored]:
-        """The answers of a trial, by position; `prompts` is the part's order."""
+        """The answers of a trial to `prompts`, the part's order or its front, by position."""
         row = CompletionRow
         query = sa.select(row.position, row.text, row.n_tokens, row.finish_reason, row.reward).where(
-            row.study_id == self._study_id, row.trial == trial, row.part == part
+            row.study_id == self._study_id, row.trial == trial, row.part == part, row.position < len(prompts)
         )
         with self._session() as session:
             return [
@@ -177,10 +208,13 @@ class Store:
                 for position, text, n_tokens, finish_reason, reward in session.execute(query.order_by(row.position))
             ]
 
-    def n_completions(self, trial: int, part: Part) -> int:
-        """How many answers of a trial are stored."""
+    def n_completions(self, trial: int, part: Part, n_prompts: int) -> int:
+        """How many answers of a trial to the first n_prompts prompts are stored."""
         query = sa.select(sa.func.count()).where(
-            CompletionRow.study_id == self._study_id, CompletionRow.trial == trial, CompletionRow.part == part
+            CompletionRow.study_id == self._study_id,
+            CompletionRow.trial == trial,
+            CompletionRow.part == part,
+            CompletionRow.position < n_prompts,
         )
         with self._session() as session:
             return int(session.scalar(query) or 0)

@@ -231,7 +231,14 @@ def load_study(
     where, data = "command line", dict[str, Any]()
     if file is not None:
         where, data = str(file), _read_toml(file)
-        preset = data.pop("preset", preset)
+        asked, preset = preset, data.pop("preset", preset)
+        if asked not in (None, preset):
+            raise StudyError(
+                where=f"--pair {asked}",
+                found=f"preset = {preset!r} in {file}",
+                expected="one pair",
+                do="drop --pair, or the file's `preset`",
+            )
     if preset is not None:
         base_file = _preset_file(preset)
         where = str(file or f"preset {base_file.stem}")

@@ -22,10 +22,10 @@ DEFAULT_LOG = Path("expo-search.log")
 
 
 def known_study(study: str | None, storage: str) -> str:
-    """A study's name, or the only one there is."""
-    from expo_search.database import check_storage, shown, study_names
+    """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
+    from expo_search.database import check_readable, shown, study_names
 
-    check_storage(storage)
+    check_readable(storage)
     names = study_names(storage)
     if study is None and len(names) == 1:
         study = names[0]

@@ -173,6 +173,10 @@ CASES = [
     Case("no GPU at all", search(tensor_parallel=0), ["engine.tensor_parallel"]),
     Case("a study name that is a path", search(study_name="../x"), ["name", "../x"]),
     Case("a log in a folder that is not there", search(log="no/where.log"), ["--log no/where.log"]),
+    Case("options but no pair", ["--trials", "3"], ["--trials: no pair", "--pair NAME"]),
+    Case("options before a command", ["--storage", "sqlite:///a.db", "show"], ["--storage: given before `show`"]),
+    Case("a pair beside a study file of another", ["--pair", "demo", *STUDY], ["--pair demo", "preset = 'zephyr'"],
+         write("mine.toml", 'preset = "zephyr"\n')),
     Case("several values at once", search(seed=-1, temperature=-1), ["search.seed", "sampling.temperature"]),
     # study files and presets
     Case("an unknown preset", ["--pair", "zefyr"], ["unknown preset 'zefyr'", "zephyr", "expo-search pairs"]),
@@ -264,6 +268,8 @@ CASES = [
     Case("a confirmation of an unknown study", ["confirm", "yours"], ["no study 'yours'", "mine"], study("mine")),
     Case("a study that is not ours", ["confirm", "theirs"], ["no settings of expo-search"], study("theirs")),
     Case("an export to nowhere", ["export", "mine"], ["--out", "give --out DIR"], study("mine")),
+    Case("an export of alpha = 0", ["export", "--out", "new", "--alpha", "0"], ["the aligned checkpoint itself"],
+         study("mine")),
     # the machine
     Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
     Case("a pair that does not fit in memory", search(), ["1.0 GiB free", "sources"], small_memory),

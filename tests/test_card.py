@@ -87,6 +87,12 @@ def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
     assert "**not the one that the search recommends**" in other
 
 
+def test_it_says_whether_what_was_written_was_verified(tmp_path: Path) -> None:
+    origin = make_origin(tmp_path)
+    assert "- verified: no, what was written was not compared with the trial" in card(origin)
+    assert "- verified: yes, loaded in a fresh engine" in card(origin, verified=True)
+
+
 def test_names_inject_no_markup_and_no_metadata(tmp_path: Path) -> None:
     evil = Source(tmp_path, EVIL, "local")
     spec = make_origin(tmp_path).spec

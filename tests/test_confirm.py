@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_prompts
+from optuna_dashboard import get_note
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
+from expo_search.artifacts import FIGURE
+from expo_search.cli import _confirm
 from expo_search.confirm import confirm, confirmations
 from expo_search.errors import EngineDied
 from expo_search.objective import Objective, Stopped
 from expo_search.prompts import Prompt
+from expo_search.search import search
 from expo_search.statistics import Kind, estimate, gain
 from expo_search.store import Store
+from expo_search.study import SearchSpec
 
 PROMPTS = make_prompts(8)
 
@@ -87,6 +94,71 @@ def test_answers_to_other_prompts_are_forgotten(store: Store) -> None:
     assert found.n == 3
     assert store.prompts("confirm") == fewer
     assert len(store.completions(4, "confirm", fewer)) == 3
+
+
+@pytest.mark.parametrize("n_first", [3, 8])
+def test_other_prompts_keep_the_answers_to_those_that_both_share(store: Store, tmp_path: Path, n_first: int) -> None:
+    """3 then 8 prompts, or 8 then 3: what is measured is what a study of its own would have found."""
+    first, then, model = PROMPTS[:n_first], PROMPTS[: 11 - n_first], FakeModel()
+    confirm(store, objective(store, FakeModel(), first), 4, 0.3, first)
+    other = Store(f"sqlite:///{tmp_path / 'd.db'}", "s")
+    expected = confirm(other, objective(other, FakeModel(), then), 4, 0.3, then)
+    assert confirm(store, objective(store, model, then), 4, 0.3, then) == expected
+    assert sorted(model.asked) == sorted((a, p.id) for a in (0.0, 0.3) for p in then[n_first:])
+    assert confirmations(store) == {4: expected}
+    assert store.prompts("confirm") == PROMPTS
+
+
+def test_of_more_answers_than_prompts_only_the_prompts_count(store: Store) -> None:
+    """The scorer was killed: answers beyond the fewer prompts have no reward, and need none."""
+    watcher, few, scorer = FakeWatcher(), PROMPTS[:3], FakeScorer()
+    dying = Objective(FakeModel(), FakeScorer(dies_after=5), store, PROMPTS, FakeWatcher(), part="confirm")
+    with pytest.raises(Killed):
+        confirm(store, dying, 4, 0.3, PROMPTS)
+    found = confirm(store, Objective(FakeModel(), scorer, store, few, watcher, part="confirm"), 4, 0.3, few)
+    assert (found.n, len(scorer.scored)) == (3, 6)
+    assert watcher.starts == [(0, 0.0, 3, 3), (4, 0.3, 3, 0)]
+
+
+def test_an_old_confirmation_stays_until_the_new_one_is_measured(store: Store) -> None:
+    old = confirm(store, objective(store, FakeModel(), PROMPTS[:5]), 4, 0.3, PROMPTS[:5])
+    for prompts in (PROMPTS, PROMPTS[::-1]):
+        with pytest.raises(Killed):
+            confirm(store, objective(store, FakeModel(dies_after=2), prompts), 7, 0.5, prompts)
+        assert confirmations(store) == {4: old}
+    new = confirm(store, objective(store, FakeModel(), PROMPTS), 7, 0.5, PROMPTS)
+    assert confirmations(store) == {7: new}, "all on the same prompts"
+
+
+def test_prompts_that_were_put_before_they_were_looked_at_do_no_harm(store: Store) -> None:
+    """As `Running.objective` does: the new prompts beyond the old ones' number are there already."""
+    confirm(store, objective(store, FakeModel(), PROMPTS[:3]), 4, 0.3, PROMPTS[:3])
+    other, model = PROMPTS[::-1], FakeModel()
+    store.put_prompts("confirm", other)
+    assert confirm(store, objective(store, model, other), 4, 0.3, other).n == 8
+    assert len(model.asked) == 16
+    assert store.prompts("confirm") == other
+
+
+def test_the_command_shows_a_confirmation_in_the_dashboards_note_and_figure(store: Store) -> None:
+    searched = Objective(FakeModel(), FakeScorer(noise=0.1), store, PROMPTS, FakeWatcher())
+    winner = search(store, searched, SearchSpec(sampler="grid", racing=False), 4)[1]
+    fresh, said = make_prompts(20)[8:], list[str]()
+    running = SimpleNamespace(
+        store=store,
+        objective=lambda watcher, prompts, part: Objective(
+            FakeModel(), FakeScorer(noise=0.1), store, prompts, watcher, part=part
+        ),
+    )
+    progress = FakeWatcher()
+    progress.say = said.append  # type: ignore[attr-defined]
+    assert get_note(store.study) == ""
+    stopped = _confirm(running, progress, winner, fresh, lambda: True)  # type: ignore[arg-type]
+    assert (stopped, get_note(store.study)) == (None, "")
+    assert _confirm(running, progress, winner, fresh, lambda: False) is not None  # type: ignore[arg-type]
+    assert "12 fresh prompts" in get_note(store.study)
+    assert FIGURE in get_plotly_graph_objects(store.storage.get_study_system_attrs(store.study._study_id))
+    assert said == ["confirming alpha = 0.3333 on 12 fresh prompts"] * 2
 
 
 class TestEngineThatDies:

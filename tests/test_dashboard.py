@@ -126,6 +126,11 @@ def test_an_unknown_study_is_refused(store: Store) -> None:
         open_dashboard(store.url, "nobody", "127.0.0.1", 0)
 
 
+def test_no_password_is_shown_in_its_errors(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"password=\*\*\*: no study 'nobody'"):
+        open_dashboard(store.url + "?password=secret", "nobody", "127.0.0.1", 0)
+
+
 def test_the_command_serves_until_ctrl_c(store: Store, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "expo_search", "dashboard", "--port", "0", "--storage", store.url],

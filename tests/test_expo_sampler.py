@@ -379,7 +379,7 @@ class TestRange:
             return bounds(SearchSpec(alpha_min=low, alpha_max=high, sampler=sampler), None)  # type: ignore[arg-type]
 
         assert ends(0.5, 2.0) == (0.5, 2.0)
-        assert ends("auto", 2.0) == (0.0, 2.0)
+        assert ends("auto", 2.0) == (-1.0 if sampler == "expo" else 0.0, 2.0)
         assert ends("auto", -0.5) == (-1.5, -0.5)
         for low in (-3.0, 0.5, 1.0, 99.0):
             found_low, found_high = ends(low, "auto")

@@ -186,12 +186,39 @@ class TestTarget:
         out = tmp_path / "out"
         out.mkdir()
         (out / "thesis.txt").write_text("keep")
-        with refused("something else than a checkpoint folder"):
+        with refused("something else than an exported folder"):
             write(*pair, 0.7, out, force=True)
         assert (out / "thesis.txt").read_text() == "keep"
         (tmp_path / "link").symlink_to(out)
-        with refused("something else than a checkpoint folder"):
+        with refused("something else than an exported folder"):
             write(*pair, 0.7, tmp_path / "link", force=True)
+
+    @pytest.mark.parametrize(
+        "file", ["checkpoint-500/config.json", "optimizer.pt", "trainer_state.json", "model-new.safetensors"]
+    )
+    def test_force_replaces_no_folder_of_a_training_run(
+        self, pair: tuple[Path, Path], tmp_path: Path, file: str
+    ) -> None:
+        out = write(*pair, 0.0, tmp_path / "out")
+        (out / file).parent.mkdir(exist_ok=True)
+        (out / file).write_text("{}")
+        with refused("something else than an exported folder, which --force does not replace"):
+            write(*pair, 0.7, out, force=True)
+        assert (out / file).is_file()
+        if "/" in file:
+            (out / "expo.json").write_text("{}")
+            with refused("something else than an exported folder"):
+                write(*pair, 0.7, out, force=True)
+
+    def test_force_replaces_what_an_export_wrote_whatever_its_sources_brought(
+        self, pair: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        out = write(*pair, 0.0, tmp_path / "out")
+        for name in ("expo.json", "USE_POLICY.md", "modeling_own.py"):
+            (out / name).write_text("{}")
+        write(*pair, 0.7, out, force=True)
+        assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline"))
+        assert not (out / "USE_POLICY.md").exists()
 
     def test_a_source_is_never_the_target(self, tmp_path: Path) -> None:
         pair = make_pair(tmp_path / "pair", "llama-untied")

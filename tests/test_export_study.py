@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,12 @@ from expo_search.evaluator import Completion
 from expo_search.export_study import Wanted, export_study
 from expo_search.hub import check_push, push
 from expo_search.objective import Evaluation
-from expo_search.pairs import resolve_pair
+from expo_search.pairs import Pair, resolve_pair
 from expo_search.prompts import Prompt
 from expo_search.provenance import read_provenance
 from expo_search.run import sources_settings
 from expo_search.store import Store
-from expo_search.study import load_study
+from expo_search.study import PairSpec, load_study
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
 
@@ -113,6 +115,14 @@ class TestChoice:
         assert "**Not evaluated.**" in (tmp_path / "out" / "README.md").read_text()
         assert found["commands"]["export"] == "expo-search export mine --alpha 0.7 --force --out DIR"
 
+    @pytest.mark.parametrize("force", [False, True])
+    def test_alpha_0_is_the_aligned_checkpoint_and_is_not_exported(
+        self, study: str, tmp_path: Path, force: bool
+    ) -> None:
+        with pytest.raises(StudyError, match="--alpha 0: the aligned checkpoint itself"):
+            export(study, tmp_path / "out", alpha=0.0, force=force)
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize(
         ("wanted", "found"),
         [
@@ -161,6 +171,37 @@ def test_expo_json_says_where_everything_comes_from(study: str, home: Path, tmp_
     assert found["answers"]["trial"]["rewards"] == [1.9, 1.9]
     assert {"torch", "vllm", "transformers", "optuna", "python", "processor"} <= found["evaluated_on"].keys()
     assert found["commands"]["export"] == "expo-search export mine --alpha 1.0 --out DIR"
+
+
+def test_an_export_says_that_it_was_not_verified_and_what_does_so(study: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    export_study(study, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
+    end = "not verified: --verify proves that it is what was evaluated"
+    assert said[-1] == f"alpha = 1 of study mine written to {tmp_path / 'out'}, {end}"
+    assert read_provenance(tmp_path / "out")["verified"] is False
+    assert "- verified: no" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_resolving_the_pair_says_is_passed_on(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Pair:
+        say("downloading 14 GB")
+        return resolve_pair(spec, trust_remote_code=trust_remote_code, say=say)
+
+    monkeypatch.setattr("expo_search.export_study.resolve_pair", resolve)
+    said: list[str] = []
+    export_study(study, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
+    assert said[0] == "downloading 14 GB"
+
+
+def test_a_study_that_cannot_be_written_to_is_exported(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, may = tmp_path / "study.db", os.access
+    before = database.read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != database and may(path, mode))
+    assert export(study, tmp_path / "out") == 1.0
+    assert database.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "study.db"]
 
 
 class TestAdapter:

@@ -90,7 +90,7 @@ class TestStop:
         stored = answers(url)
         assert len(stored) >= n_answers
         assert sorted(stored) == sorted(model.asked)
-        assert len(model.asked) - n_answers < 40, "more than the chunk under way"
+        assert len(model.asked) - n_answers < 16, "more than the chunk under way"
         assert outcome(run(url, again)) == unbroken
         assert set(stored).isdisjoint(again.asked)
 
@@ -98,6 +98,17 @@ class TestStop:
         model = FakeModel()
         assert run(url, model, stop=lambda: True) == []
         assert model.asked == []
+
+    @pytest.mark.parametrize("n_answers", [1, 41])
+    def test_a_confirmation_stops_after_the_chunk_under_way(self, url: str, n_answers: int) -> None:
+        """Chunks of 16, 16 and 8: the 1st answer is in the control's first chunk, the 41st in the winner's."""
+        store, model, again = Store(url, "s"), FakeModel(), FakeModel()
+        objective = Objective(model, FakeScorer(), store, PROMPTS, FakeWatcher(), part="confirm")
+        with pytest.raises(Stopped):
+            confirm(store, objective, 1, 0.3, PROMPTS, stop=AskedAfter(model, n_answers))
+        assert len(model.asked) == n_answers + 15
+        confirm(store, Objective(again, FakeScorer(), store, PROMPTS, FakeWatcher(), part="confirm"), 1, 0.3, PROMPTS)
+        assert len(set(model.asked + again.asked)) == len(model.asked + again.asked) == 80
 
     def test_a_confirmation_stops_between_its_two_measurements(self, url: str) -> None:
         run(url)

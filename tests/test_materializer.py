@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from twins import edit, families, make_pair, offline_checkpoint, pad_vocabulary_with, shrink_vocabulary
+from twins import (
+    drop,
+    edit,
+    families,
+    make_pair,
+    offline_checkpoint,
+    pad_vocabulary_with,
+    read_all,
+    shrink_vocabulary,
+)
 
 from expo_search import in_place, materializer
 from expo_search.checkpoint import open_checkpoint
@@ -78,13 +88,21 @@ def test_shards_need_not_line_up(tmp_path: Path) -> None:
     mixed.close()
 
 
-def test_rows_of_the_vocabulary_that_sft_lacks_stay_the_aligned_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_rows_of_the_vocabulary_that_sft_lacks_stay_the_aligned_ones(is_tied: bool, tmp_path: Path) -> None:
+    """Of each of aligned's two vocabulary matrices its own rows, also where sft has one matrix for both."""
     aligned, sft = make_pair(tmp_path, "llama-untied")
     shorter = shrink_vocabulary(sft, tmp_path / "shorter", by=5)
+    if is_tied:
+        edit(shorter, lambda name, t: read_all(shorter)["model.embed_tokens.weight"] if name == "lm_head.weight" else t)
+    padded = pad_vocabulary_with(aligned, shorter, tmp_path / "padded")
+    if is_tied:
+        drop(shorter, "lm_head.weight")
+        config = json.loads((shorter / "config.json").read_text())
+        (shorter / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     live = engine(aligned, shorter)
     switch = live.materialize(0.7)
     live.close()
-    padded = pad_vocabulary_with(aligned, shorter, tmp_path / "padded")
     fresh = engine(offline_checkpoint(aligned, padded, 0.7, tmp_path / "offline"), sft)
     assert fresh.sources.aligned == switch.fingerprint
     fresh.close()
@@ -99,8 +117,9 @@ def test_tensors_of_other_shapes_are_all_listed_before_an_engine_starts(tmp_path
 
 def test_a_source_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     aligned, sft = make_pair(tmp_path, "llama-tied")
-    edit(sft, lambda name, t: t.fill_(float("inf")) if name == "model.norm.weight" else t)
-    with pytest.raises(MaterializeError, match=r"sft checkpoint, weight model.norm.weight"):
+    fused = "model.layers.1.self_attn.k_proj.weight"  # vLLM has q, k and v in one
+    edit(sft, lambda name, t: t.fill_(float("inf")) if name == fused else t)
+    with pytest.raises(MaterializeError, match=rf"sft checkpoint, tensor {fused} of .*model.safetensors"):
         engine(aligned, sft)
 
 

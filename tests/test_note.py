@@ -62,6 +62,14 @@ def test_a_text_stays_text_in_markdown(text: str, shown: str) -> None:
     assert markdown(text) == shown
 
 
+def test_past_an_edge_the_note_has_the_command_of_the_verdict() -> None:
+    command = "expo-search --pair zephyr --alpha-max auto --study-name zephyr"
+    found = replace(verdict([CONTROL, BETTER]), edge=0.3, again=command)
+    assert next_steps("s", "sqlite:///expo-search.db", found)[0][0] == command
+    assert command in found.sentence()
+    assert "..." not in markdown_note(Judged("s", "sqlite:///expo-search.db", [CONTROL, BETTER], {}, found))
+
+
 def test_commands_are_quoted_for_the_shell_and_show_no_password() -> None:
     found = verdict([CONTROL, BETTER])
     commands = [c for c, _ in next_steps("s; rm -rf ~", "postgresql://me:secret@host/db?a=$(x)", found)]

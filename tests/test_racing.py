@@ -6,19 +6,23 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
-from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Evaluation, Objective, looks
+from expo_search.export_study import Wanted, _verify
+from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Evaluation, Objective, Stopped, looks
 from expo_search.report import verdict
 from expo_search.sampler import n_explore
 from expo_search.search import FIRST_STEP, evaluations, search, why_done
 from expo_search.statistics import Kind, Rated, estimate, hopeless, mean_covariance, prompt_gains
 from expo_search.store import Store
-from expo_search.study import GuardrailSpec, SearchSpec
+from expo_search.study import GuardrailSpec, SearchSpec, load_study
 
 PROMPTS = make_prompts(64)
 LOOKS = [16, 32, 64]
@@ -149,7 +153,7 @@ class TestRace:
             "enough",
             "complete",
         )
-        assert store.n_completions(1, "search") == 32
+        assert store.n_completions(1, "search", 64) == 32
 
     def test_without_a_race_there_is_one_look_at_everything(self, store: Store) -> None:
         evaluate, seen = objective(store).evaluate, list[Evaluation]()
@@ -202,6 +206,64 @@ class TestRace:
         assert len(gains[3]) == 16
         assert found.covariances == {t: mean_covariance(gains[3], gains[int(t)]) for t in ("1", "2")}
         assert min(found.covariances.values()) > 0, "the noise of alpha = 0 is in all gains"
+
+
+class TestChunks:
+    """Racing or not, a trial is made in the same chunks: a stop is never far away."""
+
+    @pytest.mark.parametrize("alpha", [0.0, PLACE])
+    def test_a_trial_that_does_not_race_is_asked_for_in_the_chunks_of_the_looks(
+        self, store: Store, alpha: float
+    ) -> None:
+        model, spans = FakeModel(), list(pairwise([0, *LOOKS]))
+        evaluate = objective(store, model).evaluate
+        evaluate(CONTROL, 0.0)
+        evaluate(1, PLACE)
+        asked = [i for at, i in model.asked if at == alpha]
+        assert [set(asked[a:b]) for a, b in spans] == [{p.id for p in PROMPTS[a:b]} for a, b in spans]
+
+    @pytest.mark.parametrize("trial", [CONTROL, 1])
+    def test_one_that_does_not_race_stops_after_the_chunk_under_way_and_goes_on_to_the_same_numbers(
+        self, store: Store, trial: int
+    ) -> None:
+        alpha, model, again = trial * PLACE, FakeModel(), FakeModel()
+        unbroken = objective(store)
+        whole = [unbroken.evaluate(t, a) for t, a in ((CONTROL, 0.0), (1, PLACE))][trial]
+        store.drop("search")
+        if trial != CONTROL:
+            objective(store).evaluate(CONTROL, 0.0)
+        with pytest.raises(Stopped):
+            objective(store, model).evaluate(trial, alpha, stop=lambda: len(model.asked) > 16)
+        assert len(model.asked) == store.n_completions(trial, "search", 64) == 32
+        assert bare(objective(store, again).evaluate(trial, alpha)) == bare(whole)
+        assert len(again.asked) == 32
+
+    @pytest.mark.parametrize("racing", [True, False])
+    def test_verifying_an_export_repeats_the_chunks_of_its_trial(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, racing: bool
+    ) -> None:
+        found: list[list[int]] = []
+
+        def verified(*given: Any) -> str:
+            found.append(given[4])
+            return "verified"
+
+        monkeypatch.setattr("expo_search.export_study.verify", verified)
+        pair = {"aligned": "aligned", "sft": "sft", "reward_model": "reward"}
+        overrides = {"pair": pair, "prompts": {"source": "p.jsonl", "n": 64}, "search": {"racing": racing}}
+        spec = load_study(overrides=overrides, name="s")
+        evaluate, checkpoint = objective(store).evaluate, SimpleNamespace(path=tmp_path, config={"dtype": "float32"})
+        evaluate(CONTROL, 0.0)
+        origin = SimpleNamespace(
+            spec=spec,
+            pair=SimpleNamespace(sft=checkpoint, aligned=checkpoint),
+            trial=evaluate(1, PLACE, best=CONTROL if racing else None),
+            alpha=PLACE,
+            answers=store.completions(1, "search", PROMPTS),
+        )
+        wanted = Wanted(tmp_path, verify=True)
+        assert _verify(origin, tmp_path, checkpoint, wanted, print) == "verified"  # type: ignore[arg-type]
+        assert found == [LOOKS]
 
 
 class TestGuardrails:

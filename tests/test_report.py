@@ -143,7 +143,24 @@ def test_an_optimum_on_the_edge_of_a_given_range_is_said_so_with_what_to_do(
     found = verdict([CONTROL, JUST_BETTER], search=SearchSpec(alpha_min=low, alpha_max=high))
     assert found.edge == edge
     assert ("at the edge 0.3 of the range: the optimum may lie beyond" in found.sentence()) == (edge is not None)
-    assert ("--alpha-max auto" in found.sentence()) == (edge is not None)
+    assert "looks there" not in found.sentence()
+    said = replace(found, again="expo-search --pair p --alpha-max auto").sentence()
+    assert ("(`expo-search --pair p --alpha-max auto` looks there)" in said) == (edge is not None)
+
+
+@pytest.mark.parametrize(
+    ("low", "sampler", "edge"), [(0.0, "expo", 0.0), ("auto", "expo", None), ("auto", "gp", 0.0), (-1.0, "gp", None)]
+)
+def test_where_every_alpha_loses_0_can_be_the_edge_of_the_range(low: Any, sampler: Any, edge: float | None) -> None:
+    search = SearchSpec(alpha_min=low, alpha_max=2.0, sampler=sampler)
+    worse, hopeless = (
+        make_evaluation(1, 0.3, -0.5, 0.1),
+        replace(make_evaluation(1, 0.3, -0.5, 0.1), outcome="hopeless"),
+    )
+    for lost in (worse, hopeless):
+        found = verdict([CONTROL, lost], search=search)
+        assert found.edge == edge
+        assert ("at the edge 0 of the range" in found.sentence()) == (edge is not None)
 
 
 def test_of_equal_trials_beside_a_cliff_the_one_nearer_to_zero_is_the_best() -> None:
@@ -299,6 +316,13 @@ def test_an_alpha_that_was_not_evaluated_names_the_nearest_that_were() -> None:
         trial_at([CONTROL], None, "s")
     with pytest.raises(StudyError, match=r"no trial that may win.*such as 0.3"):
         trial_at([CONTROL, replace(JUST_NOT, outcome="hopeless")], None, "s")
+
+
+def test_alpha_0_is_said_to_be_the_aligned_checkpoint_itself() -> None:
+    with pytest.raises(
+        StudyError, match="--alpha 0: the aligned checkpoint itself, with which every trial is compared"
+    ):
+        trial_at(trials(20), 0.0, "s")
 
 
 def test_a_confirmation_in_json_has_its_interval() -> None:

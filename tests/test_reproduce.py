@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from expo_search.provenance import read_provenance
 from expo_search.reproduce import Reproduction, reproduce
 from expo_search.run import check, start
 from expo_search.search import evaluations, search
+from expo_search.statistics import Estimate
 from expo_search.store import Store
 from expo_search.study import StudySpec, load_study
 from expo_search.verify import engine_dtype, verify
@@ -70,7 +72,9 @@ def exported(home: Path, searched: Evaluation) -> Path:
     said: list[str] = []
     wanted = Wanted(home / "best", alpha=searched.alpha, verify=True, max_shard_bytes=200_000)
     export_study(url(home), "tiny", wanted, said.append, lambda *_: None)
-    assert said[-1] == f"verified: fingerprint {searched.fingerprint} and 8 of the trial's answers, the same"
+    assert f"verified: fingerprint {searched.fingerprint} and 8 of the trial's answers, the same" in said
+    assert said[-1].endswith(f"written to {home / 'best'}, verified")
+    assert read_provenance(home / "best")["verified"] is True
     return home / "best"
 
 
@@ -184,7 +188,8 @@ def test_a_source_that_visibly_changed_is_refused_before_an_engine_starts(
 
 
 def make_reproduction(*, same_weights: bool = True, same_rewards: bool = False, gain: float = 0.4) -> Reproduction:
-    then = {"difference": 0.4, "difference_95": [0.2, 0.6], "reward": 1.4, "fingerprint": f"{1:032x}"}
+    raw = {"difference": 9.0, "difference_95": [8.0, 10.0]}  # of another objective's study
+    then = raw | {"gain": 0.4, "gain_95": [0.2, 0.6], "reward": 1.4, "fingerprint": f"{1:032x}"}
     lines = () if same_rewards else ("torch: 2.12 then, 2.13 now",)
     now = make_evaluation(1, 0.5, gain, 0.1)
     return Reproduction(then, now, make_evaluation(0, 0, 0, 0.1), same_weights, 90, 100, same_rewards, lines)
@@ -207,6 +212,14 @@ def test_a_difference_of_environment_is_listed_with_whether_the_gain_still_holds
     assert "environment, torch: 2.12 then, 2.13 now" in make_reproduction().report()
     assert "within the 95 % interval of then" in make_reproduction(gain=0.25).report()
     assert "outside the 95 % interval of then" in make_reproduction(gain=0.1).report()
+
+
+def test_the_gain_is_of_the_studys_objective_as_in_show() -> None:
+    found = make_reproduction(gain=0.25)
+    found = replace(found, again=replace(found.again, difference=Estimate(-3.0, 0.1, 100)))
+    assert "gain +0.4000 then, +0.2500 now" in found.report()
+    assert found.as_json()["gain"] == {"then": 0.4, "now": 0.25}
+    assert found.within
 
 
 def test_an_alpha_that_was_never_evaluated_cannot_be_reproduced() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from twins import edit, make_reward_model, make_tokenizer
 
@@ -98,3 +100,13 @@ def test_a_batch_that_does_not_fit_is_said_with_its_size_and_what_to_lower(folde
     scorer._model.register_forward_pre_hook(full)
     with pytest.raises(RewardError, match=r"out of memory for a batch of \d+ tokens; .* lower batch_tokens"):
         scorer.score(COMPLETIONS, lambda _: None)
+
+
+def test_a_model_whose_head_is_not_in_its_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers would give it a random one, and every resume another."""
+    headless = shutil.copytree(folder, tmp_path / "headless")
+    state = load_file(headless / "model.safetensors")
+    del state["score.weight"]
+    save_file(state, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RewardError, match=r"no weights for score\.weight"):
+        SequenceRewardModel(headless, RewardSpec())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
 from expo_search.database import check_storage, stored_attribute, study_names
 from expo_search.errors import StoreError
+from expo_search.prompts import Prompt
+from expo_search.search import evaluations
 from expo_search.store import SETTINGS, Store
+from expo_search.terminal import known_study
 
 
 @pytest.fixture
@@ -57,6 +62,47 @@ def test_a_read_only_database_is_refused(others: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="readonly"):
         check_storage(read_only)
     assert study_names(read_only) == []
+
+
+@pytest.fixture(params=["writable", "another's"])
+def kept(request: pytest.FixtureRequest, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database with a study and one answer, closed; the second cannot be written to (root may write to any)."""
+    store = Store(url, "s")
+    store.put_prompts("search", [Prompt("a", "A?")])
+    store.close()
+    if request.param != "writable":
+        file, may = tmp_path / "test.db", os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: path != file and may(path, mode))
+    return url
+
+
+def test_looking_into_a_study_writes_nothing(kept: str, tmp_path: Path) -> None:
+    before = (tmp_path / "test.db").read_bytes()
+    assert known_study(None, kept) == "s"
+    store = Store(kept, "s", read_only=True)
+    assert evaluations(store.study) == []
+    assert store.prompts("search") == [Prompt("a", "A?")]
+    with pytest.raises(StoreError, match="readonly"):
+        store.put_prompts("confirm", [Prompt("b", "B?")])
+    with pytest.raises(StoreError, match="readonly"):
+        store.study.set_user_attr("x", 1)
+    store.close()
+    assert (tmp_path / "test.db").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["test.db"]
+
+
+def test_looking_into_a_study_waits_for_no_writer_and_sees_what_is_committed(kept: str, tmp_path: Path) -> None:
+    writer = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    writer.execute("UPDATE expo_prompts SET text = 'B?'")  # in the log beside the file
+    writer.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    assert known_study("s", kept) == "s"
+    store = Store(kept, "s", read_only=True)
+    assert store.prompts("search") == [Prompt("a", "B?")]
+    store.close()
+    assert time.monotonic() - began < 20, "the time-out for a lock is 120 s"
+    writer.execute("COMMIT")
+    writer.close()
 
 
 def test_a_file_that_is_no_database_is_named_and_left_as_it_was(tmp_path: Path) -> None:

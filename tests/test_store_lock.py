@@ -16,10 +16,14 @@ import pytest
 import sqlalchemy as sa
 from fakes import make_prompts
 from sqlalchemy.orm import Session
+from twins import make_pair, make_reward_model, write_prompts
 
 from expo_search.errors import StoreError
 from expo_search.evaluator import Completion
+from expo_search.lock import refuse_if_held
+from expo_search.run import check
 from expo_search.store import Store
+from expo_search.study import load_study
 from expo_search.tables import LockRow
 
 ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")
@@ -195,6 +199,73 @@ def test_of_searches_that_start_at_the_same_moment_one_gets_the_study(url: str, 
 def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+def test_a_look_before_an_engine_is_loaded_says_what_taking_the_study_would(
+    url: str, other_process: subprocess.Popen[bytes]
+) -> None:
+    store = Store(url, "s")
+    started = psutil.Process(other_process.pid).create_time()
+    lock(url, pid=other_process.pid, started=started)
+    with pytest.raises(StoreError) as fault, store.owned():
+        pass
+    with pytest.raises(StoreError) as earlier:
+        refuse_if_held(url, "s")
+    assert str(earlier.value) == str(fault.value)
+    refuse_if_held(url, "another")
+    Store(url, "another").close()
+    refuse_if_held(url, "another")
+    lock(url, pid=other_process.pid, started=started - 3600)
+    refuse_if_held(url, "s")
+    assert rows(url, "SELECT pid FROM expo_locks") == [(other_process.pid,)], "a look takes nothing over"
+
+
+def test_a_look_writes_nothing(tmp_path: Path) -> None:
+    refuse_if_held(f"sqlite:///{tmp_path / 'none.db'}", "s")
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "empty.db").touch()
+    refuse_if_held(f"sqlite:///{tmp_path / 'empty.db'}", "s")
+    assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+def test_a_second_search_is_refused_while_its_input_is_checked_and_a_reader_is_not(
+    tmp_path: Path, url: str, other_process: subprocess.Popen[bytes]
+) -> None:
+    """Before the memory is planned, which comes before the engine."""
+    make_pair(tmp_path, "llama-tied")
+    make_reward_model(tmp_path / "reward")
+    parts = {
+        "aligned": str(tmp_path / "aligned"),
+        "sft": str(tmp_path / "sft"),
+        "reward_model": str(tmp_path / "reward"),
+    }
+    overrides = {
+        "pair": parts,
+        "prompts": {"source": str(write_prompts(tmp_path / "prompts.jsonl", 8)), "n": 4},
+        "sampling": {"max_tokens": 8},
+        "engine": {"max_model_len": 128, "kv_cache_gib": 1, "max_num_seqs": 16},
+    }
+    spec, said = load_study(overrides=overrides, name="s"), list[str]()
+    Store(url, "s").close()
+    lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time())
+    with pytest.raises(StoreError, match=f"a search by process {other_process.pid}"):
+        check(spec, url, said.append, alone=True)
+    assert said == []
+    assert check(spec, url, said.append).search_prompts
+    assert len(said) == 1, "the plan of the memory"
+
+
+def test_a_study_that_is_held_can_be_held_again_within(url: str) -> None:
+    store = Store(url, "s")
+    with store.owned():
+        before = rows(url, "SELECT * FROM expo_locks")
+        with store.owned():
+            assert rows(url, "SELECT * FROM expo_locks") == before
+        assert rows(url, "SELECT * FROM expo_locks") == before, "the inner one gives nothing back"
+        store.add_completions(0, "search", {0: ANSWER})
+    assert rows(url, "SELECT * FROM expo_locks") == []
+    with store.owned():
+        assert rows(url, "SELECT pid FROM expo_locks") == [(os.getpid(),)]
 
 
 def test_the_lock_is_given_back_after_an_error_too(url: str) -> None:

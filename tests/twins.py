@@ -142,6 +142,12 @@ def edit(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> N
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def drop(folder: Path, name: str) -> None:
+    """Rewrite a checkpoint without one tensor."""
+    tensors = {k: t for k, t in read_all(folder).items() if k != name}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def shrink_vocabulary(source: Path, out: Path, *, by: int) -> Path:
     """A copy whose two vocabulary tensors and config have fewer rows."""
     shutil.copytree(source, out)
