@@ -22,7 +22,7 @@ from expo_search.study import StudySpec
 
 FORMULA = "aligned + alpha * (aligned - sft)"
 _FORMAT = 1
-_OF_TRIAL = {"trial", "alpha", "n_prompts", "reward", "difference", "difference_95", "fingerprint"}
+_OF_TRIAL = {"trial", "alpha", "n_prompts", "reward", "gain", "gain_95", "difference", "difference_95", "fingerprint"}
 
 
 @dataclass(frozen=True)

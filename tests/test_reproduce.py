@@ -125,7 +125,7 @@ def test_a_failed_check_leaves_no_folder(
     home: Path, searched: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(folder: Path, *_: object) -> str:
-        assert (folder / "README.md").is_file()
+        assert (folder / "model.safetensors").is_file()
         raise CheckpointError(where="--verify", found="other answers", expected="the same", do="report it")
 
     monkeypatch.setattr("expo_search.export_study.verify", fails)

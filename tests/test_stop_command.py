@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from twins import make_pair, make_reward_model, write_prompts
 
+N_PROMPTS = 24
 SEARCH = [
     "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl",
-    "--n-prompts", "24", "--max-tokens", "100", "--max-model-len", "256", "--alpha-max", "2", "--tolerance", "0",
-    "--no-racing", "--trials", "50",
+    "--n-prompts", str(N_PROMPTS), "--max-tokens", "100", "--max-model-len", "256", "--alpha-max", "2",
+    "--tolerance", "0", "--no-racing", "--trials", "50",
 ]  # fmt: skip
 TOKEN = "hf_thisIsNobodysTokenButItLooksLikeOne"
 SECRETS = {"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1"}
@@ -29,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     make_pair(folder, "llama-tied", delta=0.2)
     make_reward_model(folder / "reward")
-    write_prompts(folder / "prompts.jsonl", 24)
+    write_prompts(folder / "prompts.jsonl", N_PROMPTS)
     return folder
 
 
@@ -76,7 +77,7 @@ def test_a_search_is_stopped_by_one_signal_after_its_chunk_and_by_two_at_once(ho
     assert "stopping once this chunk of prompts is finished and stored" in err
     assert "alpha" in out, "the result so far"
     assert err.rstrip().endswith("Stopped. To go on:\n  expo-search " + " ".join(SEARCH))
-    assert n_answers(home) % 24 == 0, "whole chunks"
+    assert n_answers(home) % N_PROMPTS in (0, 16), "whole chunks: a trial is looked at after 16 prompts and at its end"
     assert count(home, "SELECT count(*) FROM expo_locks") == 0
     kept = n_answers(home)
 
