@@ -130,7 +130,8 @@ def _hill(x: float) -> float:
 class Recorded:
     """A table of real answers (`record.py`): every asked alpha is answered by the nearest recorded one.
 
-    The truth is the mean over all recorded prompts; a search sees n of them, drawn by the seed.
+    A search sees n of the recorded prompts, drawn by the seed; the truth is the mean over the others (over all, where
+    it sees all). That mean is noisy too: what can be compared is what two strategies' choices gain there.
     """
 
     def __init__(self, table: Path, seed: int, n_prompts: int) -> None:
@@ -143,7 +144,9 @@ class Recorded:
         ids = sorted(rows[0.0])
         order = np.random.default_rng((seed, 1)).permutation(len(ids))[:n_prompts]
         self.prompts = [Prompt(ids[i], ids[i]) for i in order]
-        mean = {a: float(np.mean([float(r["reward"]) for r in of.values()])) for a, of in rows.items()}
+        seen = {p.id for p in self.prompts}
+        judges = [i for i in ids if i not in seen] or ids
+        mean = {a: float(np.mean([float(of[i]["reward"]) for i in judges])) for a, of in rows.items()}
         self._truth = {a: m - mean[0.0] for a, m in mean.items()}
         self.place = max(self._truth, key=lambda a: self._truth[a])
         self.gain = max(0.0, self._truth[self.place])

@@ -156,11 +156,13 @@ def tables(results: Sequence[Result]) -> None:
             regret = "no gain to find"
             if len(relative):
                 error = relative.std() / np.sqrt(len(relative))
-                regret = f"{relative.mean():6.1%} ± {error:.1%}, {np.median(relative):5.1%}"
+                regret = f"regret {relative.mean():6.1%} ± {error:.1%}, {np.median(relative):5.1%}"
+            if kind == TABLE:
+                regret = f"gain on the prompts that it did not see {mean([r.gain - r.regret for r in of])}"
             tokens = np.array([r.tokens / r.whole_tokens for r in of])
             print(
                 f"  {kind:14} {strategy:7} {len(of):4} searches  {np.mean([r.n_trials for r in of]):5.1f} trials  "
-                f"tokens {tokens.mean():5.1f} ± {tokens.std() / np.sqrt(len(of)):.1f}  regret {regret}"
+                f"tokens {tokens.mean():5.1f} ± {tokens.std() / np.sqrt(len(of)):.1f}  {regret}"
             )
     ours = [r for r in results if r.strategy == "expo" and r.kind != TABLE]
     if not ours:
