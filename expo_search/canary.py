@@ -6,9 +6,12 @@ A silently stale weight is the commonest fault of this field: the search would r
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 from expo_search.errors import MaterializeError
+
+Answer = list[tuple[int, float]]  # tokens with their log-probabilities
 
 PROBE_ALPHA = 1.0
 _LEAST_ALPHA = PROBE_ALPHA / 64  # the probe is halved down to it where the weights or the answer are not finite
@@ -32,12 +35,13 @@ class Probed(Protocol):
     def expected_fingerprint(self, alpha: float) -> str:
         """The fingerprint that theta(alpha) has by the formula, computed apart from the switch."""
 
-    def log_probabilities(self, text: str, n_tokens: int, *, salt: str | None = None) -> list[tuple[int, float]]:
+    def log_probabilities(self, text: str, n_tokens: int, *, salt: str | None = None) -> Answer:
         """Greedy tokens with their log-probabilities; a salt keeps cached prefixes out."""
 
 
 def check_switching(engine: Probed, where: str) -> None:
-    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs four switches.
+    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs four switches,
+    and one more for each halving of the probe's alpha.
 
     1. Everything is poisoned with NaN and then switched to alpha = 0: greedy tokens and log-probabilities must be, to
        the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN.
@@ -51,7 +55,7 @@ def check_switching(engine: Probed, where: str) -> None:
         MaterializeError: says which of these does not hold.
     """
 
-    def probe(salt: str | None = None) -> list[tuple[int, float]]:
+    def probe(salt: str | None = None) -> Answer:
         return engine.log_probabilities(_PROBE_TEXT, _N_TOKENS, salt=salt)
 
     def expect(holds: bool, found: str) -> None:
@@ -69,18 +73,8 @@ def check_switching(engine: Probed, where: str) -> None:
     expect(probe() == truth, "another answer at alpha = 0 than after loading (a weight that a switch does not refresh)")
     expect(aligned == engine.expected_fingerprint(0.0), "other weights than the aligned checkpoint's at alpha = 0")
 
-    other, at = "", 2 * PROBE_ALPHA
-    while not other:
-        at /= 2
-        try:
-            other = engine.switch(at, reread=True)
-            changed = probe()
-        except MaterializeError:  # a weight overflows: float16, or a delta far too large
-            if at < _LEAST_ALPHA:
-                raise
-            continue
-        if not all(math.isfinite(p) for _, p in changed) and at > _LEAST_ALPHA:
-            other = ""  # NaN says nothing, and is not even equal to itself
+    at, other, changed = _first_finite(engine, probe)
+    expect(_is_finite(changed), f"answers that are no numbers from alpha = {at:g} on")
     uncached = probe(salt="canary")
     expect(other == engine.expected_fingerprint(at), f"other weights than the formula's at {at:g}")
     expect(other != aligned, f"the same weights at alpha = 0 and {at:g}")
@@ -93,3 +87,21 @@ def check_switching(engine: Probed, where: str) -> None:
 
     expect(engine.switch(0.0) == aligned, "other weights when alpha = 0 came back")
     expect(probe() == truth, "another answer when alpha = 0 came back")
+
+
+def _first_finite(engine: Probed, probe: Callable[[], Answer]) -> tuple[float, str, Answer]:
+    """(alpha, fingerprint, answer) at the probe's alpha, halved where a weight overflows or the answer is NaN."""
+    at = PROBE_ALPHA
+    while True:
+        try:
+            fingerprint, answer = engine.switch(at, reread=True), probe()
+            if _is_finite(answer) or at <= _LEAST_ALPHA:
+                return at, fingerprint, answer
+        except MaterializeError:
+            if at <= _LEAST_ALPHA:
+                raise
+        at /= 2
+
+
+def _is_finite(answer: Answer) -> bool:
+    return all(math.isfinite(log_probability) for _, log_probability in answer)

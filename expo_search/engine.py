@@ -79,7 +79,7 @@ def engine_settings(
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        # Nothing of an eager engine is compiled but one line of the sampler, which costs seconds at the first token.
+        # An eager engine compiles a helper of the log-probabilities: seconds at the first token, nothing gained later.
         "TORCHDYNAMO_DISABLE": "1",
         # In this process where there is one rank: starts in seconds, and engine and scorer both use every core.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.tensor_parallel == 1 and not engine.own_process else "1",
@@ -118,7 +118,7 @@ def start_engine(spec: ModelSpec) -> LLM:
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
     gc.collect()  # first: what a dead engine left behind must not stay
-    gc.freeze()  # a million objects of the imports, which vLLM's collections at its start need not go through
+    gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through
     try:
         with not_for_children():
             return LLM(

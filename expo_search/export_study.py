@@ -24,7 +24,7 @@ from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
 from expo_search.pairs import resolve_pair
 from expo_search.provenance import Origin, mergekit_recipe, provenance
-from expo_search.report import Verdict, trial_at, verdict
+from expo_search.report import Verdict, refuse_zero, trial_at, verdict
 from expo_search.run import sources_settings
 from expo_search.search import evaluations
 from expo_search.store import SETTINGS, SPEC, Store, compare_settings
@@ -68,8 +68,7 @@ def export_study(
         SettingsChanged: the checkpoints are not those that were searched.
         CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
     """
-    if wanted.alpha == 0:
-        trial_at((), 0.0, name)  # raises, also with `force`
+    refuse_zero(wanted.alpha)  # also with `force`
     if wanted.push_to is not None:
         check_push(wanted.push_to)
     origin, aligned, sft = _origin(storage, name, wanted, say)

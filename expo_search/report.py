@@ -139,13 +139,7 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
     Raises:
         StudyError: none was evaluated there; names the nearest that were. Or alpha is 0, which is no model of its own.
     """
-    if alpha == 0:
-        raise StudyError(
-            where="--alpha 0",
-            found="the aligned checkpoint itself, with which every trial is compared",
-            expected="another alpha",
-            do="use the aligned checkpoint as it is, or give an alpha that was evaluated",
-        )
+    refuse_zero(alpha)
     others = sorted((e for e in found if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
     if alpha is None:
         missing, best = "no trial that may win", verdict(found).best
@@ -162,6 +156,20 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
         expected=f"an alpha that was evaluated{f', such as {near}' if near else ''}",
         do="search first" if not others else "give one of these",
     )
+
+
+def refuse_zero(alpha: float | None) -> None:
+    """
+    Raises:
+        StudyError: alpha is 0, which is no model of its own.
+    """
+    if alpha == 0:
+        raise StudyError(
+            where="--alpha 0",
+            found="the aligned checkpoint itself, with which every trial is compared",
+            expected="another alpha",
+            do="use the aligned checkpoint as it is, or give an alpha that was evaluated",
+        )
 
 
 def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:

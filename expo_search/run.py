@@ -80,7 +80,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: b
     tokenizer = load_tokenizer(
         str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
     )
-    reads = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
+    reward_tokenizer = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
 
     def fits(prompt: Prompt) -> bool:
         n_tokens = len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
@@ -94,7 +94,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: b
         say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
     if len(chosen) < reach:
         say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
-    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reads.chat_template}
+    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reward_tokenizer.chat_template}
     settings = _settings(spec, pair, aligned, sft, reward, chosen, templates)
     stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:

@@ -151,7 +151,7 @@ def _each(
 
 
 class _Memory(local):
-    """Each thread's own memory, by use: fresh pages for every piece would take as long as reading it."""
+    """Each thread's own memory, by use: what an export needs is this, however many pieces there are."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}

@@ -52,6 +52,11 @@ def test_where_alpha_1_is_too_much_a_smaller_one_probes(limits: dict[str, float]
     assert 0.25 in engine.asked
 
 
+def test_answers_that_are_no_numbers_at_the_smallest_probe_are_said_to_be_that() -> None:
+    with pytest.raises(MaterializeError, match=r"answers that are no numbers from alpha = 0\.0156"):
+        check_switching(TwoWeights(is_nan_above=0.0), "here")
+
+
 def test_a_pair_that_overflows_at_the_smallest_probe_is_refused_with_that_reason() -> None:
     with pytest.raises(MaterializeError, match="overflow"):
         check_switching(TwoWeights(overflows_above=0.0), "here")
