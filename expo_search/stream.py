@@ -1,8 +1,7 @@
 """theta(alpha) of two checkpoints -> the bytes of a third, piece by piece: memory of a few pieces, not of the model.
 
 The formula is elementwise, so a tensor can be cut anywhere, and doing it before vLLM fuses and shards gives the same
-bits as doing it after. Pieces are small enough to stay in the caches between reading, computing and writing, and
-large enough that Python's share in each does not count.
+bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_PIECE = 1 << 20  # elements: 2 MiB of bfloat16 from each source
+_PIECE = 1 << 18  # elements; 2 MiB pieces are a sixth faster on 0.3 GB and three times slower on 2 GB
 
 
 def theta_specs(aligned: Checkpoint, dtype: str | None) -> list[tuple[str, str, tuple[int, ...]]]:
