@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_PIECE = 1 << 18  # elements; 2 MiB pieces are a sixth faster on 0.3 GB and three times slower on 2 GB
+_PIECE = 1 << 18  # elements; 2 MiB pieces are somewhat faster on 0.3 GB, and three times slower on 2 GB
 
 
 def theta_specs(aligned: Checkpoint, dtype: str | None) -> list[tuple[str, str, tuple[int, ...]]]:
