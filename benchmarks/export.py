@@ -1,8 +1,8 @@
-"""An export against a plain copy of as many bytes, on the same disk, in turns; and the memory that an export needs.
+"""An export against a plain copy of the files that it makes, on the same disk, in turns; and the memory that it needs.
 
-Both are timed until their bytes are on the disk (fsync of every file). The sources lie in the page cache, as after a
-search. The export reads both sources, computes and writes; the copy reads one. Prints medians, their ratio, and the
-peak of resident memory in a process of its own, over what it held before the export.
+Both are timed until their bytes are on the disk (fsync of every file). What is read lies in the page cache, as after a
+search. The export reads both sources, computes and writes; the copy reads what an export wrote. Prints medians, their
+ratio, and the peak of resident memory in a process of its own, over what it held before the export.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ def opened(aligned: Path, sft: Path) -> tuple[Checkpoint, Checkpoint]:
 
 
 def measure(name: str, aligned: Path, sft: Path, folder: Path) -> None:
-    sources, files = opened(aligned, sft), sorted(aligned.glob("*.safetensors"))
+    sources = opened(aligned, sft)
     n_bytes = sources[0].n_bytes
+    export(*sources, ALPHA, folder / "made", Format())
+    files = sorted((folder / "made").iterdir())
 
     def copy(out: Path) -> None:
         out.mkdir()
@@ -62,7 +64,7 @@ def measure(name: str, aligned: Path, sft: Path, folder: Path) -> None:
         sync_files(out)
 
     def write(out: Path) -> None:
-        export(*sources, ALPHA, out, Format(), check_finite=False)
+        export(*sources, ALPHA, out, Format())
 
     taken: dict[str, list[tuple[float, float]]] = {"copy": [], "export": []}
     for turn in range(REPEATS + 1):  # the first warms up
@@ -73,7 +75,7 @@ def measure(name: str, aligned: Path, sft: Path, folder: Path) -> None:
     command = [sys.executable, __file__, "--folder", str(folder), "--only", str(aligned), str(sft)]
     peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} cores")
-    print(f"{name}: {n_bytes / 1e9:.3f} GB of weights, {len(files)} file(s); medians of {REPEATS}, with fsync")
+    print(f"{name}: {n_bytes / 1e9:.3f} GB of weights, {len(files)} files; medians of {REPEATS}, with fsync")
     for label, wall in walls.items():
         cpu = statistics.median(cpu for _, cpu in taken[label])
         print(f"  {label:6}   {wall:7.3f} s  {n_bytes / wall / 1e9:6.2f} GB/s  {cpu:.3f} s of processor")
@@ -100,7 +102,7 @@ def print_peak(sources: tuple[Checkpoint, Checkpoint], out: Path) -> None:
     torch.zeros(1).bfloat16()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (Linux)
     before = peak_kib()
-    export(*sources, ALPHA, out, Format(), check_finite=False)
+    export(*sources, ALPHA, out, Format())
     print(f"{(peak_kib() - before) / 1024:.0f} MiB")
 
 

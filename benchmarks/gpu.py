@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from expo_search.extrapolate import Extrapolator, plain_theta
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
 from expo_search.pieces import PIECE, PieceReader
-from expo_search.storage import keeping_storage, pinned_memory
+from expo_search.storage import host_memory, keeping_storage
 
 ALPHAS = (0.0, 0.3, -0.4, 1.0, 8.0, 25.0, 1e-8, -1e30)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -150,7 +150,8 @@ def make_weights(device: torch.device, small: bool, *, on_host: bool) -> list[We
     sizes = shapes(device, small, 2 if on_host else 6)
     noise = torch.Generator(device).manual_seed(3)
     if on_host:
-        sources = [list(pinned_memory([(torch.Size(s), torch.bfloat16) for s in sizes])) for _ in range(2)]
+        on_gpu = device.type == "cuda"
+        sources = [list(host_memory([(torch.Size(s), torch.bfloat16) for s in sizes], pinned=on_gpu)) for _ in range(2)]
     else:
         sources = [[torch.empty(s, dtype=torch.bfloat16, device=device) for s in sizes] for _ in range(2)]
     live = [torch.empty(s, dtype=torch.bfloat16, device=device) for s in sizes]

@@ -209,7 +209,7 @@ def _search(
 
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        checked = check(spec, storage, say, alone=True)
+        checked = check(spec, storage, say)
         fresh = [] if n_confirm is None else checked.confirm_prompts(n_confirm)
         published = spec.pair.published_alpha
         known = Store(storage, spec.name) if spec.name in _study_names(storage) else None
@@ -339,8 +339,8 @@ def confirm_winner(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, alone=True)
-        winner = report.trial_at(evaluations(Store(storage, name).study), alpha, name)
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
+        winner = report.trial_at(evaluations(Store(storage, name, read_only=True).study), alpha, name)
         fresh = checked.confirm_prompts(n_prompts)
         running = start(checked, say, _give_up_on(err))
         with Progress(err, 2, 0, quiet=quiet) as progress, stop_on_signals(progress.say) as stop:

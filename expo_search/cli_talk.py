@@ -41,7 +41,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
-    from expo_search.run import check_stored, start
+    from expo_search.run import check_stored, start_models
     from expo_search.store import Store
     from expo_search.talk import compare as run_compare
     from expo_search.talk import parse_alphas
@@ -49,12 +49,11 @@ def compare(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        store = Store(storage, name)
+        store = Store(storage, name, read_only=True)
         wanted = parse_alphas(alphas) if alphas is not None else [0.0, _best_alpha(store)]
-        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code)
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
         prompts = _prompts(store, prompt, n, checked)
-        running = start(checked, say)
-        rows = run_compare(running.model, running.scorer, list(dict.fromkeys(wanted)), prompts, say)
+        rows = run_compare(*start_models(checked, say), list(dict.fromkeys(wanted)), prompts, say)
         if as_json:
             pairs = zip(prompts, rows, strict=True)
             found = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]
@@ -80,8 +79,9 @@ def chat(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
-        begin = _best_alpha(Store(storage, name)) if alpha is None else alpha
-        model = start_model(check_stored(storage, name, say, trust_remote_code=trust_remote_code), say)
+        begin = _best_alpha(Store(storage, name, read_only=True)) if alpha is None else alpha
+        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
+        model = start_model(checked, say)
 
         def write(text: str) -> None:
             out.file.write(text)  # as it comes: Rich would wrap each piece by itself

@@ -52,7 +52,6 @@ def export(
     form: Format,
     *,
     force: bool = False,
-    check_finite: bool = True,
     finish: Callable[[Path], None] = lambda _: None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -60,7 +59,6 @@ def export(
 
     Args:
         force: replace a checkpoint that is there, once the new one is whole.
-        check_finite: look at every element; not needed where the engine has done so, at this alpha and dtype.
         finish: gets the folder before it is published, to add to it or to refuse it.
         on_bytes: gets the bytes of each piece as it is written.
 
@@ -75,7 +73,7 @@ def export(
         if form.dtype is not None:
             set_dtype(folder, form.dtype)
         with ShardWriter(folder, specs, max_shard_bytes=form.max_shard_bytes) as writer:
-            write_theta(aligned, sft, check, alpha, writer, check_finite=check_finite, on_bytes=on_bytes)
+            write_theta(aligned, sft, check, alpha, writer, on_bytes=on_bytes)
         finish(folder)
 
 

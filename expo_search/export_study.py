@@ -90,11 +90,7 @@ def export_study(
         _export_adapter(origin, wanted)
     else:
         form = Format(wanted.dtype, wanted.max_shard_bytes, origin.spec.trust_remote_code)
-        known_finite = origin.trial is not None and wanted.dtype is None and origin.spec.engine.dtype == "auto"
-        export(
-            aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, check_finite=not known_finite,
-            finish=finish, on_bytes=on_piece,
-        )  # fmt: skip
+        export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
         say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private)}")

@@ -33,6 +33,8 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _WIDE = ("-mprefer-vector-width=512",)  # x86: compilers else keep to half of an AVX512 register
 _CHUNK = 1 << 18  # elements that a thread takes at a time: 100 us of work
 _LARGEST_PANEL = 64
+STREAM_BYTES = (2 << 17) + (1 << 20)  # two pieces as read, and 1 MiB written at a time: 2 MiB take twice as long
+ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in kernel.c
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class _CTask(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("aligned", "sft", "plain", "packed")),
         *((name, ctypes.c_int64) for name in ("n", "start", "columns", "panel")),
     )
+
+
+class Place(ctypes.Structure):
+    """`struct place` of kernel.c: an open file's descriptor, and a byte in it."""
+
+    _fields_ = (("file", ctypes.c_int64), ("offset", ctypes.c_int64))
 
 
 class Plan:
@@ -88,9 +96,8 @@ class Kernel:
             pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer,
         ]  # fmt: skip
         self._function.restype = None
-        self._theta = library.expo_theta_bf16
-        self._theta.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64]
-        self._theta.restype = None
+        self._stream = library.expo_stream_bf16
+        self._stream.argtypes = [Place, Place, Place, ctypes.c_int64, ctypes.c_float, pointer, ctypes.c_int64]
         self._keys = word_keys()
         self._n_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes lets go of the interpreter while C runs
@@ -122,9 +129,22 @@ class Kernel:
         """out <- theta(alpha), in place; the tensor's fingerprint sum."""
         return self.run(Plan([Task(aligned, sft, out)]), alpha)[0]
 
-    def theta(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> None:
-        """out <- theta(alpha), in place, on the calling thread; not summed, and left in the cache."""
-        self._theta(out.data_ptr(), aligned.data_ptr(), sft.data_ptr(), alpha, out.numel())
+    def stream(self, aligned: Place, sft: Place, out: Place, n: int, alpha: float, memory: torch.Tensor) -> int:
+        """n elements of theta(alpha) from two files to a third, on the calling thread, without the interpreter.
+
+        Args:
+            memory: `STREAM_BYTES` bytes that no other thread uses meanwhile.
+
+        Returns:
+            0, or why not all are written: `ALIGNED_ENDED`, `SFT_ENDED`, or a number `TOO_LARGE` for bfloat16.
+
+        Raises:
+            OSError: a file cannot be read or written.
+        """
+        fault = int(self._stream(aligned, sft, out, n, alpha, memory.data_ptr(), memory.nbytes // 2))
+        if fault > 0:
+            raise OSError(fault, os.strerror(fault))
+        return fault
 
 
 @cache

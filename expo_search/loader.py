@@ -27,7 +27,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.errors import MaterializeError
 from expo_search.match import PairCheck, check_pair, with_rows_of
-from expo_search.storage import pinned_memory
+from expo_search.storage import host_memory
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
@@ -142,8 +142,9 @@ def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: b
     stored = {_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(_DTYPES.values())
     loaded = [w for w in weights if w.is_loaded_float]
     shapes = [(w.shape, w.dtype if stored <= {w.dtype} else torch.float32) for w in loaded]
-    if on_host and any(w.device.type == "cuda" for w in loaded):
-        buffers: Iterator[torch.Tensor] = pinned_memory(shapes)
+    on_gpu = any(w.device.type == "cuda" for w in loaded)
+    if on_host or not on_gpu:
+        buffers: Iterator[torch.Tensor] = host_memory(shapes, pinned=on_gpu)
     else:
         buffers = (torch.empty(s, dtype=d, device=w.device) for w, (s, d) in zip(loaded, shapes, strict=True))
     for weight, buffer in zip(loaded, buffers, strict=True):

@@ -58,17 +58,19 @@ class Checked:
         return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
 
 
-def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: bool = False) -> Checked:
+def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bool = True) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
-    `alone`: another process that searches in the study is a fault as well.
+    `adds`: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
+    is a fault as well.
 
     Raises:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
     """
     if find_spec("vllm") is None:
         raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
-    check_storage(storage)
+    if adds:
+        check_storage(storage)
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
@@ -99,7 +101,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: b
     stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:
         compare_settings(stored, settings, name=spec.name)
-    if alone:  # before the memory is measured, which the other one has taken
+    if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
     machine = measure_machine()
     memory = plan_memory(Needs.of(aligned, sft, reward, spec.engine, machine.reward_itemsize), spec.engine, machine)
@@ -108,11 +110,11 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, alone: b
 
 
 def check_stored(
-    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, alone: bool = False
+    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, adds: bool = True
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew."""
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    return check(spec, storage, say, alone=alone)
+    return check(spec, storage, say, adds=adds)
 
 
 @dataclass(frozen=True)
@@ -149,19 +151,26 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
     Raises:
         ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
     """
-    model = start_model(checked, say, give_up)
-    spec, sources = checked.spec, model.sources
-    scorer = SequenceRewardModel(checked.pair.reward_model.path, spec.reward, trust_remote_code=spec.trust_remote_code)
+    model, scorer = start_models(checked, say, give_up)
+    spec = checked.spec
     store = Store(checked.storage, spec.name)
     if store.note:
         say(store.note)
-    weights = {"weights.aligned": sources.aligned, "weights.sft": sources.sft}
     # with the number of prompts there were, so that a confirmation takes the same ones as the search's
     found = spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
     used = pinned(spec, checked.pair).model_copy(update={"prompts": found})
-    store.pin_settings(checked.settings | weights, used.model_dump(mode="json"))
+    store.pin_settings(checked.settings | _weights(model), used.model_dump(mode="json"))
     store.study.set_user_attr(ENVIRONMENT, environment())
     return Running(checked, model, scorer, store)
+
+
+def start_models(
+    checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None
+) -> tuple[VllmModel, SequenceRewardModel]:
+    """The engine, after its canary, and the reward model: what is enough to compare answers. Raises as `start`."""
+    model, spec = start_model(checked, say, give_up), checked.spec
+    path = checked.pair.reward_model.path
+    return model, SequenceRewardModel(path, spec.reward, trust_remote_code=spec.trust_remote_code)
 
 
 def start_model(
@@ -186,12 +195,18 @@ def start_model(
         ),
         give_up,
     )
+    if (stored := stored_attribute(checked.storage, spec.name, SETTINGS)) is not None:
+        compare_settings(stored, _weights(model), name=spec.name)
     sources = model.sources
     say(
         f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
         f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
     )
     return model
+
+
+def _weights(model: VllmModel) -> dict[str, str]:
+    return {"weights.aligned": model.sources.aligned, "weights.sft": model.sources.sft}
 
 
 def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[str, Any]:

@@ -32,7 +32,7 @@ TORCH_DTYPES = {  # safetensors' names to torch's, in the order in which the lib
 }
 # fmt: on
 _RANK = {dtype: rank for rank, dtype in enumerate(TORCH_DTYPES)}
-_SYNC_BYTES = 64 << 20  # written bytes after which the disk is set to work, while the next ones are computed
+_SYNC_BYTES = 16 << 20  # written bytes after which the disk is set to work, while the next ones are computed
 
 
 def known_dtype(t: TensorInfo) -> str:
@@ -76,7 +76,7 @@ class ShardWriter:
             header, size = _header([i for i in self.layout.values() if i.file == file])
             self._files[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             os.truncate(self._files[file], size)
-            _write_at(self._files[file], memoryview(header), 0)
+            _write_at(self._files[file], 0, memoryview(header))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -94,15 +94,23 @@ class ShardWriter:
         """Write a tensor's elements from `first` on, in its layout's dtype. From any thread, in any order."""
         import torch
 
-        info = self.layout[name]
         raw = data.detach().contiguous().view(-1).view(torch.uint8).numpy()
-        _write_at(self._files[info.file], raw.data, info.offset + first * data.element_size())
+        _write_at(*self.place(name, first), raw.data)
+        self.written(name, raw.nbytes)
+
+    def place(self, name: str, first: int = 0) -> tuple[int, int]:
+        """(open file, offset in bytes) of a tensor's element `first`, for whoever writes there and says `written`."""
+        info = self.layout[name]
+        return self._files[info.file], info.offset + first * _itemsize(info.dtype)
+
+    def written(self, name: str, n_bytes: int) -> None:
+        """So many bytes of a tensor were written; sets the disk to work now and then."""
         with self._lock:
-            self._unsynced += raw.nbytes
+            self._unsynced += n_bytes
             if self._unsynced >= _SYNC_BYTES and self._syncing.done():
                 self._syncing.result()
                 self._unsynced = 0
-                self._syncing = self._disk.submit(os.fdatasync, self._files[info.file])
+                self._syncing = self._disk.submit(os.fdatasync, self._files[self.layout[name].file])
 
 
 def _lay_out(
@@ -153,7 +161,7 @@ def _write_index(folder: Path, layout: Mapping[str, TensorInfo]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+def _write_at(descriptor: int, offset: int, data: memoryview) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written

@@ -1,11 +1,13 @@
 """Memory that must stay where it is (a captured CUDA graph reads weights by address, not by name), and memory that is
 used again: fresh pages for every weight that is packed would cost as much time as the packing. And memory of the host
-that a GPU copies from by itself."""
+for the sources, which are read whole at every switch."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import torch
@@ -40,17 +42,25 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 _ALIGNMENT = 64
 
 
-def pinned_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]]) -> Iterator[torch.Tensor]:
-    """Uninitialised tensors in one block of host memory that CUDA may read from while the program goes on.
+def host_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: bool) -> Iterator[torch.Tensor]:
+    """Uninitialised tensors in one block of host memory, on huge pages where Linux has them: who reads a model from
+    its first byte to its last waits for the translation of a small page's address now and then.
 
-    Torch's own pinned allocator rounds every tensor up to a power of two; one registered block wastes nothing.
+    `pinned`: CUDA may read from it while the program goes on. Torch's own pinned allocator rounds every tensor up to
+    a power of two; one registered block wastes nothing.
     """
     starts, end = [], 0
     for shape, dtype in shapes:
         starts.append(end)
         end += _aligned(shape.numel() * dtype.itemsize)
-    block = torch.empty(max(end, _ALIGNMENT), dtype=torch.uint8)
-    if torch.cuda.is_available():
+    memory = mmap(-1, max(end, _ALIGNMENT), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        from mmap import MADV_HUGEPAGE
+
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(MADV_HUGEPAGE)
+    block = torch.frombuffer(memory, dtype=torch.uint8)
+    if pinned:
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         torch.cuda.check_error(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0))
     for start, (shape, dtype) in zip(starts, shapes, strict=True):

@@ -1,18 +1,19 @@
 """theta(alpha) of two checkpoints -> the bytes of a third, piece by piece: memory of a few pieces, not of the model.
 
 The formula is elementwise, so a tensor can be cut anywhere, and doing it before vLLM fuses and shards gives the same
-bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing.
+bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing; the
+compiled kernel does all three where everything is bfloat16 (`kernel.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock, local
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from expo_search.checkpoint import Checkpoint
 from expo_search.errors import CheckpointError
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_PIECE = 1 << 18  # elements; 2 MiB pieces are somewhat faster on 0.3 GB, and three times slower on 2 GB
+_PIECE = 1 << 18  # elements that torch is given at a time
+_STREAMED = 1 << 22  # ... and the kernel, which cuts them smaller itself
 
 
 def theta_specs(aligned: Checkpoint, dtype: str | None) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -45,7 +47,6 @@ def write_theta(
     alpha: float,
     writer: ShardWriter,
     *,
-    check_finite: bool,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write every tensor of theta(alpha), rounded once to the dtype of `writer`'s layout.
@@ -53,41 +54,115 @@ def write_theta(
     `on_bytes` gets the bytes of each piece once it is written, from any thread, one at a time.
 
     Raises:
-        CheckpointError: with `check_finite`, the first piece that is not finite in that dtype.
+        CheckpointError: the first piece that is not finite in that dtype.
+        OSError: a file cannot be read or written.
     """
     import torch
 
-    from expo_search.kernel import load_kernel
-
-    kernel = load_kernel()
     with _Files({t.file for c in (aligned, sft) for t in c.tensors.values()}) as files:
+        work = _Work(files, writer, alpha, {n: sft.tensors[check.tied_in_sft.get(n, n)] for n in aligned.tensors})
+        _each(work.pieces(aligned.tensors.values()), work.write, on_bytes, torch.get_num_threads())
 
-        def theta(t: TensorInfo, first: int, n: int) -> torch.Tensor:
-            a = files.read(t, first, n, "aligned")
-            to = getattr(torch, TORCH_DTYPES[writer.layout[t.name].dtype])
-            if alpha == 0 or not a.is_floating_point():
-                return a.to(to)
-            s = _sft_piece(files, sft, check.tied_in_sft.get(t.name, t.name), a, first)
-            if kernel is not None and to == a.dtype and kernel.takes(a, s):
-                out = files.memory.take("theta", a.nbytes).view(a.dtype)
-                kernel.theta(out, a, s, alpha)
-                return out
-            return plain_theta(a, s, alpha).to(to)
 
-        def one(piece: tuple[TensorInfo, int, int]) -> int:
-            t, first, n = piece
-            out = theta(t, first, n)
-            if check_finite and not _is_finite(out):
-                raise CheckpointError(
-                    where=f"tensor {t.name} at alpha {alpha:g}",
-                    found=f"a number too large for {str(out.dtype).removeprefix('torch.')}",
-                    expected="finite weights",
-                    do="give a smaller alpha, or --dtype bfloat16 or float32",
-                )
-            writer.write(t.name, out, first)
-            return out.nbytes
+class _Piece(NamedTuple):
+    """`n` elements of aligned's `tensor` from `first` on. `streams`: the kernel does it all (`_Work.streams`)."""
 
-        _each(_pieces(aligned.tensors.values()), one, on_bytes, torch.get_num_threads())
+    tensor: TensorInfo
+    first: int
+    n: int
+    streams: bool
+
+
+class _Work:
+    """What becomes of each piece. `sources`: sft's tensor for each of aligned's, by name."""
+
+    def __init__(self, files: _Files, writer: ShardWriter, alpha: float, sources: Mapping[str, TensorInfo]) -> None:
+        from expo_search.kernel import load_kernel
+
+        self._files, self._writer, self._alpha, self._sources = files, writer, alpha, sources
+        self._kernel = load_kernel()
+
+    def pieces(self, tensors: Iterable[TensorInfo]) -> Iterator[_Piece]:
+        """In the order of the tensors."""
+        for t in tensors:
+            n, streams = t.n_elements, self._streams(t)
+            size = _STREAMED if streams else _PIECE
+            yield from (_Piece(t, first, min(size, n - first), streams) for first in range(0, n, size))
+
+    def _streams(self, t: TensorInfo) -> bool:
+        """Whether the kernel can do a tensor: bfloat16 on both sides and in the new file, and as long in sft."""
+        source = self._sources[t.name]
+        dtypes = {t.dtype, source.dtype, self._writer.layout[t.name].dtype}
+        return self._kernel is not None and dtypes == {"BF16"} and source.n_elements >= t.n_elements
+
+    def write(self, piece: _Piece) -> int:
+        """Bytes that were written."""
+        if piece.streams:
+            self._stream(piece)
+            n_bytes = 2 * piece.n
+            self._writer.written(piece.tensor.name, n_bytes)
+            return n_bytes
+        theta = self._theta(piece)
+        if not _is_finite(theta):
+            raise self._too_large(piece.tensor)
+        self._writer.write(piece.tensor.name, theta, piece.first)
+        return theta.nbytes
+
+    def _stream(self, piece: _Piece) -> None:
+        from expo_search.kernel import ALIGNED_ENDED, STREAM_BYTES, TOO_LARGE, Place
+
+        assert self._kernel is not None
+        t, source = piece.tensor, self._sources[piece.tensor.name]
+        fault = self._kernel.stream(
+            Place(*self._files.place(t, piece.first)),
+            Place(*self._files.place(source, piece.first)),
+            Place(*self._writer.place(t.name, piece.first)),
+            piece.n,
+            self._alpha,
+            self._files.memory.take("stream", STREAM_BYTES),
+        )
+        if fault == TOO_LARGE:
+            raise self._too_large(t)
+        if fault:
+            raise _ended(t.file if fault == ALIGNED_ENDED else source.file)
+
+    def _theta(self, piece: _Piece) -> torch.Tensor:
+        """By torch, for the dtypes and shapes that the kernel leaves to it."""
+        import torch
+
+        t = piece.tensor
+        a = self._files.read(t, piece.first, piece.n, "aligned")
+        to = getattr(torch, TORCH_DTYPES[self._writer.layout[t.name].dtype])
+        if self._alpha == 0 or not a.is_floating_point():
+            return a.to(to)
+        return plain_theta(a, self._sft_like(a, piece), self._alpha).to(to)
+
+    def _sft_like(self, a: torch.Tensor, piece: _Piece) -> torch.Tensor:
+        """sft's elements for a piece of aligned's; beyond sft's vocabulary aligned's own, which then do not move."""
+        import torch
+
+        source = self._sources[piece.tensor.name]
+        n = max(0, min(len(a), source.n_elements - piece.first))
+        s = self._files.read(source, piece.first, n, "sft")
+        return s if n == len(a) else torch.cat([s.float(), a[n:].float()])
+
+    def _too_large(self, t: TensorInfo) -> CheckpointError:
+        dtype = TORCH_DTYPES[self._writer.layout[t.name].dtype]
+        return CheckpointError(
+            where=f"tensor {t.name} at alpha {self._alpha:g}",
+            found=f"a number too large for {dtype}",
+            expected="finite weights",
+            do="give a smaller alpha, or --dtype bfloat16 or float32",
+        )
+
+
+def _ended(file: Path) -> CheckpointError:
+    return CheckpointError(
+        where=str(file),
+        found="an end of file inside a tensor",
+        expected="the file that was checked",
+        do="leave the checkpoint's files alone while they are read",
+    )
 
 
 def _is_finite(piece: torch.Tensor) -> bool:
@@ -99,26 +174,9 @@ def _is_finite(piece: torch.Tensor) -> bool:
     )
 
 
-def _pieces(tensors: Iterable[TensorInfo]) -> Iterator[tuple[TensorInfo, int, int]]:
-    """(tensor, first element, elements), in the order of the tensors."""
-    for t in tensors:
-        n = t.n_elements
-        yield from ((t, first, min(_PIECE, n - first)) for first in range(0, n, _PIECE))
-
-
-def _sft_piece(files: _Files, sft: Checkpoint, name: str, a: torch.Tensor, first: int) -> torch.Tensor:
-    """sft's elements for a piece of aligned's; beyond sft's vocabulary aligned's own, so that they do not move."""
-    import torch
-
-    source = sft.tensors[name]
-    n = max(0, min(len(a), source.n_elements - first))
-    s = files.read(source, first, n, "sft")
-    return s if n == len(a) else torch.cat([s.float(), a[n:].float()])
-
-
 def _each(
-    pieces: Iterator[tuple[TensorInfo, int, int]],
-    work: Callable[[tuple[TensorInfo, int, int]], int],
+    pieces: Iterator[_Piece],
+    work: Callable[[_Piece], int],
     on_bytes: Callable[[int], None],
     n_threads: int,
 ) -> None:
@@ -181,21 +239,21 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._close.close()
 
+    def place(self, t: TensorInfo, first: int) -> tuple[int, int]:
+        """(open file, offset in bytes) of a tensor's element `first`."""
+        return self._open[t.file], t.offset + first * (t.n_bytes // max(1, t.n_elements))
+
     def read(self, t: TensorInfo, first: int, n: int, use: str) -> torch.Tensor:
         """Elements [first, first + n) of a tensor, flat, until the thread reads the next for the same use."""
         import torch
 
         dtype: torch.dtype = getattr(torch, TORCH_DTYPES[known_dtype(t)])
         raw = self.memory.take(use, n * dtype.itemsize)
-        rest, offset = raw.numpy().data, t.offset + first * dtype.itemsize
+        file, offset = self.place(t, first)
+        rest = raw.numpy().data
         while rest:
-            got = os.preadv(self._open[t.file], [rest], offset)
+            got = os.preadv(file, [rest], offset)
             if not got:
-                raise CheckpointError(
-                    where=str(t.file),
-                    found="an end of file inside a tensor",
-                    expected="the file that was checked",
-                    do="leave the checkpoint's files alone while they are read",
-                )
+                raise _ended(t.file)
             rest, offset = rest[got:], offset + got
         return raw.view(dtype)

@@ -39,6 +39,16 @@ def write(aligned: Path, sft: Path, alpha: float, out: Path, form: Format = Form
     return out
 
 
+def make_flat_pair(folder: Path, n: int) -> None:
+    """aligned/ and sft/ with one weight of n bfloat16 elements, and a counter before it in the file."""
+    random = torch.Generator().manual_seed(0)
+    for name in ("aligned", "sft"):
+        (folder / name).mkdir()
+        weight = torch.randn(n, generator=random).bfloat16()
+        save_file({"weight": weight, "step": torch.tensor([7])}, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text('{"architectures": ["X"]}')
+
+
 def same_bits(one: Path, other: Path) -> bool:
     a, b = read_all(one), read_all(other)
     return a.keys() == b.keys() and all(torch.equal(a[k].view(torch.int16), b[k].view(torch.int16)) for k in a)
@@ -83,21 +93,37 @@ class TestWeights:
         out = write(aligned, shorter, 0.7, tmp_path / "out")
         assert same_bits(out, offline_checkpoint(aligned, padded, 0.7, tmp_path / "offline"))
 
-    def test_a_tensor_larger_than_a_piece_is_whole(self, tmp_path: Path) -> None:
-        """One and a half million elements and one more, in pieces of at most half a million."""
-        random = torch.Generator().manual_seed(0)
-        for name in ("aligned", "sft"):
-            (tmp_path / name).mkdir()
-            weight = torch.randn(3 * (1 << 19) + 1, generator=random).bfloat16()
-            save_file({"weight": weight, "step": torch.tensor([7])}, tmp_path / name / "model.safetensors")
-            (tmp_path / name / "config.json").write_text('{"architectures": ["X"]}')
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_a_tensor_larger_than_a_piece_is_whole(
+        self, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Five million elements and one more, in pieces of at most four (the kernel's) or a quarter (torch's)."""
+        n = 5 * (1 << 20) + 1
+        make_flat_pair(tmp_path, n)
+        if not compiled:
+            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
         seen: list[int] = []
         out = write(tmp_path / "aligned", tmp_path / "sft", 0.7, tmp_path / "out", on_bytes=seen.append)
         a, s, theta = (read_all(folder) for folder in (tmp_path / "aligned", tmp_path / "sft", out))
         wide = a["weight"].float()
         assert torch.equal(theta["weight"], ((wide - s["weight"].float()) * 0.7 + wide).bfloat16())
         assert theta["step"].tolist() == [7]
-        assert sum(seen) == 2 * (3 * (1 << 19) + 1) + 8
+        assert sum(seen) == 2 * n + 8
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    @pytest.mark.parametrize("role", ["aligned", "sft"])
+    def test_a_source_that_is_cut_off_meanwhile_is_named(
+        self, role: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_flat_pair(tmp_path, 1001)
+        sources = [open_checkpoint(tmp_path / name, role="sft") for name in ("aligned", "sft")]
+        file = tmp_path / role / "model.safetensors"
+        os.truncate(file, file.stat().st_size - 1)
+        if not compiled:
+            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+        with refused(f"{file}: an end of file inside a tensor", CheckpointError):
+            export(*sources, 0.7, tmp_path / "out", Format())
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("family", ["llama-tied", "gemma2", "mixtral"])
     def test_other_layouts_are_the_formulas_too(self, family: str, tmp_path: Path) -> None:

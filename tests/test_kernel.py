@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 import torch
 
 from expo_search.extrapolate import plain_theta
 from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
-from expo_search.kernel import Kernel, Plan, Task, load_kernel
+from expo_search.kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, Plan, Task, load_kernel
 
 BLOCK = 2 * WORDS_PER_BLOCK  # elements
 
@@ -61,6 +64,41 @@ def test_many_weights_at_once_are_each_written_and_summed_once_by_any_number_of_
     seven = torch.tensor([7.0]).bfloat16()
     assert torch.equal(memory, torch.cat([part for theta in expected for part in (theta, seven)]))
     assert sums == [Fingerprinter().tensor_sum(theta) for theta in expected]
+
+
+@pytest.mark.parametrize("n", [1, 7, 1 << 16, 3 * (1 << 16) + 5, 1 << 20, (1 << 21) + 12345])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_from_two_files_to_a_third_at_any_place_in_them(kernel: Kernel, n: int, alpha: float, tmp_path: Path) -> None:
+    memory = torch.empty(STREAM_BYTES, dtype=torch.uint8)
+    sources = [torch.randn(n, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2)]
+    for name, before, source in (("aligned", 3, sources[0]), ("sft", 11, sources[1])):
+        (tmp_path / name).write_bytes(bytes(before) + source.view(torch.uint8).numpy().tobytes() + b"more")
+    (tmp_path / "out").write_bytes(b"before")
+    with ExitStack() as stack:
+        files = [stack.enter_context((tmp_path / name).open("r+b")) for name in ("aligned", "sft", "out")]
+        places = [Place(file.fileno(), offset) for file, offset in zip(files, (3, 11, 6), strict=True)]
+        assert kernel.stream(*places, n, alpha, memory) == 0
+    expected = plain_theta(*sources, alpha).bfloat16()
+    assert (tmp_path / "out").read_bytes() == b"before" + expected.view(torch.uint8).numpy().tobytes()
+
+
+def test_a_stream_says_what_stopped_it(kernel: Kernel, tmp_path: Path) -> None:
+    memory = torch.empty(STREAM_BYTES, dtype=torch.uint8)
+    (tmp_path / "long").write_bytes(torch.full((8,), 3e38).bfloat16().view(torch.uint8).numpy().tobytes())
+    (tmp_path / "short").write_bytes(bytes(10))
+    with (
+        (tmp_path / "long").open("rb") as long,
+        (tmp_path / "short").open("rb") as short,
+        Path("/dev/full").open("wb") as out,
+    ):
+        a, s, full = Place(long.fileno(), 0), Place(short.fileno(), 0), Place(out.fileno(), 0)
+        assert kernel.stream(s, a, full, 8, 0.5, memory) == ALIGNED_ENDED
+        assert kernel.stream(a, s, full, 8, 0.5, memory) == SFT_ENDED
+        assert kernel.stream(a, s, full, 5, 0.5, memory) == TOO_LARGE
+        with pytest.raises(OSError, match="No space left"):
+            kernel.stream(s, s, full, 5, 0.5, memory)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            kernel.stream(full, s, full, 5, 0.5, memory)
 
 
 def test_no_weights_are_no_work(kernel: Kernel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expo_search.storage import Scratch, keeping_storage, pinned_memory
+from expo_search.storage import Scratch, host_memory, keeping_storage
 
 
 class Packed(nn.Module):
@@ -56,9 +56,11 @@ def test_memory_that_did_not_move_is_left_alone() -> None:
     assert (module.replaced == 7).all()
 
 
-def test_pinned_tensors_have_their_shapes_and_do_not_overlap() -> None:
+def test_tensors_of_a_block_have_their_shapes_and_do_not_overlap() -> None:
     shapes = [((3, 5), torch.bfloat16), ((), torch.float32), ((0, 4), torch.float32), ((7,), torch.float32)]
-    tensors = list(pinned_memory([(torch.Size(shape), dtype) for shape, dtype in shapes]))
+    tensors = list(
+        host_memory([(torch.Size(shape), dtype) for shape, dtype in shapes], pinned=torch.cuda.is_available())
+    )
     for i, tensor in enumerate(tensors):
         tensor.fill_(i)
     assert [(tuple(t.shape), t.dtype) for t in tensors] == shapes

@@ -249,9 +249,9 @@ def test_a_second_search_is_refused_while_its_input_is_checked_and_a_reader_is_n
     Store(url, "s").close()
     lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time())
     with pytest.raises(StoreError, match=f"a search by process {other_process.pid}"):
-        check(spec, url, said.append, alone=True)
+        check(spec, url, said.append)
     assert said == []
-    assert check(spec, url, said.append).search_prompts
+    assert check(spec, url, said.append, adds=False).search_prompts
     assert len(said) == 1, "the plan of the memory"
 
 

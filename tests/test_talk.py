@@ -214,9 +214,10 @@ def test_the_commands_talk_through_one_engine_and_add_nothing_to_the_study(home:
 
     run(*pair, *sizes)
     before = run("show", "--json")
-    found = json.loads(run("compare", "--alphas", "0,1.5", "-n", "2", "--json", "--quiet"))
+    read_only = ["--storage", f"sqlite:///file:{home / 'expo-search.db'}?mode=ro&uri=true"]
+    found = json.loads(run("compare", "--alphas", "0,1.5", "-n", "2", "--json", "--quiet", *read_only))
     assert [[a["alpha"] for a in p["answers"]] for p in found["prompts"]] == [[0, 1.5]] * 2
-    text = run("chat", "--alpha", "1", "--max-tokens", "5", said="Hello\n/alpha 0.25\nHello again\n")
+    text = run("chat", "--alpha", "1", "--max-tokens", "5", *read_only, said="Hello\n/alpha 0.25\nHello again\n")
     assert "(alpha = 1, switched in " in text
     assert "(alpha = 0.25, switched in " in text
     assert run("show", "--json") == before
