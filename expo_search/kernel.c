@@ -18,7 +18,7 @@ enum {
     PANEL = 64,       /* rows of a packed block at most */
     BLOCK = 32,       /* columns of a packed block */
     SPAN = 8 * BLOCK, /* columns of a panel that are computed before they are packed: 64 rows stay in the caches */
-    AHEAD = 4,        /* rows that are fetched before their turn */
+    AHEAD = 8,        /* rows that are fetched before their turn */
     PIECE = 1 << 16   /* elements that are read from a file at a time */
 };
 
@@ -106,6 +106,11 @@ static uint64_t fingerprint(const uint16_t *halves, int64_t first, int64_t n_wor
  * old content need not be fetched first. */
 static void send(uint16_t *restrict out, const uint16_t *restrict in, int64_t n) {
     int64_t done = 0;
+#ifdef __AVX512F__
+    if ((uintptr_t)out % 64 == 0) /* a whole cache line by one instruction */
+        for (; done + 32 <= n; done += 32)
+            _mm512_stream_si512((__m512i *)(out + done), _mm512_loadu_si512(in + done));
+#endif
 #ifdef __SSE2__
     if ((uintptr_t)out % 16 == 0)
         for (; done + 8 <= n; done += 8)
@@ -135,11 +140,12 @@ static uint64_t write_plain(const struct task *t, int64_t start, int64_t stop, f
     return sum * (uint64_t)keys->blocks[start / 2 / keys->block_words];
 }
 
-/* Asks for sources that are needed soon: the rows of a panel are too many streams for the processor to foresee. */
+/* Asks for sources that are needed soon: the rows of a panel are too many streams for the processor to foresee. They go
+ * to the larger cache, since rows whose length is a power of two share a few places of the smallest. */
 static void fetch(const struct task *t, int64_t at, int64_t m) {
     for (int64_t i = at; i < at + m && i < t->n; i += BLOCK) {
-        __builtin_prefetch(t->aligned + i);
-        __builtin_prefetch(t->sft + i);
+        __builtin_prefetch(t->aligned + i, 0, 2);
+        __builtin_prefetch(t->sft + i, 0, 2);
     }
 }
 
@@ -228,7 +234,10 @@ static uint64_t write_panel(const struct task *t, int64_t first, float alpha, co
                 extrapolate(row, t->aligned + at, t->sft + at, alpha, SPAN);
             else
                 extrapolate(row, t->aligned + at, t->sft + at, alpha, m);
-            fetch(t, at + AHEAD * t->columns, m);
+            if (r + AHEAD < n_rows)
+                fetch(t, at + AHEAD * t->columns, m);
+            else /* the first rows of the next span */
+                fetch(t, at + (AHEAD - n_rows) * t->columns + SPAN, m);
             if (m % BLOCK)
                 memset(row + m, 0, (size_t)(BLOCK - m % BLOCK) * sizeof *row);
             sum += fingerprint(row, at / 2, m / 2, keys);
