@@ -1,9 +1,9 @@
 """make bench: one switch of alpha against what it replaces, measured side by side in one process.
 
 Prints seconds and ratios for: a copy of as many bytes (the memory's own speed), a switch, the same weights written in
-load layout only (no packed matrices), vLLM's `load_weights` from the checkpoint on disk with the post-load processing
-after which an engine can be used again, `load_weights` of a state dict that is in memory already, the same tensor by
-tensor, and a fresh engine on a checkpoint.
+load layout only (no packed matrices), vLLM's `reload_weights` from a checkpoint on disk (its own way to new weights in
+a running engine), the same with the export that makes such a checkpoint, `load_weights` alone, from there and of a
+state dict in memory, after which the weights must still be processed, the same tensor by tensor, and a fresh engine.
 
 The bytes of a switch: two sources read for each weight, and each form written in which the engine keeps it (a tied
 vocabulary matrix in two). Copy, switch and plain writing take turns, so that a busy moment of the machine hits all.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,11 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from expo_search.checkpoint import open_checkpoint
 from expo_search.engine import ModelSpec
 from expo_search.evaluator import VllmModel
+from expo_search.export import Format, export
 from expo_search.pairs import resolve_pair
 from expo_search.study import EngineSpec, SamplingSpec, load_study
 
@@ -46,11 +50,10 @@ def median(call: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def register_timed_loader() -> None:
-    """A load format that also times `load_weights`, while the model is still in load layout, and what comes after."""
+    """A load format that also times `load_weights`, while the model is still in load layout."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    from expo_search.checkpoint import open_checkpoint
     from expo_search.loader import ExpoLoader
 
     @register_model_loader("expo-timed")
@@ -62,12 +65,6 @@ def register_timed_loader() -> None:
             state = {name: checkpoint.read(name).clone() for name in checkpoint.tensors}
             LOADING["from memory"] = median(lambda: model.load_weights(iter(state.items())))
             LOADING["by tensor"] = median(lambda: [model.load_weights(iter([item])) for item in state.items()])
-            self._loaded = time.perf_counter()
-
-        def load_model(self, *arguments: Any, **options: Any) -> Any:
-            model = super().load_model(*arguments, **options)
-            LOADING["processing"] = time.perf_counter() - self._loaded
-            return model
 
 
 def random_pair(folder: Path) -> tuple[Path, Path]:
@@ -129,7 +126,7 @@ def measure(name: str, aligned: Path, sft: Path) -> None:
     fresh = [subprocess.run(alone, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(2)]
     register_timed_loader()
     model, _ = start(aligned, sft, "expo-timed")
-    report(name, model, float(fresh[-1].split()[-1]))  # the first one filled the page cache
+    report(name, model, float(fresh[-1].split()[-1]), aligned, sft)  # the first one filled the page cache
 
 
 class Switches:
@@ -171,7 +168,24 @@ class Switches:
         self._rpc("expo_switch", args=(0.01 * self._n,))
 
 
-def report(name: str, model: VllmModel, fresh_s: float) -> None:
+def reloading(model: VllmModel, aligned: Path, sft: Path) -> tuple[float, float]:
+    """Medians of an export, and of vLLM's loading of what it wrote into the running engine; weights are vLLM's then."""
+    sources = open_checkpoint(aligned, role="aligned"), open_checkpoint(sft, role="sft")
+    exports, reloads = [], []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for i in range(1 + 3):  # the first warms up
+            out = Path(folder) / str(i)
+            took = timed(partial(export, *sources, 0.1 * (i + 1), out, Format()))
+            paths = {"weights_path": str(out)}
+            took_too = timed(partial(model._engine._llm.collective_rpc, "reload_weights", kwargs=paths))
+            shutil.rmtree(out)
+            if i:
+                exports.append(took)
+                reloads.append(took_too)
+    return statistics.median(exports), statistics.median(reloads)
+
+
+def report(name: str, model: VllmModel, fresh_s: float, aligned: Path, sft: Path) -> None:
     """Take turns, then print all figures: median, least, and speeds as shares of the copy's."""
     import torch
 
@@ -201,10 +215,12 @@ def report(name: str, model: VllmModel, fresh_s: float) -> None:
             f"         {shares[0]:5.0%}  {shares[1]:5.0%}"
         )
     switch_s = statistics.median(times["switch"])
+    export_s, reload_s = reloading(model, aligned, sft)
     rows = {
-        "load_weights from disk + processing": LOADING["from disk"] + LOADING["processing"],
-        "  load_weights from disk alone": LOADING["from disk"],
-        "load_weights, state dict in memory": LOADING["from memory"],
+        "export, then vLLM's reload_weights": export_s + reload_s,
+        "vLLM's reload_weights from disk": reload_s,
+        "load_weights alone, from disk": LOADING["from disk"],
+        "load_weights alone, from memory": LOADING["from memory"],
         "the same, tensor by tensor": LOADING["by tensor"],
         "fresh engine": fresh_s,
     }

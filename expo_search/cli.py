@@ -202,7 +202,7 @@ def _search(
 ) -> None:
     from expo_search.artifacts import DashboardUpdates, artifact_folder
     from expo_search.progress import Progress
-    from expo_search.run import check, start
+    from expo_search.run import check, pin, start
     from expo_search.search import evaluations, why_done
     from expo_search.search import search as run_search
     from expo_search.store import Store
@@ -246,6 +246,8 @@ def _search(
                         _confirm(running, progress, winner, fresh, stop)
                 stopped = stop()
         else:
+            if known is not None:
+                pin(known, checked)
             say(f"study {spec.name}: {done}")
             stopped = False
         print_result(out, Store(storage, spec.name), as_json=as_json)

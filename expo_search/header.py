@@ -85,10 +85,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...], int, int]:
     """(name, dtype, shape, first byte, byte after the last) of one tensor; a ValueError if they disagree."""
     name.encode()  # JSON can spell half of a surrogate pair
-    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-        raise ValueError(f"tensor {name} of shape {list(shape)} at bytes {start}..{stop}")
+    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not (
+        isinstance(shape, list) and isinstance(place, list) and all(type(n) is int and n >= 0 for n in shape + place)
+    ):
+        raise ValueError(f"tensor {name} of shape {shape!r} at bytes {place!r}")
+    start, stop = place
     bits = math.prod(shape) * _BITS[dtype]
     if bits != 8 * (stop - start):
-        raise ValueError(f"tensor {name} of {dtype} {list(shape)} in {stop - start} bytes, not {bits // 8}")
-    return name, dtype, shape, start, stop
+        raise ValueError(f"tensor {name} of {dtype} {shape} in {stop - start} bytes, not {bits // 8}")
+    return name, dtype, tuple(shape), start, stop

@@ -156,12 +156,21 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
     store = Store(checked.storage, spec.name)
     if store.note:
         say(store.note)
-    # with the number of prompts there were, so that a confirmation takes the same ones as the search's
-    found = spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
-    used = pinned(spec, checked.pair).model_copy(update={"prompts": found})
-    store.pin_settings(checked.settings | _weights(model), used.model_dump(mode="json"))
+    pin(store, checked, _weights(model))
     store.study.set_user_attr(ENVIRONMENT, environment())
     return Running(checked, model, scorer, store)
+
+
+def pin(store: Store, checked: Checked, weights: Mapping[str, str] | None = None) -> None:
+    """Keep what the study is made under, and where its checkpoints lie now: they may have been moved since.
+
+    Raises:
+        SettingsChanged: it was made under others.
+    """
+    # with the number of prompts there were, so that a confirmation takes the same ones as the search's
+    found = checked.spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
+    used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": found})
+    store.pin_settings((store.settings or {}) | checked.settings | dict(weights or {}), used.model_dump(mode="json"))
 
 
 def start_models(

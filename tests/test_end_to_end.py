@@ -117,6 +117,24 @@ def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, 
     assert json.loads(shown) == searched
 
 
+def test_a_checkpoint_that_was_moved_is_found_once_the_search_command_names_it(
+    home: Path, searched: dict[str, Any]
+) -> None:
+    whole = ["--storage", "sqlite:///whole.db"]
+    alpha = repr(searched["trials"][1]["alpha"])
+    (home / "sft").rename(home / "moved")
+    try:
+        process = command(home, "export", "--alpha", alpha, "--out", "none", *whole)
+        assert "sft: no such folder" in process.communicate()[1]
+        assert process.returncode == 2
+        _, err = run(home, *SEARCH, "--sft", "moved", "--trials", "4", *whole)
+        assert "starting vLLM" not in err
+        run(home, "export", "--alpha", alpha, "--out", "from-moved", *whole)
+    finally:
+        (home / "moved").rename(home / "sft")
+    run(home, *SEARCH, "--trials", "4", *whole)
+
+
 def test_the_exported_model_is_to_the_bit_the_one_that_was_evaluated(home: Path, searched: dict[str, Any]) -> None:
     trial = searched["trials"][2]
     run(home, "export", "--alpha", repr(trial["alpha"]), "--out", "best", "--storage", "sqlite:///whole.db")
