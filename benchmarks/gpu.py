@@ -105,8 +105,25 @@ def bits(device: torch.device) -> int:
             wrong += not same(found, expected)
             n += 1
         wrong += Fingerprinter().tensor_sum(on_device) != Fingerprinter().tensor_sum(on_device.cpu())
+    kernel = gpu_kernel(device)
+    for alpha in ALPHAS if kernel is not None else ():
+        wrong += not kernel_agrees(kernel, device, alpha)
+        n += 1
     print(f"bits: {n} comparisons of {len(inputs(DTYPES[0]))} elements and their fingerprints, {wrong} differ")
     return wrong
+
+
+def kernel_agrees(kernel: Any, device: torch.device, alpha: float) -> bool:
+    """The Triton kernel against the CPU, on all finite inputs: which results are finite, their bits, the sum."""
+    finite = inputs(torch.bfloat16)
+    finite = finite[finite.isfinite()]
+    aligned, sft = finite[: len(finite) // 2 * 2], finite.flip(0)[: len(finite) // 2 * 2]
+    out = torch.empty_like(aligned, device=device)
+    tensor_sum = int(kernel.switch(out, aligned.to(device), sft.to(device), alpha)) & MASK
+    found, expected = out.cpu(), plain_theta(aligned, sft, alpha).bfloat16()
+    stays = expected.isfinite()
+    same_bits = same(found[stays], expected[stays]) and torch.equal(found.isfinite(), stays)
+    return same_bits and tensor_sum == Fingerprinter().tensor_sum(found)
 
 
 def inputs(dtype: torch.dtype) -> torch.Tensor:

@@ -16,6 +16,7 @@ from expo_search.checkpoint import INDEX
 
 PROVENANCE = "expo.json"
 CARD = "README.md"
+_NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, "mergekit.yaml"}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -27,7 +28,7 @@ def copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
     """Copy the files of a checkpoint folder but weights, its card, hidden files, and, unless `code`, Python."""
     for file in sorted(source.iterdir()):
         left = file.name.endswith(_WEIGHTS) or file.name.startswith(".") or (file.suffix == ".py" and not code)
-        if file.is_file() and not left and file.name not in (INDEX, PROVENANCE, CARD, "mergekit.yaml"):
+        if file.is_file() and not left and file.name not in _NOT_COPIED:
             shutil.copyfile(file, folder / file.name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SAMPLE_BYTES = 4096
+_MODELOPT = "hf_quant_config.json"
+_QUANTISED = ("F8_", "F6_", "F4")  # what the format calls weights that have scales
 # Rotary tables of old Llama checkpoints: constants, which every engine computes anew.
 _IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
@@ -78,6 +81,23 @@ class Checkpoint:
                 digest.update(files[t.file].read(min(t.n_bytes, _SAMPLE_BYTES)))
         return digest.hexdigest()[:16]
 
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """Size and time of the last change (ns) of each file: the same where nobody wrote to it."""
+        files = sorted({t.file for t in self.tensors.values()})
+        return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+    def content_hash(self) -> str:
+        """SHA-256 over all files of weights. Reads them whole, a few at a time."""
+
+        def digest(file: Path) -> str:
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+
+        with ThreadPoolExecutor() as pool:
+            of_files = pool.map(digest, sorted({t.file for t in self.tensors.values()}))
+            return hashlib.sha256("".join(of_files).encode()).hexdigest()
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, memory-mapped until it is used."""
         from safetensors import safe_open
@@ -112,8 +132,7 @@ def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
                 )
             if not info.name.endswith(_IGNORED_SUFFIXES):
                 tensors[info.name] = info
-    if quantisation := config.get("quantization_config"):
-        method = quantisation.get("quant_method", "?") if isinstance(quantisation, dict) else quantisation
+    if method := _quantisation(path, config, tensors):
         raise CheckpointError(
             where=where,
             found=f"a quantised checkpoint ({method})",
@@ -121,6 +140,18 @@ def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
             do="give the unquantised checkpoint",
         )
     return Checkpoint(path, config, tensors)
+
+
+def _quantisation(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The method, in all the places where vLLM looks for one, or the dtype that tells it."""
+    text = config.get("text_config")
+    for table in (config, text if isinstance(text, dict) else {}):
+        for key in ("quantization_config", "compression_config"):
+            if found := table.get(key):
+                return str(found.get("quant_method", key)) if isinstance(found, dict) else str(found)
+    if (path / _MODELOPT).is_file():
+        return _MODELOPT
+    return next((f"{t.name} is {t.dtype}" for t in tensors.values() if t.dtype.startswith(_QUANTISED)), None)
 
 
 def _read_config(path: Path, where: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ def export_model(
 
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
+    check_name(out)
     shard_bytes = size_in_bytes(max_shard_size)
     wanted = Wanted(out, alpha, dtype, shard_bytes, force, as_adapter, verify, push_to_hub, private, trust_remote_code)
     with terminal(log) as (_, err):
@@ -89,6 +91,24 @@ def reproduce_model(
         raise typer.Exit(1)
 
 
+def check_name(out: Path) -> None:
+    """
+    Raises:
+        StudyError: a name that the file system does not even look up: too long, a loop of links, a folder closed to us.
+    """
+    try:
+        out.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as fault:
+        raise StudyError(
+            where=f"--out {out}",
+            found=fault.strerror or str(fault),
+            expected="a name that this file system takes",
+            do="name another",
+        ) from None
+
+
 def size_in_bytes(text: str) -> int:
     """ "5GB" -> 5 * 10**9; "2GiB" -> 2 * 2**30.
 
@@ -96,12 +116,12 @@ def size_in_bytes(text: str) -> int:
         StudyError: not a size.
     """
     parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    size = int(float(parts[1]) * _UNITS.get(parts[2].upper(), 0)) if parts else 0
-    if size < 1:
+    size = float(parts[1]) * _UNITS.get(parts[2].upper(), 0) if parts else 0.0
+    if not 1 <= size < math.inf:  # some hundred digits make an infinity
         raise StudyError(
             where="--max-shard-size", found=repr(text), expected="a size such as 5GB, 500MB or 2GiB", do="give one"
         )
-    return size
+    return int(size)
 
 
 @contextmanager

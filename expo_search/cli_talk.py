@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,11 +47,12 @@ def compare(
     from expo_search.talk import compare as run_compare
     from expo_search.talk import parse_alphas
 
+    given = None if alphas is None else parse_alphas(alphas)
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
         store = Store(storage, name, read_only=True)
-        wanted = parse_alphas(alphas) if alphas is not None else [0.0, _best_alpha(store)]
+        wanted = [0.0, _best_alpha(store)] if given is None else given
         checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
         prompts = _prompts(store, prompt, n, checked)
         rows = run_compare(*start_models(checked, say), list(dict.fromkeys(wanted)), prompts, say)
@@ -74,8 +76,12 @@ def chat(
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
     from expo_search.run import check_stored, start_model
     from expo_search.store import Store
-    from expo_search.talk import HELP, Chat
+    from expo_search.talk import HELP, Chat, is_alpha
 
+    if alpha is not None and not is_alpha(alpha):
+        raise StudyError(
+            where="--alpha", found=str(alpha), expected="a number that is finite in float32", do="give another alpha"
+        )
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
@@ -131,19 +137,27 @@ def _best_alpha(store: Store) -> float:
 def _prompts(store: Store, texts: Sequence[str] | None, n: int | None, checked: Checked) -> list[Prompt]:
     """The prompts given, or the first n of the study's. All faults are found before an engine starts."""
     from expo_search.prompts import Prompt
+    from expo_search.store import storable
 
     if texts and n is not None:
         raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
     if texts:
         given = [Prompt(f"given-{i}", text) for i, text in enumerate(dict.fromkeys(texts))]
         for p in given:
-            if not p.text.strip() or not checked.fits(p):
-                raise PromptsError(
-                    where="--prompt",
-                    found="an empty text" if not p.text.strip() else f"{len(p.text)} characters",
-                    expected="a text that leaves room for an answer in the context",
-                    do="give another text",
-                )
+            if not p.text.strip():
+                found = "an empty text"
+            elif storable(p.text) != p.text:  # how Python hands on bytes that are no text; no tokenizer takes them
+                found = "bytes that are not UTF-8"
+            elif not checked.fits(p):
+                found = f"{len(p.text)} characters"
+            else:
+                continue
+            raise PromptsError(
+                where="--prompt",
+                found=found,
+                expected="a text that leaves room for an answer in the context",
+                do="give another text",
+            )
         return given
     stored = store.prompts("search")
     wanted = min(_N_PROMPTS, len(stored)) if n is None else n
@@ -180,6 +194,8 @@ class _Interrupt:
 
 def _lines(write: Callable[[str], None]) -> Iterator[str]:
     """Lines of standard input, until it ends; with a mark to type at where a person types."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are not UTF-8 are no reason to end a conversation
     while True:
         if sys.stdin.isatty():
             write("\n> ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from importlib.util import find_spec
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ class Dashboard(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True  # a browser that keeps a connection open does not keep the command alive
     url: str
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET  # of the socket to be made
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         """As WSGIServer's, but without asking a name server for this machine's name, which can take seconds."""
@@ -75,7 +80,7 @@ def open_dashboard(storage: str, study: str | None, host: str, port: int) -> Das
 def _bind(app: WSGIApplication, host: str, port: int) -> Dashboard:
     try:
         return make_server(host, port, app, server_class=Dashboard, handler_class=_Quiet)
-    except (OSError, OverflowError) as fault:  # OverflowError: a port above 65535
+    except (OSError, OverflowError, UnicodeError) as fault:  # a port above 65535; a host that can be no name
         taken = isinstance(fault, OSError) and fault.errno == errno.EADDRINUSE
         raise StudyError(
             where=f"--host {host} --port {port}",

@@ -6,6 +6,7 @@ appears under its name only when it is whole (`publish.py`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -141,17 +142,23 @@ def writing(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """An empty folder; one with our `expo.json`, or of nothing but files that an export writes; with no folder in it.
+    """An empty folder, or one of nothing but what an export writes or its `expo.json` lists; with no folder in it.
 
-    A training run has a config.json too, beside checkpoints and an optimizer's state: never to be removed.
+    A training run has a config.json too, beside checkpoints and an optimizer's state: never to be removed, and neither
+    is what a user has put beside an export.
     """
     there = list(folder.iterdir())
     if any(file.is_symlink() or not file.is_file() for file in there):
         return False
     names = {file.name for file in there}
-    checkpoint = names & {"config.json", "adapter_config.json"} and all(map(_is_of_export, names))
-    return not names or PROVENANCE in names or bool(checkpoint)
+    listed = _listed(folder / PROVENANCE) if PROVENANCE in names else set()
+    others = {n for n in names - _WRITTEN - listed if not _WEIGHTS_WRITTEN.fullmatch(n)}
+    return not names or (not others and bool(names & {"config.json", "adapter_config.json", PROVENANCE}))
 
 
-def _is_of_export(name: str) -> bool:
-    return name in _WRITTEN or _WEIGHTS_WRITTEN.fullmatch(name) is not None
+def _listed(file: Path) -> set[str]:
+    """The names under `files` in an `expo.json`."""
+    try:
+        return set(json.loads(file.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()

@@ -18,7 +18,7 @@ from expo_search.confirm import confirmations
 from expo_search.database import stored_attribute
 from expo_search.engine import ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
-from expo_search.errors import StudyError
+from expo_search.errors import SettingsChanged, StudyError
 from expo_search.export import Format, check_target, export, n_bytes_of, writing
 from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
@@ -27,10 +27,10 @@ from expo_search.provenance import Origin, mergekit_recipe, provenance
 from expo_search.report import Verdict, refuse_zero, trial_at, verdict
 from expo_search.run import sources_settings
 from expo_search.search import evaluations
-from expo_search.store import SETTINGS, SPEC, Store, compare_settings
+from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
 from expo_search.stream import FLOATS
 from expo_search.study import stored_spec
-from expo_search.verify import engine_dtype, verify
+from expo_search.verify import engine_dtype, trial_dtype, verify
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def export_study(
         check_push(wanted.push_to)
     origin, aligned, sft = _origin(storage, name, wanted, say)
     _check_options(wanted, origin, aligned)
-    done, total = 0, n_bytes_of(aligned, wanted.dtype)
+    if origin.dtype != wanted.dtype:
+        say(f"written in {origin.dtype}, in which the trials were evaluated")
+    done, total = 0, n_bytes_of(aligned, origin.dtype)
 
     def on_piece(n_bytes: int) -> None:
         nonlocal done
@@ -83,13 +85,13 @@ def export_study(
     def finish(folder: Path) -> None:
         _make_speak(origin, folder)
         if wanted.verify:
-            say(_verify(origin, folder, aligned, wanted, say))
+            say(_verify(origin, folder, aligned, say))
         _describe(origin, folder, verified=wanted.verify)
 
     if wanted.as_adapter:
         _export_adapter(origin, wanted)
     else:
-        form = Format(wanted.dtype, wanted.max_shard_bytes, origin.spec.trust_remote_code)
+        form = Format(origin.dtype, wanted.max_shard_bytes, origin.spec.trust_remote_code)
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
@@ -117,7 +119,10 @@ def _origin(
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name)
     prompts = store.prompts("search")
-    own = str(aligned.config.get("dtype") or aligned.config.get("torch_dtype") or "")
+    _check_contents(store.study.user_attrs.get(CONTENTS) or {}, name, aligned=aligned, sft=sft)
+    own = aligned.config.get("dtype") or aligned.config.get("torch_dtype")
+    trials = trial_dtype(spec.engine.dtype, aligned.config)
+    dtype = wanted.dtype or (trials if trials != own and not wanted.as_adapter else None)
     origin = Origin(
         study=name,
         spec=spec,
@@ -131,12 +136,31 @@ def _origin(
         answers=store.completions(trial.trial, "search", prompts) if trial else [],
         control_answers=store.completions(CONTROL, "search", prompts),
         evaluated_on=store.study.user_attrs.get(ENVIRONMENT) or environment(),
-        dtype=wanted.dtype,
-        out_dtype=wanted.dtype or own or None,
+        dtype=dtype,
+        out_dtype=dtype or own,
+        storage=storage,
         as_adapter=wanted.as_adapter,
     )
     store.close()
     return origin, aligned, sft
+
+
+def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpoint) -> None:
+    """That the files are those whose weights the engine last had, by their times, or where these differ by their bytes.
+
+    Raises:
+        SettingsChanged: other bytes.
+    """
+    for role, checkpoint in checkpoints.items():
+        then = stored.get(role)
+        if then is None or then["stamps"] == checkpoint.stamps or then["sha256"] == checkpoint.content_hash():
+            continue
+        raise SettingsChanged(
+            where=f"study {name}",
+            found=f"other weights in {checkpoint.path} than those that were evaluated",
+            expected=f"the {role} checkpoint of then",
+            do="put it back; the search command takes its new place where it was moved",
+        )
 
 
 def _choose(found: list[Evaluation], judged: Verdict, wanted: Wanted, name: str) -> tuple[float, Evaluation | None]:
@@ -182,9 +206,9 @@ def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
         refuse(
             "--verify", f"alpha {origin.alpha:g}, which was not evaluated", "a trial to compare with", "leave it out"
         )
-    if wanted.verify and engine_dtype(origin.spec.engine.dtype, aligned.config, wanted.dtype) is None:
+    if wanted.verify and engine_dtype(origin.spec.engine.dtype, aligned.config, origin.dtype) is None:
         refuse(
-            f"--verify with --dtype {wanted.dtype}", "another rounding than the trial's", "the trial's weights",
+            f"--verify with --dtype {origin.dtype}", "another rounding than the trial's", "the trial's weights",
             "leave one of the two out",
         )  # fmt: skip
 
@@ -224,14 +248,15 @@ def _describe(origin: Origin, folder: Path, *, verified: bool) -> None:
     """Card, provenance, recipe, which say whether the weights were compared with the trial's."""
     if not origin.as_adapter:
         (folder / "mergekit.yaml").write_text(mergekit_recipe(origin), encoding="utf-8")
-    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified})
     write_card(origin, folder, verified=verified)
+    files = sorted({PROVENANCE, *(file.name for file in folder.iterdir())})  # all that `--force` may remove
+    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified, "files": files})
 
 
-def _verify(origin: Origin, folder: Path, aligned: Checkpoint, wanted: Wanted, say: Callable[[str], None]) -> str:
+def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[str], None]) -> str:
     spec, pair, trial = origin.spec, origin.pair, origin.trial
     assert trial is not None, "_check_options"
-    dtype = engine_dtype(spec.engine.dtype, aligned.config, wanted.dtype)
+    dtype = engine_dtype(spec.engine.dtype, aligned.config, origin.dtype)
     model = ModelSpec(
         aligned=folder,
         # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself

@@ -3,7 +3,7 @@
     theta(alpha) = aligned + alpha * (aligned - sft)        (ExPO, ACL 2025, equation 2)
 
 The arithmetic is part of the contract, because what is exported must equal, to the bit, what was evaluated:
-both sources widened to float32; subtract, multiply, add as three separately rounded float32 operations (a fused
+both sources and alpha in float32; subtract, multiply, add as three separately rounded float32 operations (a fused
 multiply-add or `lerp` gives other bits on other machines); one rounding, to nearest even, to the weight's dtype.
 alpha = 0 and tensors that are not floating point are copies of `aligned`.
 
@@ -12,6 +12,7 @@ Letters: N elements, C elements of a block.
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,11 +22,17 @@ CPU_BLOCK = 1 << 17  # per thread: two float32 buffers of 512 KiB, which stay in
 GPU_BLOCK = 1 << 24  # bounds the float32 scratch at 2 x 64 MiB, and keeps launches long
 
 
+def single(alpha: float) -> float:
+    """alpha as the arithmetic takes it: the nearest float32, which may be 0 or infinite where alpha is neither."""
+    return ctypes.c_float(alpha).value
+
+
 def plain_theta(aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> torch.Tensor:
     """The formula, written plainly: float32 for floating-point tensors, a copy of `aligned` where it does not move.
 
     The reference for `Extrapolator`, which gives the same bits after rounding, in blocks and in place.
     """
+    alpha = single(alpha)
     if alpha == 0.0 or not aligned.is_floating_point():
         return aligned
     wide = aligned.float()
@@ -49,6 +56,7 @@ class Extrapolator:
         """
         import torch
 
+        alpha = single(alpha)
         if alpha == 0.0 or not aligned.is_floating_point():
             out.copy_(aligned)
             return

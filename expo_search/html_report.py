@@ -12,6 +12,7 @@ import html
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,11 @@ def write_report(store: Store, out: Path, *, force: bool = False) -> None:
     """Write the page, whole or not at all; in memory is one trial's answers at a time.
 
     Raises:
-        StudyError: the file exists and `force` is not given, or cannot be written.
+        StudyError: the file exists and `force` is not given, it is no regular file, or cannot be written.
     """
-    if out.exists() and (out.is_dir() or not force):
-        raise StudyError(
-            where=f"--out {out}",
-            found="a folder" if out.is_dir() else "a file that exists",
-            expected="a new file",
-            do="give another name" if out.is_dir() else "give another name, or --force to replace it",
-        )
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     try:
+        _check_target(out, force=force)
         with fresh.open("w", encoding="utf-8") as file:
             file.writelines(_page(store))
         fresh.replace(out)
@@ -57,7 +52,21 @@ def write_report(store: Store, out: Path, *, force: bool = False) -> None:
             do="check the folder, its permissions and the room on the disk",
         ) from None
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or in a place where nothing can be
+            fresh.unlink()
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    regular = out.is_file()
+    if not regular or not force:  # a pipe or a device is somebody's: to replace it would take it from under them
+        raise StudyError(
+            where=f"--out {out}",
+            found="a folder" if out.is_dir() else "a file that exists" if regular else "something that is no file",
+            expected="a new file",
+            do="give another name, or --force to replace it" if regular else "give another name",
+        )
 
 
 def _page(store: Store) -> Iterator[str]:

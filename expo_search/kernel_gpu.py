@@ -12,11 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from expo_search.extrapolate import plain_theta
+from expo_search.extrapolate import plain_theta, single
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
 
 _STRIP = 1024  # words that one program handles at a time
-_PROBE_ELEMENTS = 3 * 2 * WORDS_PER_BLOCK + 70
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -59,8 +58,8 @@ class GpuKernel:
 
     @staticmethod
     def takes(*tensors: torch.Tensor) -> bool:
-        """Whether these are bfloat16, contiguous, and whole words."""
-        return all(
+        """Whether these are bfloat16, contiguous, whole words, and on one device."""
+        return len({t.device for t in tensors}) == 1 and all(
             t.dtype == torch.bfloat16 and t.is_contiguous() and t.numel() % 2 == 0 and t.data_ptr() % 4 == 0
             for t in tensors
         )
@@ -79,6 +78,7 @@ class GpuKernel:
         sums = torch.empty(n_blocks, dtype=torch.int64, device=out.device)
         if n_blocks:
             words = (t.view(-1).view(torch.int32) for t in (out, aligned, sft))
+            alpha = single(alpha)
             _switch[(n_blocks,)](
                 *words, alpha, self._keys, sums, n_words, COPY=alpha == 0.0, STRIP=_STRIP, BLOCK=WORDS_PER_BLOCK,
                 enable_fp_fusion=False,  # multiply and add are rounded separately
@@ -97,17 +97,19 @@ def load_gpu_kernel(device: torch.device) -> GpuKernel | None:
 
 
 def _agrees(kernel: GpuKernel, device: torch.device) -> bool:
-    """Weights and fingerprints on every finite bit pattern, paired at random."""
+    """On every finite bit pattern, paired at random: weights where they stay finite, and the fingerprint of them."""
     patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    finite = patterns[patterns.isfinite()].repeat(2)[:_PROBE_ELEMENTS]
-    other = finite[torch.randperm(len(finite), generator=torch.Generator().manual_seed(1))]
-    aligned, sft = finite.to(device), other.to(device)
+    finite = patterns[patterns.isfinite()]
+    random = torch.Generator().manual_seed(1)
+    aligned, sft = (finite[torch.randperm(len(finite), generator=random)].to(device) for _ in range(2))
     out = torch.empty_like(aligned)
     for alpha in (0.0, 0.7, -0.4, 25.0):
         expected = plain_theta(aligned, sft, alpha).bfloat16()
         tensor_sum = kernel.switch(out, aligned, sft, alpha, first_block=2)
-        if not torch.equal(out.view(torch.int16), expected.view(torch.int16)):
+        stays = expected.isfinite()
+        same = torch.equal(out[stays].view(torch.int16), expected[stays].view(torch.int16))
+        if not same or not torch.equal(out.isfinite(), stays):
             return False
-        if int(tensor_sum) & MASK != Fingerprinter().tensor_sum(expected, 2):
+        if int(tensor_sum) & MASK != Fingerprinter().tensor_sum(out, 2):
             return False
     return True

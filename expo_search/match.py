@@ -17,6 +17,7 @@ _POOLING = (
     "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "RewardModel", "ForRetrieval", "ForRanking",
     "ForQuestionAnswering", "ForMultipleChoice",
 )  # fmt: skip
+_INPUTS = (["embed_tokens"], ["tok_embeddings"], ["word_embeddings"], ["embeddings"], ["wte"], ["embed_in"])
 _WRITING = ("LMHeadModel", "ChatGLMModel", "ChatModel", "OmniModel", "AudioModel", "LMModel", "UltravoxModel")
 
 
@@ -60,7 +61,7 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
     tied: dict[str, str] = {}
     skipped: list[str] = []
     vocabulary: dict[str, tuple[int, int]] = {}
-    vocab_sizes = {c.config.get("vocab_size") for c in (aligned, sft)}
+    vocab_sizes = {_vocabulary_size(c) for c in (aligned, sft)}
     for name in sorted(set(aligned.tensors) | set(sft.tensors)):
         a, s = aligned.tensors.get(name), sft.tensors.get(name)
         if a and s:
@@ -104,11 +105,17 @@ def with_rows_of(aligned: torch.Tensor, sft: torch.Tensor) -> torch.Tensor:
 
 
 def _is_output(name: str) -> bool:
-    return name.split(".")[-2:-1] in (["lm_head"], ["output"])
+    return name.split(".")[-2:-1] in (["lm_head"], ["output"], ["embed_out"])
 
 
 def _is_vocabulary(name: str) -> bool:
-    return _is_output(name) or name.split(".")[-2:-1] in (["embed_tokens"], ["tok_embeddings"], ["wte"], ["embed_in"])
+    return _is_output(name) or name.split(".")[-2:-1] in _INPUTS
+
+
+def _vocabulary_size(checkpoint: Checkpoint) -> object:
+    """Of the language model, where the config describes others too."""
+    text = checkpoint.config.get("text_config")
+    return checkpoint.config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
 
 
 def _input_embedding(checkpoint: Checkpoint) -> str | None:

@@ -140,8 +140,8 @@ class LiveWeights:
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
         tensor = weight.tensor
-        if not tensor.numel() and weight.shape.numel():
-            tensor.data = self._scratch.take(weight.shape, weight.dtype)  # packed into memory of its own (CPU)
+        if not tensor.numel() and weight.shape.numel() and weight.device.type == "cpu":
+            tensor.data = self._scratch.take(weight.shape, weight.dtype)  # packed into memory of its own
         elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
             # post-load processing widened it: give it load-layout memory again
             tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -266,4 +266,5 @@ def _derive_again(module: nn.Module, own: list[Weight]) -> None:
         method.moe_kernel.fused_experts.process_weights_after_loading(module)
     for weight in own:
         if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
-            weight.tensor.data = torch.empty(0, dtype=weight.dtype)  # packed elsewhere: let go of the load layout
+            # packed elsewhere: let go of the load layout
+            weight.tensor.data = torch.empty(0, dtype=weight.dtype, device=weight.device)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expo_search import __version__
 from expo_search.beside import PROVENANCE
+from expo_search.database import shown
 from expo_search.errors import StudyError
 from expo_search.objective import Evaluation
 from expo_search.pairs import Pair, Source, pinned
 from expo_search.report import Verdict, as_json, confirmation_json
 from expo_search.store import Stored
-from expo_search.study import StudySpec
+from expo_search.study import DEFAULT_STORAGE, Finite, StudySpec
 
 FORMULA = "aligned + alpha * (aligned - sft)"
 _FORMAT = 1
-_OF_TRIAL = {"trial", "alpha", "n_prompts", "reward", "gain", "gain_95", "difference", "difference_95", "fingerprint"}
+_FAULTS_MAX = 3  # of one file that are named
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Origin:
         evaluated_on: environment of the trials.
         dtype: the weights' dtype that was asked for, or None; `out_dtype` is the one they then have.
         as_adapter: a rescaled adapter is written, not a checkpoint.
+        storage: URL of the study's database.
     """
 
     study: str
@@ -53,19 +58,27 @@ class Origin:
     dtype: str | None = None
     out_dtype: str | None = None
     as_adapter: bool = False
+    storage: str = DEFAULT_STORAGE
 
     @property
     def command(self) -> str:
-        """What writes the same weights again, next to the study's database."""
+        """What writes the same weights again, where the search was run."""
         options = ["--alpha", repr(self.alpha), *(["--dtype", self.dtype] if self.dtype else [])]
         options += ["--as-adapter"] if self.as_adapter else []
         options += [] if self.trial else ["--force"]
+        options += [] if self.storage == DEFAULT_STORAGE else ["--storage", shown(self.storage)]
+        options += self.consent
         return shlex.join(["expo-search", "export", self.study, *options, "--out", "DIR"])
+
+    @property
+    def consent(self) -> list[str]:
+        return ["--trust-remote-code"] if self.spec.trust_remote_code else []
 
 
 def provenance(origin: Origin) -> dict[str, Any]:
     """What `expo.json` holds; see `reproduce.py` for what is made of it."""
     confirmed = origin.verdict.confirmed
+    again = shlex.join(["expo-search", "reproduce", f"DIR/{PROVENANCE}", *origin.consent])
     return {
         "format": _FORMAT,
         "made_by": f"expo-search {__version__}",
@@ -94,8 +107,58 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "settings": dict(origin.settings),
         "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),
         "evaluated_on": dict(origin.evaluated_on),
-        "commands": {"export": origin.command, "evaluate again": f"expo-search reproduce DIR/{PROVENANCE}"},
+        "commands": {"export": origin.command, "evaluate again": again},
     }
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+_Interval = Annotated[list[Finite | None], Field(min_length=2, max_length=2)]  # None: without an end
+
+
+class _Trial(_Table):
+    trial: Annotated[int, Field(ge=0, lt=2**31)]  # as a database keeps it
+    alpha: Finite
+    n_prompts: Annotated[int, Field(ge=1)]
+    reward: Finite
+    gain: Finite
+    gain_95: _Interval
+    difference: Finite
+    difference_95: _Interval
+    fingerprint: str
+
+
+class _Answers(_Table):
+    positions: list[int]
+    sha256: list[str]
+    rewards: list[Finite | None]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(self.positions) == len(self.sha256) == len(self.rewards):
+            raise ValueError("Lists should be of one length")
+        return self
+
+
+class _BothAnswers(_Table):
+    trial: _Answers
+    control: _Answers
+
+
+class _Exported(_Table):
+    """What `reproduce` takes from an `expo.json`; `spec` is checked where it is used, as in a study file."""
+
+    format: int
+    alpha: Finite
+    trial: _Trial | None
+    control: _Trial
+    answers: _BothAnswers
+    settings: dict[str, Any]
+    spec: dict[str, Any]
+    study: str
+    evaluated_on: dict[str, str]
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -104,23 +167,38 @@ def read_provenance(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: no such file, or none that `export` wrote.
     """
-    file = path / PROVENANCE if path.is_dir() else path
-    wanted = {"format", "alpha", "trial", "control", "answers", "settings", "spec", "study", "evaluated_on"}
+    file, found, fault = path, {}, ""
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-        missing = sorted(wanted - found.keys())
-        if not missing and found["trial"] is not None:
-            missing = sorted(_OF_TRIAL - found["trial"].keys()) + sorted(_OF_TRIAL - found["control"].keys())
-    except (OSError, ValueError, AttributeError, RecursionError) as fault:
-        found, missing = {}, [f"not readable ({type(fault).__name__}: {fault})"]
-    if missing or found["format"] != _FORMAT:
+        file = path / PROVENANCE if path.is_dir() else path
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("format", _FORMAT) != _FORMAT:
+            fault = "another format"
+        else:
+            _Exported.model_validate(found)
+    except ValidationError as faults:
+        fault = _faults(faults)
+    except (OSError, ValueError, RecursionError) as unreadable:
+        fault = f"not readable ({type(unreadable).__name__}: {unreadable})"
+    if fault:
         raise StudyError(
             where=str(file),
-            found="a file without " + ", ".join(missing) if found and missing else (missing or ["another format"])[0],
+            found=fault,
             expected=f"an {PROVENANCE} that `expo-search export` of version {__version__} can have written",
             do="give an exported folder, or its file",
         )
     return dict(found)
+
+
+def _faults(faults: ValidationError) -> str:
+    """The first few, on one line; what is missing is named first."""
+    missing = [str(error["loc"][-1]) for error in faults.errors() if error["type"] == "missing"]
+    texts = ["a file without " + ", ".join(missing)] if missing else []
+    for error in faults.errors():
+        if error["type"] != "missing":
+            place = ".".join(map(str, error["loc"])) or "the file"
+            message = error["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+            texts.append(f"{place}: {message} (found {reprlib.repr(error['input'])})")
+    return "; ".join(texts[:_FAULTS_MAX]) + ("; ..." if len(texts) > _FAULTS_MAX else "")
 
 
 def text_hash(text: str) -> str:

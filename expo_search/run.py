@@ -27,7 +27,7 @@ from expo_search.objective import Objective, Watcher
 from expo_search.pairs import LOCAL, Pair, Source, pinned, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import SETTINGS, SPEC, Part, Store, compare_settings
+from expo_search.store import CONTENTS, SETTINGS, SPEC, Part, Store, compare_settings
 from expo_search.study import StudySpec, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003
@@ -74,9 +74,12 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    vocabulary = check_pair(aligned, sft).longer_vocabulary
-    for name, (rows_aligned, rows_sft) in vocabulary.items():
-        say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: rows that sft lacks stay aligned's")
+    found = check_pair(aligned, sft)
+    for name, (rows_aligned, rows_sft) in found.longer_vocabulary.items():
+        more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
+        say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")
+    for name in found.skipped_in_sft:
+        say(f"{name} is only in sft, and left out: aligned's is its input embedding")
     check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
     reward = open_checkpoint(pair.reward_model.path, role="reward model")
     tokenizer = load_tokenizer(
@@ -158,6 +161,7 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
         say(store.note)
     pin(store, checked, _weights(model))
     store.study.set_user_attr(ENVIRONMENT, environment())
+    note_contents(store, checked.pair)
     return Running(checked, model, scorer, store)
 
 
@@ -171,6 +175,19 @@ def pin(store: Store, checked: Checked, weights: Mapping[str, str] | None = None
     found = checked.spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
     used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": found})
     store.pin_settings((store.settings or {}) | checked.settings | dict(weights or {}), used.model_dump(mode="json"))
+
+
+def note_contents(store: Store, pair: Pair) -> None:
+    """Keep what the files of the weights that the engine has just loaded are, for an export long after."""
+    stored = store.study.user_attrs.get(CONTENTS) or {}
+    now = dict(stored)
+    for role, source in (("aligned", pair.aligned), ("sft", pair.sft)):
+        checkpoint = open_checkpoint(source.path, role=role)
+        stamps = checkpoint.stamps
+        if stored.get(role, {}).get("stamps") != stamps:
+            now[role] = {"stamps": stamps, "sha256": checkpoint.content_hash()}
+    if now != stored:
+        store.study.set_user_attr(CONTENTS, now)
 
 
 def start_models(

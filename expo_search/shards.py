@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -72,11 +73,14 @@ class ShardWriter:
         self._syncing.set_result(None)
 
     def __enter__(self) -> ShardWriter:
-        for file in self._files:
-            header, size = _header([i for i in self.layout.values() if i.file == file])
-            self._files[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            os.truncate(self._files[file], size)
-            _write_at(self._files[file], 0, memoryview(header))
+        with ExitStack() as opened:
+            opened.callback(self._close)
+            for file in self._files:
+                header, size = _header([i for i in self.layout.values() if i.file == file])
+                self._files[file] = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                os.truncate(self._files[file], size)
+                _write_at(self._files[file], 0, memoryview(header))
+            opened.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -87,8 +91,11 @@ class ShardWriter:
                 for descriptor in self._files.values():
                     os.fsync(descriptor)
         finally:
-            for descriptor in (d for d in self._files.values() if d >= 0):
-                os.close(descriptor)
+            self._close()
+
+    def _close(self) -> None:
+        for descriptor in (d for d in self._files.values() if d >= 0):
+            os.close(descriptor)
 
     def write(self, name: str, data: torch.Tensor, first: int = 0) -> None:
         """Write a tensor's elements from `first` on, in its layout's dtype. From any thread, in any order."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from expo_search.extrapolate import plain_theta
+from expo_search.extrapolate import plain_theta, single
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.loader import Weight
 from expo_search.pieces import PieceReader
@@ -101,10 +101,12 @@ class Sources:
         """
         if not self._spreads:
             self.describe()
+        alpha = single(alpha)
         doubtful = [
             w
             for w in self._weights
-            if w.is_loaded_float and self._spreads[w.name].bound(alpha) >= torch.finfo(w.dtype).max * _NEARLY_MAX
+            # not a number, where alpha is infinite in float32 and a weight does not move, is no bound either
+            if w.is_loaded_float and not self._spreads[w.name].bound(alpha) < torch.finfo(w.dtype).max * _NEARLY_MAX
         ]
         for weight, _, aligned, sft in self._reader.read(doubtful):
             if not torch.isfinite(plain_theta(aligned, sft, alpha).to(weight.dtype)).all():

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
+CONTENTS = "expo_contents"  # times, sizes and hashes of the checkpoints' files, as they were when last loaded
 SPEC = "expo_spec"
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from expo_search.checkpoint import Checkpoint
 from expo_search.errors import CheckpointError
-from expo_search.extrapolate import plain_theta
+from expo_search.extrapolate import plain_theta, single
 from expo_search.header import TensorInfo
 from expo_search.match import PairCheck
 from expo_search.shards import TORCH_DTYPES, ShardWriter, known_dtype
@@ -79,7 +79,7 @@ class _Work:
     def __init__(self, files: _Files, writer: ShardWriter, alpha: float, sources: Mapping[str, TensorInfo]) -> None:
         from expo_search.kernel import load_kernel
 
-        self._files, self._writer, self._alpha, self._sources = files, writer, alpha, sources
+        self._files, self._writer, self._alpha, self._sources = files, writer, single(alpha), sources
         self._kernel = load_kernel()
 
     def pieces(self, tensors: Iterable[TensorInfo]) -> Iterator[_Piece]:

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from expo_search.errors import MaterializeError, PromptsError, StudyError
 from expo_search.evaluator import Completion, Switch
+from expo_search.extrapolate import single
 from expo_search.objective import Model, Scorer
 from expo_search.prompts import Prompt
 from expo_search.samples import clean
+from expo_search.store import storable
 
 HELP = """\
 /alpha X   go on with the weights at alpha = X; the conversation so far stays
@@ -59,7 +61,7 @@ def parse_alphas(text: str) -> list[float]:
     """Numbers between commas, in the order given, each once.
 
     Raises:
-        StudyError: none, or one that is not a finite number.
+        StudyError: none, or one that is no finite number of float32.
     """
     alphas: list[float] = []
     for part in text.split(","):
@@ -68,12 +70,17 @@ def parse_alphas(text: str) -> list[float]:
             raise StudyError(
                 where="--alphas",
                 found=repr(clean(part)),
-                expected="numbers with commas between them",
+                expected="numbers that are finite in float32, with commas between them",
                 do="write for example --alphas 0,0.3,1",
             )
         if alpha not in alphas:
             alphas.append(alpha)
     return alphas
+
+
+def is_alpha(number: float) -> bool:
+    """Whether weights can be made with it: the arithmetic takes alpha in float32, where 1e39 is infinite."""
+    return math.isfinite(single(number))
 
 
 def compare(
@@ -109,7 +116,7 @@ class Chat:
         self._switch(self.alpha)
 
     def hear(self, line: str) -> bool:
-        line = line.strip()
+        line = storable(line.strip())  # no tokenizer takes what is no text
         if line.startswith("/"):
             return self._command(*line[1:].partition(" ")[::2])
         if line:
@@ -159,4 +166,4 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if is_alpha(number) else None

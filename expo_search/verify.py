@@ -57,15 +57,27 @@ def verify(
     return f"verified: fingerprint {fingerprint} and {len(few)} of the trial's answers, the same"
 
 
+def trial_dtype(asked: str, config: Mapping[str, Any]) -> str | None:
+    """The dtype of the weights that were evaluated; None where vLLM chose it: it rounds float32 to a smaller one."""
+    own = _own_dtype(config)
+    if asked != "auto":
+        return asked
+    return None if own in (None, "float32") else own
+
+
 def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> str | None:
     """The dtype in which the engine must load what was written to have the trial's weights; None if it cannot.
 
     A checkpoint in float32 holds theta(alpha) before its last rounding, so the engine can round it as it did live.
     """
-    own = str(config.get("dtype") or config.get("torch_dtype"))
-    if written not in (None, own, "float32"):
-        return None
-    return asked if asked != "auto" or own == "float32" else own
+    trial, own = trial_dtype(asked, config), _own_dtype(config)
+    if trial is None:
+        return "auto" if written in (None, own) else None
+    return trial if (written or own) in (trial, "float32") else None
+
+
+def _own_dtype(config: Mapping[str, Any]) -> str | None:
+    return config.get("dtype") or config.get("torch_dtype")
 
 
 def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]]) -> int:

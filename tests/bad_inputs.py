@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import struct
@@ -135,6 +136,11 @@ def tables_of(version: str) -> Spoil:
         connection.close()
 
     return spoil
+
+
+def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    study("mine")(folder, patch)
+    os.mkfifo(folder / "pipe")
 
 
 def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
@@ -270,10 +276,30 @@ CASES = [
     Case("an export to nowhere", ["export", "mine"], ["--out", "give --out DIR"], study("mine")),
     Case("an export of alpha = 0", ["export", "--out", "new", "--alpha", "0"], ["the aligned checkpoint itself"],
          study("mine")),
+    Case("an alpha to compare that float32 cannot hold", ["compare", "mine", "--alphas", "0,1e39"],
+         ["--alphas: '1e39'", "float32"], study("mine")),
+    Case("an alpha to chat at that is no number", ["chat", "mine", "--alpha", "nan"], ["--alpha: nan"], study("mine")),
+    Case("a page in place of a pipe", ["report", "mine", "--out", "pipe", "--force"],
+         ["--out pipe: something that is no file"], pipe),
     # the machine
     Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
     Case("a pair that does not fit in memory", search(), ["1.0 GiB free", "sources"], small_memory),
     Case("no vLLM", search(), ["vllm: not installed", "pip install"], no_vllm),
+]  # fmt: skip
+
+# too long for the table, or with a version in the line
+LONG_NAME = "x" * 300
+LONG_CASES = [
+    Case("an export under too long a name", ["export", "mine", "--out", LONG_NAME], ["--out xxx", "File name too long"],
+         study("mine")),
+    Case("a page under too long a name", ["report", "mine", "--out", LONG_NAME], ["--out xxx", "File name too long"],
+         study("mine")),
+    Case("an exported folder with too long a name", ["reproduce", LONG_NAME], ["not readable", "File name too long"]),
+    Case("shards of infinite size", ["export", "mine", "--out", "new", "--max-shard-size", "9" * 400],
+         ["--max-shard-size: '999"], study("mine")),
+    Case("an expo.json of other types", ["reproduce", "expo.json"],
+         ["expo.json: a file without alpha, trial", "settings: Input should be a valid dictionary (found [])"],
+         write("expo.json", '{"format": 1, "settings": []}')),
 ]  # fmt: skip
 
 # found by the engine itself as it loads, with its log written

@@ -140,6 +140,23 @@ def test_a_quantised_checkpoint_is_refused(tmp_path: Path, quantisation: object)
     assert "quantised" in fault_of(make(tmp_path, quantization_config=quantisation)).found
 
 
+def test_a_quantised_checkpoint_is_refused_wherever_that_is_said(tmp_path: Path) -> None:
+    for i, entry in enumerate(
+        ({"compression_config": {"format": "int"}}, {"text_config": {"quantization_config": {"quant_method": "fp8"}}})
+    ):
+        (tmp_path / str(i)).mkdir()
+        assert "quantised" in fault_of(make(tmp_path / str(i), **entry)).found
+    (make(tmp_path) / "hf_quant_config.json").write_text("{}")
+    assert "quantised checkpoint (hf_quant_config.json)" in fault_of(tmp_path).found
+
+
+def test_a_weight_that_has_scales_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path)
+    (folder / SINGLE).unlink()
+    save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, folder / SINGLE)
+    assert "quantised checkpoint (a.weight is F8_E4M3)" in fault_of(folder).found
+
+
 def test_an_empty_quantisation_entry_is_none(tmp_path: Path) -> None:
     assert opened(tmp_path, quantization_config=None).n_bytes == 168
 

@@ -27,9 +27,9 @@ from expo_search.store import Store
 
 
 @contextmanager
-def served(url: str, study: str | None) -> Iterator[str]:
+def served(url: str, study: str | None, host: str = "127.0.0.1") -> Iterator[str]:
     """A dashboard on a free port; yields the address that is printed."""
-    with open_dashboard(url, study, "127.0.0.1", 0) as server:
+    with open_dashboard(url, study, host, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -102,6 +102,21 @@ def test_a_search_goes_on_while_the_dashboard_reads_and_is_seen(tmp_path: Path) 
     assert run.said == []
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
+def test_an_ipv6_address_is_served_and_printed_in_brackets(store: Store) -> None:
+    with served(store.url, "s", "::1") as url:
+        assert url.startswith("http://[::1]:")
+        assert b"<html" in get(url)
+
+
 def test_a_port_that_is_taken_is_one_clear_line(store: Store) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -109,7 +124,7 @@ def test_a_port_that_is_taken_is_one_clear_line(store: Store) -> None:
             open_dashboard(store.url, "s", "127.0.0.1", port)
 
 
-@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 65536)])
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 65536), ("2001:db8::1", 0), ("x" * 99, 0)])
 def test_an_address_that_is_not_this_machines_is_refused(store: Store, host: str, port: int) -> None:
     with pytest.raises(StudyError, match=f"--host {host} --port {port}"):
         open_dashboard(store.url, "s", host, port)

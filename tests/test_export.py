@@ -240,8 +240,14 @@ class TestTarget:
         self, pair: tuple[Path, Path], tmp_path: Path
     ) -> None:
         out = write(*pair, 0.0, tmp_path / "out")
-        for name in ("expo.json", "USE_POLICY.md", "modeling_own.py"):
+        for name in ("USE_POLICY.md", "modeling_own.py"):
             (out / name).write_text("{}")
+        (out / "expo.json").write_text(json.dumps({"files": ["USE_POLICY.md", "modeling_own.py"]}))
+        (out / "notes.txt").write_text("mine")
+        with refused("something else than an exported folder"):
+            write(*pair, 0.7, out, force=True)
+        assert (out / "notes.txt").read_text() == "mine"
+        (out / "notes.txt").unlink()
         write(*pair, 0.7, out, force=True)
         assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline"))
         assert not (out / "USE_POLICY.md").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_a_file_is_byte_for_byte_that_of_the_safetensors_library(
     write(folder, held)
     save_file(held, folder / "theirs", metadata={"format": "pt"})
     assert (folder / SINGLE).read_bytes() == (folder / "theirs").read_bytes()
+
+
+def test_a_file_that_cannot_be_made_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def no_third(*arguments: Any) -> int:
+        if len(opened) == 2:
+            raise OSError(24, "Too many open files")
+        opened.append(real(*arguments))
+        return opened[-1]
+
+    real = os.open
+    monkeypatch.setattr("expo_search.shards.os.open", no_third)
+    with pytest.raises(OSError, match="Too many open files"):
+        write(tmp_path, tensors(), max_shard_bytes=1)
+    monkeypatch.undo()
+    for descriptor in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_the_order_of_dtypes_is_that_of_the_library(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from expo_search.objective import Evaluation
 from expo_search.pairs import Pair, resolve_pair
 from expo_search.prompts import Prompt
 from expo_search.provenance import read_provenance
-from expo_search.run import sources_settings
+from expo_search.run import note_contents, sources_settings
 from expo_search.store import Store
 from expo_search.study import PairSpec, load_study
 
@@ -46,14 +46,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_study(home: Path, url: str, *, trials: list[Evaluation] | None = None, **pair: Any) -> None:
+def make_study(
+    home: Path, url: str, *, trials: list[Evaluation] | None = None, engine: dict[str, Any] | None = None, **pair: Any
+) -> None:
     """A study as a search leaves it, of trials that no engine made."""
     given = {"aligned": str(home / "aligned"), "sft": str(home / "sft"), "reward_model": str(home / "reward")} | pair
-    spec = load_study(overrides={"pair": given, "prompts": {"source": "p.jsonl", "n": 2}}, name="mine")
+    tables = {"pair": given, "prompts": {"source": "p.jsonl", "n": 2}, "engine": engine or {}}
+    spec = load_study(overrides=tables, name="mine")
     found = resolve_pair(spec.pair, trust_remote_code=False, say=lambda _: None)
     sources = (open_checkpoint(s.path, role="x") for s in (found.aligned, found.sft))
     store = Store(url, "mine")
     store.pin_settings(sources_settings(found, *sources) | {"prompts.hash": "abc"}, spec.model_dump(mode="json"))
+    note_contents(store, found)
     store.put_prompts("search", prompts := [Prompt("a", "A?"), Prompt("b", "B?")])
     for e in trials or [make_evaluation(i, alpha, gain, 0.1) for i, (alpha, gain) in enumerate(TRIALS)]:
         store.add_completions(
@@ -113,7 +117,11 @@ class TestChoice:
         found = json.loads((tmp_path / "out" / "expo.json").read_text())
         assert (found["evaluated"], found["trial"], found["fingerprints"]["trial"]) == (False, None, None)
         assert "**Not evaluated.**" in (tmp_path / "out" / "README.md").read_text()
-        assert found["commands"]["export"] == "expo-search export mine --alpha 0.7 --force --out DIR"
+        assert found["commands"]["export"] == (
+            f"expo-search export mine --alpha 0.7 --force --storage {study} --out DIR"
+        )
+        assert "expo.json" in found["files"]
+        assert set(found["files"]) == {file.name for file in (tmp_path / "out").iterdir()}
 
     @pytest.mark.parametrize("force", [False, True])
     def test_alpha_0_is_the_aligned_checkpoint_and_is_not_exported(
@@ -170,7 +178,36 @@ def test_expo_json_says_where_everything_comes_from(study: str, home: Path, tmp_
     assert found["spec"]["prompts"]["n"] == 2
     assert found["answers"]["trial"]["rewards"] == [1.9, 1.9]
     assert {"torch", "vllm", "transformers", "optuna", "python", "processor"} <= found["evaluated_on"].keys()
-    assert found["commands"]["export"] == "expo-search export mine --alpha 1.0 --out DIR"
+    assert found["commands"]["export"] == f"expo-search export mine --alpha 1.0 --storage {study} --out DIR"
+
+
+def test_a_source_that_was_written_to_since_is_refused_and_one_that_was_only_touched_is_not(
+    tmp_path: Path,
+) -> None:
+    make_pair(tmp_path, "llama-untied")
+    make_reward_model(tmp_path / "reward")
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    make_study(tmp_path, url)
+    file = open_checkpoint(tmp_path / "sft", role="sft").tensors["lm_head.weight"]
+    os.utime(file.file, ns=(1, 1))
+    export(url, tmp_path / "touched")
+    with file.file.open("r+b") as stream:  # the first of its bytes: none of those that are sampled
+        stream.seek(file.offset)
+        stream.write(bytes(2))
+    with pytest.raises(SettingsChanged, match=r"other weights in .*sft than those that were evaluated"):
+        export(url, tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", "BF16"), ("float16", "F16"), ("float32", "F32")])
+def test_weights_are_exported_in_the_dtype_in_which_they_were_evaluated(
+    home: Path, tmp_path: Path, asked: str, expected: str
+) -> None:
+    url, said = f"sqlite:///{tmp_path / 'study.db'}", list[str]()
+    make_study(home, url, engine={"dtype": asked})
+    export_study(url, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
+    assert {t.dtype for t in open_checkpoint(tmp_path / "out", role="x").tensors.values()} == {expected}
+    assert (f"written in {asked}, in which the trials were evaluated" in said) == (asked != "auto")
 
 
 def test_an_export_says_that_it_was_not_verified_and_what_does_so(study: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expo_search import extrapolate
-from expo_search.extrapolate import Extrapolator
+from expo_search.extrapolate import Extrapolator, plain_theta
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -95,7 +95,7 @@ def test_the_formula_written_plainly_gives_the_same_bits(dtype: torch.dtype, sft
     random = torch.Generator().manual_seed(8)
     aligned, sft = torch.randn(999, generator=random).to(dtype), torch.randn(999, generator=random).to(sft_dtype)
     for alpha in (0.0, 0.3, -2.5):
-        plain = extrapolate.plain_theta(aligned, sft, alpha)
+        plain = plain_theta(aligned, sft, alpha)
         assert plain.dtype == (torch.float32 if alpha else dtype)
         assert torch.equal(plain.to(dtype), extrapolated(aligned, sft, alpha))
 
@@ -129,6 +129,15 @@ def test_alpha_zero_is_aligned_to_the_bit_with_negative_zeros_and_nan_payloads(
     aligned = (patterns.to(torch.int16) if dtype != torch.float32 else patterns * 65_521).view(dtype)
     out = extrapolated(aligned, torch.full_like(aligned, torch.inf), alpha)
     assert torch.equal(out.view(BITS[dtype]), aligned.view(BITS[dtype]))
+
+
+@pytest.mark.parametrize("alpha", [1e-46, -1e-50])
+def test_an_alpha_that_is_zero_in_float32_is_zero(alpha: float) -> None:
+    aligned, sft = torch.tensor([-0.0, 1.0]), torch.tensor([1.0, -2.0])
+    out = torch.empty_like(aligned)
+    Extrapolator().into(out, aligned, sft, alpha)
+    for found in (out, plain_theta(aligned, sft, alpha)):
+        assert torch.equal(found.view(torch.int32), aligned.view(torch.int32))
 
 
 def test_a_to_b_to_a_comes_back_to_the_bit_and_the_sources_stay_untouched() -> None:

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -137,11 +138,26 @@ def test_a_file_is_replaced_only_when_asked_and_whole(store: Store, tmp_path: Pa
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("place", ["missing/report.html", "."])
+@pytest.mark.parametrize("place", ["missing/report.html", ".", "x" * 256, "x" * 255, "x/" * 2048])
 def test_a_place_that_cannot_be_written_is_one_clear_line(store: Store, tmp_path: Path, place: str) -> None:
     with pytest.raises(StudyError, match="--out"):
         write_report(store, tmp_path / place, force=True)
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_no_file_is_never_replaced(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").write_text("mine")
+    for name in ("pipe", "link", "dangling"):
+        with pytest.raises(StudyError, match="something that is no file; expected a new file; give another name"):
+            write_report(store, tmp_path / name, force=True)
+    with pytest.raises(StudyError, match="Not a directory"):
+        write_report(store, tmp_path / "file" / "page.html")
+    assert {f.name for f in tmp_path.iterdir()} == {"pipe", "link", "dangling", "file"}
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_csv_has_a_row_a_trial_in_full_precision() -> None:

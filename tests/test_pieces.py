@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from expo_search.extrapolate import Extrapolator, plain_theta
 from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
 from expo_search.pieces import PieceReader
+from expo_search.sources import Sources
 
 C = 4 * WORDS_PER_BLOCK  # elements of a piece
 CPU = torch.device("cpu")
@@ -84,3 +86,16 @@ def test_a_reading_that_is_given_up_leaves_the_reader_usable() -> None:
     reader = PieceReader(CPU, stage=True, piece=C)
     next(iter(reader.read(PAIRS)))
     assert sum(len(piece.aligned) for piece in reader.read(PAIRS)) == sum(p.aligned.numel() for p in PAIRS)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(1e39, "w"), (-1e39, "w"), (3e38, None), (1e300, "w")])
+def test_an_alpha_that_is_infinite_in_float32_overflows_even_a_weight_that_hardly_moves(
+    alpha: float, expected: str | None
+) -> None:
+    aligned = torch.full((8,), 0.5, dtype=torch.bfloat16)
+    sft = aligned + 0.01 * torch.arange(8).bfloat16()
+    weight = SimpleNamespace(
+        name="w", aligned=aligned, sft=sft, dtype=torch.bfloat16, shape=aligned.shape, is_loaded_float=True
+    )
+    sources = Sources([weight], PieceReader(CPU, stage=False))  # type: ignore[list-item]
+    assert sources.overflow(alpha) == expected

@@ -222,6 +222,58 @@ def test_the_gain_is_of_the_studys_objective_as_in_show() -> None:
     assert found.within
 
 
+NUMBERS = {
+    "trial": 1, "alpha": 0.5, "n_prompts": 2, "reward": 1.4, "gain": 0.4, "gain_95": [None, 0.6], "difference": 0.4,
+    "difference_95": [0.2, 0.6], "fingerprint": "f",
+}  # fmt: skip
+ANSWERS = {"positions": [0, 1], "sha256": ["a", "b"], "rewards": [1.0, None]}
+EXPORTED = {
+    "format": 1, "alpha": 0.5, "trial": NUMBERS, "control": NUMBERS | {"trial": 0, "alpha": 0},
+    "answers": {"trial": ANSWERS, "control": ANSWERS}, "settings": {"prompts.n": 2}, "spec": {"name": "tiny"},
+    "study": "tiny", "evaluated_on": {"torch": "2"}, "verified": True,
+}  # fmt: skip
+
+
+def write_exported(folder: Path, place: str, value: object) -> Path:
+    content = json.loads(json.dumps(EXPORTED))
+    *above, key = place.split(".")
+    inside = content
+    for name in above:
+        inside = inside[name]
+    inside[key] = value
+    (folder / "expo.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(("place", "value"), [("trial", None), ("alpha", 2), ("new in another version", [1])])
+def test_what_export_writes_is_read_whole(tmp_path: Path, place: str, value: object) -> None:
+    assert read_provenance(write_exported(tmp_path, place, value)) == EXPORTED | {place: value}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("settings", []), ("settings", None), ("spec", 3), ("answers", None), ("answers.trial", []),
+        ("answers.trial.positions", [0]), ("answers.control.rewards", ["1", 2]), ("evaluated_on", None),
+        ("evaluated_on.torch", 2), ("study", None), ("alpha", "x"), ("trial", "x"), ("trial.trial", 10**30),
+        ("trial.trial", -1), ("trial.alpha", "x"), ("trial.alpha", float("nan")), ("trial.alpha", 10**400),
+        ("trial.gain", None), ("trial.gain_95", None), ("trial.gain_95", [0.1]), ("trial.fingerprint", 7),
+        ("control", None), ("control.fingerprint", None),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_clear_line(tmp_path: Path, place: str, value: object) -> None:
+    where = place.removesuffix(".positions")  # as the three lists go together
+    with pytest.raises(StudyError, match=rf"expo\.json: {where}[.\d]*: .* \(found .*; expected an expo\.json") as fault:
+        read_provenance(write_exported(tmp_path, place, value))
+    assert "\n" not in str(fault.value)
+
+
+def test_of_many_faults_the_first_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"positions\.2: [^;]*; \.\.\.; expected") as fault:
+        read_provenance(write_exported(tmp_path, "answers.trial.positions", ["x"] * 1000))
+    assert len(str(fault.value)) < 600
+
+
 def test_an_alpha_that_was_never_evaluated_cannot_be_reproduced() -> None:
     with pytest.raises(StudyError, match=r"alpha 0\.7: an alpha that was never evaluated"):
         reproduce({"alpha": 0.7, "trial": None}, FakeWatcher(), lambda _: None, trust_remote_code=False)
@@ -236,11 +288,18 @@ def test_an_alpha_that_was_never_evaluated_cannot_be_reproduced() -> None:
         ("auto", "bfloat16", "float16", None),
         ("auto", "float32", None, "auto"),
         ("auto", "float32", "bfloat16", None),
+        ("auto", "float32", "float32", "auto"),
+        ("auto", None, None, "auto"),
+        ("auto", None, "bfloat16", None),
         ("float32", "bfloat16", "float32", "float32"),
+        ("float32", "bfloat16", None, None),
+        ("float16", "bfloat16", None, None),
+        ("float16", "bfloat16", "float16", "float16"),
+        ("float16", "bfloat16", "float32", "float16"),
     ],
 )
 def test_a_checkpoint_is_verified_in_the_dtype_of_its_trial(
-    asked: str, config: str, written: str | None, expected: str | None
+    asked: str, config: str | None, written: str | None, expected: str | None
 ) -> None:
     assert engine_dtype(asked, {"dtype": config}, written) == expected
 

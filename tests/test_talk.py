@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +21,15 @@ from fakes import FakeModel, FakeScorer, expected_reward, make_prompts
 from rich.console import Console
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search.cli_talk import _Interrupt, print_answers
+from expo_search.cli_talk import _Interrupt, _lines, _prompts, chat, print_answers
 from expo_search.engine import ModelSpec
 from expo_search.errors import MaterializeError, PromptsError, StudyError
 from expo_search.evaluator import Completion, Switch, VllmModel
 from expo_search.prompts import Prompt
 from expo_search.study import EngineSpec, SamplingSpec
 from expo_search.talk import Chat, Rewarded, compare, parse_alphas
+
+NOT_TEXT = "caf\udce9"  # "café" in Latin-1, as Python hands on an argument that is not UTF-8
 
 
 @dataclass
@@ -73,10 +78,24 @@ class TestCompare:
     def test_alphas_are_numbers_between_commas_each_once(self, text: str, alphas: list[float]) -> None:
         assert parse_alphas(text) == alphas
 
-    @pytest.mark.parametrize("text", ["", "a", "0,,1", "nan", "0,inf", "0;1"])
+    @pytest.mark.parametrize("text", ["", "a", "0,,1", "nan", "0,inf", "0;1", "0,1e39", "-1e300"])
     def test_anything_else_is_one_clear_line(self, text: str) -> None:
         with pytest.raises(StudyError, match="--alphas"):
             parse_alphas(text)
+
+    @pytest.mark.parametrize(
+        ("text", "found"), [(" ", "an empty text"), (NOT_TEXT, "bytes that are not UTF-8"), ("x" * 99, "99 characters")]
+    )
+    def test_a_prompt_that_no_model_can_answer_is_refused(self, text: str, found: str) -> None:
+        def fits(prompt: Prompt) -> bool:
+            assert prompt.text.encode()  # a tokenizer takes nothing else
+            return len(prompt.text) < 99
+
+        checked: Any = SimpleNamespace(fits=fits)
+        store: Any = None
+        assert [p.text for p in _prompts(store, ["café", "?"], None, checked)] == ["café", "?"]
+        with pytest.raises(PromptsError, match=f"--prompt: {found}"):
+            _prompts(store, ["?", text], None, checked)
 
     def test_every_prompt_is_answered_at_every_alpha_and_scored(self) -> None:
         model, prompts, said = FakeModel(), make_prompts(4), list[str]()
@@ -119,7 +138,22 @@ class TestChat:
         assert text.endswith("alpha=0.3 n=1.\n")
         assert chat.alpha == 0.3
 
-    @pytest.mark.parametrize("line", ["/alpha", "/alpha x", "/alpha nan", "/help", "/what", "/"])
+    @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -1e39])
+    def test_an_alpha_to_begin_at_that_makes_no_weights_is_refused_before_anything_starts(self, alpha: float) -> None:
+        with pytest.raises(StudyError, match=re.escape(f"--alpha: {alpha}; expected")):
+            chat("s", alpha, storage="sqlite:///there/is/none.db")
+
+    def test_a_line_with_what_is_no_text_is_heard_without_it(self) -> None:
+        speaker, _, _ = talk(f"{NOT_TEXT}?")
+        assert speaker.seen[0][0]["content"] == "caf??"
+
+    def test_bytes_on_standard_input_that_are_not_utf_8_end_no_conversation(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"caf\xe9\nAgain\n"), "utf-8"))
+        assert [*_lines(lambda _: None)] == ["caf�\n", "Again\n"]
+
+    @pytest.mark.parametrize("line", ["/alpha", "/alpha x", "/alpha nan", "/alpha 1e39", "/help", "/what", "/"])
     def test_what_is_no_command_shows_the_commands(self, line: str) -> None:
         speaker, chat, text = talk(line)
         assert "/reset" in text
