@@ -63,7 +63,7 @@ STAGES = {
     "ask": Stage("optuna.study:Study.ask", 2, 0.02),
     "tell": Stage("optuna.study:Study.tell", 2, 0.02),
 }
-EXPORTING = Stage("expo_search.shards:ShardWriter.write", 20, 0.005)
+EXPORTING = Stage("expo_search.shards:ShardWriter.written", 20, 0.005)
 
 
 def replace(method: str, make: Any) -> None:

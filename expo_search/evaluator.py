@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.canary import check_switching
@@ -42,6 +43,16 @@ class Switch:
     fingerprint: str
 
 
+def same_weights(aligned: Path, sft: Path) -> MaterializeError:
+    """The fault of a pair that is one model."""
+    return MaterializeError(
+        where=f"pair {aligned} / {sft}",
+        found="aligned and sft hold the same weights",
+        expected="two different checkpoints",
+        do="check --sft and --aligned",
+    )
+
+
 class VllmModel:
     """A running vLLM engine whose weights are theta(alpha); starts with a canary and stands at alpha = 0.
 
@@ -61,12 +72,7 @@ class VllmModel:
         self._engine = WatchedEngine(spec, give_up)
         self.sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
         if self.sources.aligned == self.sources.sft:
-            raise MaterializeError(
-                where=f"pair {spec.aligned} / {spec.sft}",
-                found="aligned and sft hold the same weights",
-                expected="two different checkpoints",
-                do="check --sft and --aligned",
-            )
+            raise same_weights(spec.aligned, spec.sft)
         self._check()
 
     def restart(self) -> None:

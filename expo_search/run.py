@@ -19,7 +19,7 @@ from expo_search.database import check_storage, stored_attribute
 from expo_search.engine import INSTALL, ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import EngineDied, EngineError
-from expo_search.evaluator import VllmModel
+from expo_search.evaluator import VllmModel, same_weights
 from expo_search.lock import refuse_if_held
 from expo_search.match import check_pair
 from expo_search.memory import MemoryPlan, Needs, measure_machine, plan_memory
@@ -75,6 +75,8 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     found = check_pair(aligned, sft)
+    if aligned.is_same_as(sft):
+        raise same_weights(aligned.path, sft.path)
     for name, (rows_aligned, rows_sft) in found.longer_vocabulary.items():
         more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
         say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")

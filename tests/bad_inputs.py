@@ -281,6 +281,7 @@ CASES = [
     Case("an alpha to chat at that is no number", ["chat", "mine", "--alpha", "nan"], ["--alpha: nan"], study("mine")),
     Case("a page in place of a pipe", ["report", "mine", "--out", "pipe", "--force"],
          ["--out pipe: something that is no file"], pipe),
+    Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),
     # the machine
     Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
     Case("a pair that does not fit in memory", search(), ["1.0 GiB free", "sources"], small_memory),
@@ -301,8 +302,3 @@ LONG_CASES = [
          ["expo.json: a file without alpha, trial", "settings: Input should be a valid dictionary (found [])"],
          write("expo.json", '{"format": 1, "settings": []}')),
 ]  # fmt: skip
-
-# found by the engine itself as it loads, with its log written
-ENGINE_CASES = [
-    Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),
-]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bad_inputs import CASES, ENGINE_CASES, GOOD, LONG_CASES, Case
+from bad_inputs import CASES, GOOD, LONG_CASES, Case
 from twins import make_pair, make_reward_model, write_prompts
 
 from expo_search import cli, errors
@@ -97,36 +96,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         refusals[case.title] = found
 
 
-AS_A_PROCESS = """
-import sys
-from expo_search import cli
-try:
-    cli.main()
-except SystemExit as stop:
-    print(type(stop.__context__).__name__)
-    raise
-"""
-
-
-@pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.title)
-def test_what_only_the_engine_can_find_is_one_line_too_and_no_study_is_made(case: Case, good: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", AS_A_PROCESS, "--quiet", *case.typed], capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 2
-    [line] = process.stderr.splitlines()
-    for part in case.said:
-        assert part in line
-    refusals[case.title] = seen(line, good, getattr(errors, process.stdout.strip()))
-    assert not list(good.glob("*.db*"))
-
-
 def seen(line: str, folder: Path, error: type[ExpoError]) -> Refusal:
     return Refusal(line.removeprefix("expo-search: ").replace(f"{folder}/", ""), error)
 
 
 def whole() -> None:
-    if set(refusals) != {case.title for case in [*CASES, *ENGINE_CASES]}:
+    if set(refusals) != {case.title for case in CASES}:
         pytest.skip("needs every test before it in this file")
 
 
@@ -138,7 +113,7 @@ def test_every_class_of_error_is_met_but_the_one_that_no_input_brings_about() ->
 
 def test_the_table_in_the_docs_is_what_was_seen() -> None:
     whole()
-    table = HEAD + "".join(row(case, refusals[case.title].line) for case in [*CASES, *ENGINE_CASES])
+    table = HEAD + "".join(row(case, refusals[case.title].line) for case in CASES)
     if "WRITE_BAD_INPUT_TABLE" in os.environ:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(table)

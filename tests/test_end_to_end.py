@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +47,6 @@ def run(home: Path, *arguments: str) -> tuple[str, str]:
     return out, err
 
 
-def found(trials: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(t["alpha"], t["reward"], t["difference"], t["fingerprint"], t["mean_length"]) for t in trials]
-
-
 @pytest.fixture(scope="module")
 def searched(home: Path) -> dict[str, Any]:
     """An uninterrupted search of four trials."""
@@ -75,37 +68,6 @@ def test_three_trials_start_at_alpha_zero_and_are_all_in_the_database(home: Path
     control = searched["trials"][0]
     assert control["difference"] == 0
     assert {t["fingerprint"] for t in searched["trials"][1:]}.isdisjoint({control["fingerprint"]})
-
-
-def test_a_search_that_was_killed_ends_as_if_it_had_not_been(home: Path, searched: dict[str, Any]) -> None:
-    process = command(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--quiet")
-    deadline = time.monotonic() + 200
-    while n_completions(home / "killed.db") < 7:  # in the middle of the second trial, or later
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///killed.db", "--confirm", "4", "--json")
-    resumed = json.loads(out)
-    assert found(resumed["trials"]) == found(searched["trials"])
-    # the four prompts that the search left, for the alpha that it recommends
-    assert "on 4 fresh prompts" in err
-    confirmed, recommended = resumed["confirmation"], searched["recommended"]
-    assert (confirmed["n"], confirmed["trial"], confirmed["alpha"]) == (4, recommended["trial"], recommended["alpha"])
-    with sqlite3.connect(home / "killed.db") as database:
-        assert database.execute("SELECT count(*) FROM trials WHERE state = 'RUNNING'").fetchone() == (0,)
-        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def n_completions(database: Path) -> int:
-    if not database.exists():
-        return 0
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
-            return int(connection.execute("SELECT count(*) FROM expo_completions").fetchone()[0])
-    except sqlite3.OperationalError:  # not created yet
-        return 0
 
 
 def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, searched: dict[str, Any]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from twins import (
+    SMALL,
+    VOCAB,
     drop,
     edit,
     families,
@@ -20,12 +23,13 @@ from twins import (
     shrink_vocabulary,
 )
 
-from expo_search import in_place, materializer
+from expo_search import in_place, loader, materializer
 from expo_search.checkpoint import open_checkpoint
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.evaluator import VllmModel
-from expo_search.kernel import Kernel, Plan
+from expo_search.extrapolate import Extrapolator
+from expo_search.kernel import Kernel, Plan, Task
 from expo_search.loader import Weight
 from expo_search.match import check_pair
 from expo_search.packed import Packed
@@ -35,6 +39,10 @@ from expo_search.study import EngineSpec, SamplingSpec
 ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
 TEXT = "Name three rivers, then say why the second one is the longest of them all."
 FAMILIES = [*families(), "internlm2"]
+CASES = [
+    *((family, torch.bfloat16) for family in FAMILIES),
+    *(("qwen2", torch.float32), ("mixtral", torch.float16), ("deepseek-v2", torch.float32)),
+]
 ALPHAS = (0.7, -0.4)
 
 
@@ -48,9 +56,14 @@ def answer(model: VllmModel) -> list[tuple[int, float]]:
     return model.log_probabilities(TEXT, 12, salt="uncached")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoint(family: str, tmp_path: Path) -> None:
-    aligned, sft = make_pair(tmp_path, family)
+@pytest.mark.parametrize(("family", "sft_dtype"), CASES, ids=lambda x: str(x).removeprefix("torch."))
+def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoint(
+    family: str, sft_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """An sft of a wider or other dtype than aligned's bfloat16, which would round part of it away, too."""
+    is_wider = sft_dtype != torch.bfloat16
+    aligned, sft = make_pair(tmp_path, family, sft_dtype=sft_dtype, delta=0.01 if is_wider else 0.05)
+    assert is_wider == any((t != t.bfloat16()).any() for t in read_all(sft).values())
     live = engine(aligned, sft)
     seen = {}
     for alpha in (*ALPHAS, 0.0, ALPHAS[0]):  # A -> B -> 0 -> A
@@ -67,25 +80,19 @@ def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoin
     fresh.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_wider_or_other_sft_dtype_enters_the_arithmetic_unrounded(dtype: torch.dtype, tmp_path: Path) -> None:
-    aligned, sft = make_pair(tmp_path, "qwen2", sft_dtype=dtype, delta=1e-3)  # bfloat16 would round most of it away
-    live = engine(aligned, sft)
-    switch = live.materialize(3.0)
-    live.close()
-    fresh = engine(offline_checkpoint(aligned, sft, 3.0, tmp_path / "offline"), sft)
-    assert fresh.sources.aligned == switch.fingerprint
-    fresh.close()
-
-
 def test_shards_need_not_line_up(tmp_path: Path) -> None:
-    aligned, sft = make_pair(tmp_path / "whole", "llama-untied")
-    sharded, _ = make_pair(tmp_path / "sharded", "llama-untied", shard="200KB")
-    assert len(list(sharded.glob("*.safetensors"))) > 1
-    whole, mixed = engine(aligned, sft), engine(sharded, sft)
-    assert whole.materialize(0.7).fingerprint == mixed.materialize(0.7).fingerprint
-    whole.close()
-    mixed.close()
+    aligned, _ = make_pair(tmp_path / "one", "llama-untied", shard="200KB")
+    _, sft = make_pair(tmp_path / "other", "llama-untied", shard="130KB")
+    shards = [open_checkpoint(folder, role=folder.name).tensors for folder in (aligned, sft)]
+    together = [{(a, b) for a in of for b in of if of[a].file.name == of[b].file.name} for of in shards]
+    assert together[0] - together[1]  # tensors that only aligned keeps in one file
+    assert together[1] - together[0]  # ... and only sft
+    live = engine(aligned, sft)
+    switched = (live.materialize(0.7).fingerprint, answer(live))
+    live.close()
+    fresh = engine(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline"), sft)
+    assert (fresh.sources.aligned, answer(fresh)) == switched
+    fresh.close()
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -108,6 +115,17 @@ def test_rows_of_the_vocabulary_that_sft_lacks_stay_the_aligned_ones(is_tied: bo
     fresh.close()
 
 
+def test_rows_of_the_vocabulary_that_aligned_lacks_are_left_out(tmp_path: Path) -> None:
+    longer, sft = make_pair(tmp_path, "mistral")
+    aligned, cut = (shrink_vocabulary(folder, tmp_path / f"short-{folder.name}", by=5) for folder in (longer, sft))
+    live = engine(aligned, sft)
+    switched = (live.materialize(0.7).fingerprint, answer(live))
+    live.close()
+    fresh = engine(offline_checkpoint(aligned, cut, 0.7, tmp_path / "offline"), cut)
+    assert (fresh.sources.aligned, answer(fresh)) == switched
+    fresh.close()
+
+
 def test_tensors_of_other_shapes_are_all_listed_before_an_engine_starts(tmp_path: Path) -> None:
     aligned, _ = make_pair(tmp_path / "one", "llama-tied")
     sft, _ = make_pair(tmp_path / "other", "llama-biased")
@@ -115,12 +133,35 @@ def test_tensors_of_other_shapes_are_all_listed_before_an_engine_starts(tmp_path
         check_pair(open_checkpoint(aligned, role="aligned"), open_checkpoint(sft, role="sft"))
 
 
-def test_a_source_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
-    aligned, sft = make_pair(tmp_path, "llama-tied")
+@pytest.mark.parametrize(("role", "number"), [("sft", float("inf")), ("aligned", float("nan"))])
+def test_a_source_that_is_not_finite_is_refused_by_name(role: str, number: float, tmp_path: Path) -> None:
+    pair = dict(zip(("aligned", "sft"), make_pair(tmp_path, "llama-tied"), strict=True))
     fused = "model.layers.1.self_attn.k_proj.weight"  # vLLM has q, k and v in one
-    edit(sft, lambda name, t: t.fill_(float("inf")) if name == fused else t)
-    with pytest.raises(MaterializeError, match=rf"sft checkpoint, tensor {fused} of .*model.safetensors"):
-        engine(aligned, sft)
+
+    def spoil(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name == fused:
+            tensor[3, 5] = number
+        return tensor
+
+    edit(pair[role], spoil)
+    named = rf"{role} checkpoint, tensor {fused} of .*/{role}/model.safetensors: numbers that are not finite"
+    with pytest.raises(MaterializeError, match=named):
+        engine(**pair)
+
+
+def test_a_part_of_a_weight_that_no_load_wrote_is_an_error_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = loader._sft_tensors
+    half = "model.layers.1.mlp.up_proj.weight"  # vLLM has it in one with the gate
+
+    def leaves_out(*args: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return (pair for pair in given(*args) if pair[0] != half)
+
+    monkeypatch.setattr(loader, "_sft_tensors", leaves_out)
+    unwritten = r"sft checkpoint, weight model.layers.1.mlp.gate_up_proj.weight: 32768 of 65536 elements not written"
+    with pytest.raises(MaterializeError, match=unwritten):
+        engine(*make_pair(tmp_path, "llama-untied"))
 
 
 def test_an_alpha_at_which_a_weight_overflows_is_refused_and_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
@@ -152,7 +193,28 @@ def test_without_a_compiler_and_with_streamed_sources_an_engine_gets_the_same_we
     monkeypatch.setattr(materializer, "PieceReader", lambda on, **_: PieceReader(on, stage=True, piece=several))
     streamed = engine(aligned, sft)
     assert (streamed.materialize(0.7).fingerprint, answer(streamed)) == expected
+    streamed.materialize(0.0)
+    into, skipped = Extrapolator.into, list[int]()
+
+    def skips_one(self: Extrapolator, out: torch.Tensor, *sources: Any) -> None:
+        if out.numel() == SMALL["hidden_size"] and not skipped:
+            skipped.append(out.data_ptr())
+        if out.data_ptr() not in skipped:
+            into(self, out, *sources)
+
+    monkeypatch.setattr(Extrapolator, "into", skips_one)
+    with pytest.raises(MaterializeError, match="canary"):
+        streamed._check()
+    assert skipped
     streamed.close()
+
+
+def _kind(task: Task) -> str:
+    if task.aligned.dim() == 1:
+        return "norm"
+    if task.aligned.shape[0] == VOCAB:
+        return "head" if task.packed else "embedding"
+    return "matrix"
 
 
 class TestCanary:
@@ -162,22 +224,40 @@ class TestCanary:
     def pair(self, tmp_path: Path) -> tuple[Path, Path]:
         return make_pair(tmp_path, "llama-untied")
 
-    def test_a_weight_that_is_not_written(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        run = Kernel.run
+    @pytest.fixture(scope="class")
+    def started(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
+        live = engine(*make_pair(tmp_path_factory.mktemp("canary"), "llama-tied"))
+        yield live
+        live.close()
+
+    @pytest.fixture
+    def live(self, started: VllmModel) -> VllmModel:
+        """An engine that stands at alpha = 0 as just started, whatever a test before corrupted."""
+        started.materialize(0.0)
+        started._check()
+        return started
+
+    @pytest.mark.parametrize("kind", ["norm", "matrix", "head"])
+    def test_one_weight_that_is_not_written(self, kind: str, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The fingerprint as written is the right one; of the head, packed from the embedding, there is none at all."""
+        run, forgotten = Kernel.run, list[Task]()
 
         def forgets(self: Kernel, plan: Plan, alpha: float) -> list[int]:
-            norms = [t.plain for t in plan.tasks if t.plain is not None and t.plain.dim() == 1]
-            kept = [norm.clone() for norm in norms]
-            sums = run(self, plan, alpha)
-            for norm, before in zip(norms, kept, strict=True):
-                norm.copy_(before)
-            return sums
+            of_kind = [task for task in plan.tasks if _kind(task) == kind]
+            if len(plan.tasks) == 1 or not of_kind:  # one task: the image of a matrix whose memory is looked for
+                return run(self, plan, alpha)
+            one = of_kind[len(of_kind) // 2]
+            forgotten.append(one)
+            decoy = torch.empty(one.aligned.numel() + 64 * one.aligned.shape[-1], dtype=torch.bfloat16)
+            elsewhere = replace(one, plain=None if one.plain is None else decoy, packed=one.packed and decoy.data_ptr())
+            return run(self, Plan([elsewhere if task is one else task for task in plan.tasks]), alpha)
 
         monkeypatch.setattr(Kernel, "run", forgets)
         with pytest.raises(MaterializeError, match="canary"):
-            engine(*pair)
+            live._check()
+        assert forgotten
 
-    def test_a_weight_that_is_moved_twice(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_weight_that_is_moved_twice(self, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
         run = Kernel.run
 
         def twice(self: Kernel, plan: Plan, alpha: float) -> list[int]:
@@ -189,7 +269,7 @@ class TestCanary:
 
         monkeypatch.setattr(Kernel, "run", twice)
         with pytest.raises(MaterializeError, match="canary"):
-            engine(*pair)
+            live._check()
 
     def test_packed_memory_that_the_engine_does_not_read(
         self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCAB = 320
+RAGGED = 322  # not a multiple of 64, to which vLLM pads: it has rows that no checkpoint writes
 CHAT = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
@@ -32,10 +33,11 @@ SMALL: dict[str, Any] = {
 
 
 def families() -> dict[str, Callable[[], Any]]:
-    """Family -> config. Between them: tied and untied, biased, fused on disk, experts, absorbed projections."""
+    """Family -> config. Between them: tied, untied, padded vocabulary, biased, fused on disk, experts, absorbed MLA."""
     import transformers as t
 
     untied, wide = {"tie_word_embeddings": False}, {"head_dim": 32}
+    ragged = {"vocab_size": RAGGED}
     moe = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
     mla = {
         "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
@@ -46,8 +48,8 @@ def families() -> dict[str, Callable[[], Any]]:
         "llama-tied": lambda: t.LlamaConfig(**SMALL, tie_word_embeddings=True),
         "llama-untied": lambda: t.LlamaConfig(**SMALL, **untied),
         "llama-biased": lambda: t.LlamaConfig(**SMALL, **untied, attention_bias=True, mlp_bias=True),
-        "mistral": lambda: t.MistralConfig(**SMALL, **untied, sliding_window=None),
-        "qwen2": lambda: t.Qwen2Config(**SMALL, tie_word_embeddings=True),
+        "mistral": lambda: t.MistralConfig(**SMALL | untied | ragged, sliding_window=None),
+        "qwen2": lambda: t.Qwen2Config(**SMALL | ragged, tie_word_embeddings=True),
         "qwen3": lambda: t.Qwen3Config(**SMALL, **untied, **wide),
         "gemma2": lambda: t.Gemma2Config(**SMALL, **wide, sliding_window=64),
         "gemma3": lambda: t.Gemma3TextConfig(**SMALL, **wide, sliding_window=64),
@@ -79,9 +81,10 @@ def make_pair(
             else:
                 weight.mul_(10 if "embed" in name else 4)
         model.save_pretrained(aligned, max_shard_size=shard)
+        model.to(sft_dtype)  # before it moves, or a wider dtype would hold numbers of bfloat16
         for weight in model.parameters():
             weight.copy_(_moved(weight, noise, delta))
-        model.to(sft_dtype).save_pretrained(sft, max_shard_size=shard)
+        model.save_pretrained(sft, max_shard_size=shard)
     for out in (aligned, sft):
         make_tokenizer().save_pretrained(out)
     return aligned, sft
@@ -151,9 +154,10 @@ def drop(folder: Path, name: str) -> None:
 def shrink_vocabulary(source: Path, out: Path, *, by: int) -> Path:
     """A copy whose two vocabulary tensors and config have fewer rows."""
     shutil.copytree(source, out)
-    edit(out, lambda _, t: t[: VOCAB - by].clone() if t.shape[0] == VOCAB else t)
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"vocab_size": VOCAB - by}))
+    rows = config["vocab_size"]
+    edit(out, lambda _, t: t[: rows - by].clone() if t.shape[0] == rows else t)
+    (out / "config.json").write_text(json.dumps(config | {"vocab_size": rows - by}))
     return out
 
 
