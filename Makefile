@@ -10,7 +10,7 @@ demo: .venv/.installed
 	$(BIN)/expo-search --pair demo --trials 20
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-long: .venv/.installed
 	$(BIN)/python -m pytest -m slow

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
-from expo_search.export_study import Wanted, _verify
+from expo_search.export_study import _verify
 from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Evaluation, Objective, Stopped, looks
 from expo_search.report import verdict
 from expo_search.sampler import n_explore
@@ -260,9 +260,9 @@ class TestChunks:
             trial=evaluate(1, PLACE, best=CONTROL if racing else None),
             alpha=PLACE,
             answers=store.completions(1, "search", PROMPTS),
+            dtype=None,
         )
-        wanted = Wanted(tmp_path, verify=True)
-        assert _verify(origin, tmp_path, checkpoint, wanted, print) == "verified"  # type: ignore[arg-type]
+        assert _verify(origin, tmp_path, checkpoint, print) == "verified"  # type: ignore[arg-type]
         assert found == [LOOKS]
 
 
