@@ -33,7 +33,7 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _WIDE = ("-mprefer-vector-width=512",)  # x86: compilers else keep to half of an AVX512 register
 _CHUNK = 1 << 18  # elements that a thread takes at a time: 100 us of work
 _LARGEST_PANEL = 64
-STREAM_BYTES = (2 << 17) + (1 << 20)  # two pieces as read, and 1 MiB written at a time: 2 MiB take twice as long
+STREAM_BYTES = (2 << 17) + (1 << 20)  # two pieces as read, and 1 MiB written at a time
 ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in kernel.c
 
 
@@ -141,6 +141,7 @@ class Kernel:
         Raises:
             OSError: a file cannot be read or written.
         """
+        assert memory.nbytes >= STREAM_BYTES
         fault = int(self._stream(aligned, sft, out, n, alpha, memory.data_ptr(), memory.nbytes // 2))
         if fault > 0:
             raise OSError(fault, os.strerror(fault))
