@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.beside import TOKENIZER_FILES, copy_tokenizer
+from expo_search.beside import TOKENIZER_FILES
 from expo_search.checkpoint import Checkpoint
 from expo_search.errors import PairError
 from expo_search.header import TensorInfo, read_header
@@ -140,7 +140,6 @@ def write_rescaled(adapter: Adapter, alpha: float, folder: Path) -> None:
     The factors are copied as they are, so the scale is exact; the sum with the base is rounded where it is made.
     """
     shutil.copyfile(adapter.path / WEIGHTS, folder / WEIGHTS)
-    copy_tokenizer(adapter.path, folder)
     config = dict(adapter.config) | {"lora_alpha": adapter.config["lora_alpha"] * (1 + alpha)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -16,7 +16,8 @@ from expo_search.checkpoint import INDEX
 
 PROVENANCE = "expo.json"
 CARD = "README.md"
-_NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, "mergekit.yaml"}
+RECIPE = "mergekit.yaml"
+_NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, RECIPE}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.adapter import CONFIG, WEIGHTS, open_adapter, write_rescaled
-from expo_search.beside import PROVENANCE, set_chat_template, set_stops
+from expo_search.beside import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
 from expo_search.card import write_card
 from expo_search.chat import load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
@@ -23,7 +23,7 @@ from expo_search.export import Format, check_target, export, n_bytes_of, writing
 from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
 from expo_search.pairs import resolve_pair
-from expo_search.provenance import Origin, mergekit_recipe, provenance
+from expo_search.provenance import Origin, mergekit_recipe, provenance, without_paths
 from expo_search.report import Verdict, refuse_zero, trial_at, verdict
 from expo_search.run import sources_settings
 from expo_search.search import evaluations
@@ -95,7 +95,9 @@ def export_study(
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
-        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private)}")
+        texts = {name: wanted.out / name for name in (PROVENANCE, RECIPE) if (wanted.out / name).is_file()}
+        public = {name: without_paths(file.read_text(encoding="utf-8"), origin) for name, file in texts.items()}
+        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=public)}")
     say(f"alpha = {origin.alpha:.6g} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
 
@@ -222,6 +224,9 @@ def _export_adapter(origin: Origin, wanted: Wanted) -> None:
     check_target(wanted.out, n_bytes, (base.path, adapter.path), force=wanted.force)
     with writing(wanted.out, force=wanted.force) as folder:
         write_rescaled(lora, origin.alpha, folder)
+        copy_tokenizer(origin.pair.aligned.path, folder)  # the one that was evaluated, also where it is the base's
+        if origin.spec.pair.chat_template is not None:
+            set_chat_template(folder, origin.spec.pair.chat_template)
         _describe(origin, folder, verified=False)
 
 
@@ -247,7 +252,7 @@ def _make_speak(origin: Origin, folder: Path) -> None:
 def _describe(origin: Origin, folder: Path, *, verified: bool) -> None:
     """Card, provenance, recipe, which say whether the weights were compared with the trial's."""
     if not origin.as_adapter:
-        (folder / "mergekit.yaml").write_text(mergekit_recipe(origin), encoding="utf-8")
+        (folder / RECIPE).write_text(mergekit_recipe(origin), encoding="utf-8")
     write_card(origin, folder, verified=verified)
     files = sorted({PROVENANCE, *(file.name for file in folder.iterdir())})  # all that `--force` may remove
     _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified, "files": files})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,22 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
         raise _refused(where, fault, "check the token with `hf auth whoami`, and the network") from None
 
 
-def push(folder: Path, repo: str, *, private: bool, api: HfApi | None = None) -> str:
-    """Upload a folder, into a new repository or one that is there; the address.
+def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], api: HfApi | None = None) -> str:
+    """Upload a folder's files in one commit, into a new repository or one that is there; the address.
+
+    Args:
+        instead: file name -> the text to upload in the file's place.
 
     Raises:
         StudyError: the Hub refuses, or `private` is asked for and the repository that is there is public.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    files = [
+        CommitOperationAdd(file.name, instead[file.name].encode() if file.name in instead else file)
+        for file in sorted(folder.iterdir())
+    ]
     api, where = api or HfApi(), f"--push-to-hub {repo}"
     again = f"the model is whole in {folder}: upload it with `hf upload {repo} {folder}`"
     try:
@@ -55,7 +63,7 @@ def push(folder: Path, repo: str, *, private: bool, api: HfApi | None = None) ->
             raise StudyError(
                 where=where, found="a public repository", expected="a private one, for --private", do=again
             )
-        api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message="Exported by expo-search")
+        api.create_commit(created.repo_id, files, commit_message="Exported by expo-search")
     except (HfHubHTTPError, OSError, ValueError) as fault:
         raise _refused(where, fault, again) from None
     return str(created)

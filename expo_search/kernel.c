@@ -1,14 +1,11 @@
-/* theta(alpha) for many bfloat16 weights and the sums of their fingerprints, in one pass over memory; and from two
- * files to a third.
+/* theta(alpha) for many bfloat16 weights and the sums of their fingerprints, in one pass over memory.
  *
  * Compiled on first use by kernel.py with -ffp-contract=off: subtract, multiply and add must be three separately
  * rounded float32 operations, as extrapolate.py defines them. fingerprint.py defines the sums. The torch versions
  * there are the reference that this must equal to the bit.
  */
-#include <errno.h>
 #include <stdint.h>
 #include <string.h>
-#include <unistd.h>
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -18,8 +15,7 @@ enum {
     PANEL = 64,       /* rows of a packed block at most */
     BLOCK = 32,       /* columns of a packed block */
     SPAN = 8 * BLOCK, /* columns of a panel that are computed before they are packed: 64 rows stay in the caches */
-    AHEAD = 8,        /* rows that are fetched before their turn */
-    PIECE = 1 << 16   /* elements that are read from a file at a time */
+    AHEAD = 8         /* rows that are fetched before their turn */
 };
 
 /* One weight: n elements in load layout, the first of them element `start` of all tasks together. It is written as it
@@ -35,13 +31,6 @@ struct keys {
     const int64_t *blocks;
     int64_t block_words, log2_block_words;
 };
-
-/* Bytes of an open file from `offset` on. */
-struct place {
-    int64_t file, offset;
-};
-
-enum { ENDED = -1, SFT_ENDED = -2, TOO_LARGE = -3 }; /* of expo_stream_bf16 */
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -278,67 +267,4 @@ void expo_switch_bf16(const struct task *tasks, int64_t n_tasks, float alpha, co
 #ifdef __SSE2__
     _mm_sfence();
 #endif
-}
-
-/* 0, or an errno; ENDED if the file has fewer bytes. */
-static int read_all(int file, uint16_t *into, int64_t n, int64_t offset) {
-    char *to = (char *)into;
-    for (int64_t left = n * (int64_t)sizeof *into; left > 0;) {
-        ssize_t got = pread(file, to, (size_t)left, (off_t)offset);
-        if (got == 0)
-            return ENDED;
-        if (got < 0 && errno != EINTR)
-            return errno;
-        if (got > 0)
-            to += got, offset += got, left -= got;
-    }
-    return 0;
-}
-
-static int write_all(int file, const uint16_t *what, int64_t n, int64_t offset) {
-    const char *from = (const char *)what;
-    for (int64_t left = n * (int64_t)sizeof *what; left > 0;) {
-        ssize_t put = pwrite(file, from, (size_t)left, (off_t)offset);
-        if (put < 0 && errno != EINTR)
-            return errno;
-        if (put > 0)
-            from += put, offset += put, left -= put;
-    }
-    return 0;
-}
-
-static int all_finite(const uint16_t *values, int64_t n) {
-    int found = 0;
-    for (int64_t i = 0; i < n; i++)
-        found |= (values[i] & 0x7F80) == 0x7F80;
-    return !found;
-}
-
-/* n elements from two files to a third. They are read and computed in pieces that stay in a core's cache, and written
- * as many as `memory` has room for besides two pieces: the file system wants more at a time than the cache holds.
- * Returns 0 when all are written; an errno; which source ended early; or that a number is too large. */
-int expo_stream_bf16(struct place aligned, struct place sft, struct place out, int64_t n, float alpha,
-                     uint16_t *memory, int64_t room) {
-    uint16_t *a = memory, *s = a + PIECE, *theta = s + PIECE;
-    room -= 2 * PIECE;
-    for (int64_t done = 0, held = 0; done < n;) {
-        int64_t m = n - done < PIECE ? n - done : PIECE, at = done * (int64_t)sizeof *a;
-        int fault = read_all((int)aligned.file, a, m, aligned.offset + at);
-        if (fault)
-            return fault;
-        fault = read_all((int)sft.file, s, m, sft.offset + at);
-        if (fault)
-            return fault == ENDED ? SFT_ENDED : fault;
-        extrapolate(theta + held, a, s, alpha, m);
-        if (!all_finite(theta + held, m))
-            return TOO_LARGE;
-        done += m, held += m;
-        if (held + PIECE > room || done == n) {
-            fault = write_all((int)out.file, theta, held, out.offset + (done - held) * (int64_t)sizeof *a);
-            if (fault)
-                return fault;
-            held = 0;
-        }
-    }
-    return 0;
 }

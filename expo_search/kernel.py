@@ -1,7 +1,8 @@
-"""Many bfloat16 weights on a CPU switched in one pass over memory: `kernel.c`, compiled once with the machine's `cc`.
+"""The formula in C, compiled once with the machine's `cc`: many weights in memory (`kernel.c`), and files (`stream.c`).
 
-Torch needs several passes over the float32 widenings, and one more for the fingerprint. Where there is no C compiler
-the torch versions do the same work to the same bits (`extrapolate.py`, `fingerprint.py`), only slower.
+In memory, bfloat16 weights are switched in one pass; torch needs several over the float32 widenings, and one more for
+the fingerprint. From files, all is done without the interpreter. Where there is no C compiler the torch versions do
+the same work to the same bits (`extrapolate.py`, `fingerprint.py`), only slower.
 
 All weights of a switch go through one call a thread, which take chunks of them in turn: a call for each weight would
 cost more than the writing of most of them.
@@ -28,13 +29,14 @@ import torch
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
 from expo_search.pairs import cache_folder
 
-_SOURCE = Path(__file__).with_name("kernel.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "stream.c"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _WIDE = ("-mprefer-vector-width=512",)  # x86: compilers else keep to half of an AVX512 register
 _CHUNK = 1 << 18  # elements that a thread takes at a time: 100 us of work
 _LARGEST_PANEL = 64
 STREAM_BYTES = (2 << 17) + (1 << 20)  # two pieces as read, and 1 MiB written at a time
-ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in kernel.c
+ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in stream.c
+_STREAMED_DTYPES = ("BF16", "F16", "F32")  # as safetensors spells them, in the order of stream.c
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,14 @@ class _CTask(ctypes.Structure):
 
 
 class Place(ctypes.Structure):
-    """`struct place` of kernel.c: an open file's descriptor, and a byte in it."""
+    """`struct place` of stream.c: an open file's descriptor, a byte in it, and how its numbers are held."""
 
-    _fields_ = (("file", ctypes.c_int64), ("offset", ctypes.c_int64))
+    _fields_ = (("file", ctypes.c_int64), ("offset", ctypes.c_int64), ("dtype", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, file: int, offset: int, dtype: str) -> Place:
+        """`dtype`: one that `Kernel.streams`."""
+        return cls(file, offset, _STREAMED_DTYPES.index(dtype))
 
 
 class Plan:
@@ -87,7 +94,7 @@ class Plan:
 
 
 class Kernel:
-    """The compiled function with its keys and threads."""
+    """The compiled functions, with keys and threads."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._function = library.expo_switch_bf16
@@ -96,7 +103,8 @@ class Kernel:
             pointer, ctypes.c_int64, ctypes.c_float, pointer, pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer,
         ]  # fmt: skip
         self._function.restype = None
-        self._stream = library.expo_stream_bf16
+        self._has_float16 = bool(ctypes.c_int.in_dll(library, "expo_has_float16").value)
+        self._stream = library.expo_stream
         self._stream.argtypes = [Place, Place, Place, ctypes.c_int64, ctypes.c_float, pointer, ctypes.c_int64]
         self._keys = word_keys()
         self._n_threads = torch.get_num_threads()
@@ -129,20 +137,27 @@ class Kernel:
         """out <- theta(alpha), in place; the tensor's fingerprint sum."""
         return self.run(Plan([Task(aligned, sft, out)]), alpha)[0]
 
+    def streams(self, *dtypes: str) -> bool:
+        """Whether `stream` knows these dtypes, as safetensors spells them."""
+        return all(d in _STREAMED_DTYPES and (d != "F16" or self._has_float16) for d in dtypes)
+
     def stream(self, aligned: Place, sft: Place, out: Place, n: int, alpha: float, memory: torch.Tensor) -> int:
         """n elements of theta(alpha) from two files to a third, on the calling thread, without the interpreter.
+
+        Arithmetic as in `extrapolate.py`, rounded once to the dtype of `out`.
 
         Args:
             memory: `STREAM_BYTES` bytes that no other thread uses meanwhile.
 
         Returns:
-            0, or why not all are written: `ALIGNED_ENDED`, `SFT_ENDED`, or a number `TOO_LARGE` for bfloat16.
+            0, or why not all are written: `ALIGNED_ENDED`, `SFT_ENDED`, or a number `TOO_LARGE` for the dtype of `out`
+            (or not finite in a source).
 
         Raises:
             OSError: a file cannot be read or written.
         """
         assert memory.nbytes >= STREAM_BYTES
-        fault = int(self._stream(aligned, sft, out, n, alpha, memory.data_ptr(), memory.nbytes // 2))
+        fault = int(self._stream(aligned, sft, out, n, alpha, memory.data_ptr(), memory.nbytes))
         if fault > 0:
             raise OSError(fault, os.strerror(fault))
         return fault
@@ -155,13 +170,13 @@ def load_kernel() -> Kernel | None:
     if compiler is None or platform.system() != "Linux" or sys.byteorder != "little":
         return None
     flags = _FLAGS + (_WIDE if platform.machine() == "x86_64" else ())
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((flags, compiler, _cpu())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr(([s.read_bytes() for s in _SOURCES], flags, compiler, _cpu())).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"expo-{key}.so"
     try:
         if not library.is_file():
             _compile(compiler, flags, library)
         return Kernel(ctypes.CDLL(str(library)))
-    except (OSError, subprocess.CalledProcessError, AttributeError):
+    except (OSError, subprocess.CalledProcessError, AttributeError, ValueError):
         return None
 
 
@@ -170,7 +185,7 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        subprocess.run([compiler, *flags, "-o", str(built), str(_SOURCE)], check=True, capture_output=True)
+        subprocess.run([compiler, *flags, "-o", str(built), *map(str, _SOURCES)], check=True, capture_output=True)
         built.replace(library)
 
 

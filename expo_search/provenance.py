@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expo_search import __version__
 from expo_search.beside import PROVENANCE
 from expo_search.database import shown
 from expo_search.errors import StudyError
+from expo_search.extrapolate import single
 from expo_search.objective import Evaluation
 from expo_search.pairs import Pair, Source, pinned
 from expo_search.report import Verdict, as_json, confirmation_json
@@ -118,9 +120,15 @@ class _Table(BaseModel):
 _Interval = Annotated[list[Finite | None], Field(min_length=2, max_length=2)]  # None: without an end
 
 
+def _in_float32(alpha: float) -> float:
+    if not math.isfinite(single(alpha)):
+        raise ValueError("Input should be finite in float32")
+    return alpha
+
+
 class _Trial(_Table):
     trial: Annotated[int, Field(ge=0, lt=2**31)]  # as a database keeps it
-    alpha: Finite
+    alpha: Annotated[Finite, AfterValidator(_in_float32)]
     n_prompts: Annotated[int, Field(ge=1)]
     reward: Finite
     gain: Finite
@@ -151,7 +159,7 @@ class _Exported(_Table):
     """What `reproduce` takes from an `expo.json`; `spec` is checked where it is used, as in a study file."""
 
     format: int
-    alpha: Finite
+    alpha: Annotated[Finite, AfterValidator(_in_float32)]
     trial: _Trial | None
     control: _Trial
     answers: _BothAnswers
@@ -226,6 +234,17 @@ def mergekit_recipe(origin: Origin) -> str:
         "dtype: float32  # of the arithmetic",
     ]
     return "\n".join([*lines, *([f"out_dtype: {origin.out_dtype}"] if origin.out_dtype else [])]) + "\n"
+
+
+def without_paths(text: str, origin: Origin) -> str:
+    """`expo.json` or `mergekit.yaml` for others to see: a file or folder of this machine by its name alone."""
+    sources = [s for s in vars(origin.pair).values() if s is not None and not s.on_hub]
+    places = {place for s in sources for place in (s.id, s.loadable, str(s.path))}
+    places |= {origin.spec.prompts.source, origin.storage.partition(":///")[2]}
+    for place in sorted((p for p in places if Path(p).is_absolute() and Path(p).name), key=len, reverse=True):
+        for spelled in (place, json.dumps(place)[1:-1], json.dumps(place, ensure_ascii=False)[1:-1]):
+            text = text.replace(spelled, Path(place).name)
+    return text
 
 
 def _mergekit(source: Source) -> str:

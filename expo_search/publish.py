@@ -10,13 +10,13 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside `out` that becomes `out` when the block ends well, else is removed.
+    """A new folder beside `out` that becomes `out` when the block ends well; else it and parents made for it go again.
 
     With `replace` an existing `out` stays until the new one is whole and on the disk; then the names are exchanged.
 
@@ -29,6 +29,7 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
     if out.exists() and not replace:
         raise FileExistsError(f"{out} exists already")
     partial, old = _beside(out, "partial"), _beside(out, "old")
+    missing = [parent for parent in out.parents if not parent.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -47,6 +48,9 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for parent in missing:
+                parent.rmdir()
 
 
 def sync_files(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """theta(alpha) of two checkpoints -> the bytes of a third, piece by piece: memory of a few pieces, not of the model.
 
 The formula is elementwise, so a tensor can be cut anywhere, and doing it before vLLM fuses and shards gives the same
-bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing; the
-compiled kernel does all three where everything is bfloat16 (`kernel.py`).
+bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing, which
+the compiled kernel does all three (`stream.c`); torch does what the kernel does not know.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def write_theta(
 
 
 class _Piece(NamedTuple):
-    """`n` elements of aligned's `tensor` from `first` on. `streams`: the kernel does it all (`_Work.streams`)."""
+    """`n` elements of aligned's `tensor` from `first` on, and sft's `source` of as many from there on."""
 
     tensor: TensorInfo
+    source: TensorInfo
     first: int
     n: int
-    streams: bool
 
 
 class _Work:
@@ -83,51 +83,53 @@ class _Work:
         self._kernel = load_kernel()
 
     def pieces(self, tensors: Iterable[TensorInfo]) -> Iterator[_Piece]:
-        """In the order of the tensors."""
+        """In the order of the tensors. Beyond sft's vocabulary aligned is its own source: it does not move there."""
         for t in tensors:
-            n, streams = t.n_elements, self._streams(t)
-            size = _STREAMED if streams else _PIECE
-            yield from (_Piece(t, first, min(size, n - first), streams) for first in range(0, n, size))
+            source = self._sources[t.name]
+            shared = min(t.n_elements, source.n_elements)
+            for s, start, stop in ((source, 0, shared), (t, shared, t.n_elements)):
+                size = _STREAMED if self._streams(t, s) else _PIECE
+                yield from (_Piece(t, s, first, min(size, stop - first)) for first in range(start, stop, size))
 
-    def _streams(self, t: TensorInfo) -> bool:
-        """Whether the kernel can do a tensor: bfloat16 on both sides and in the new file, and as long in sft."""
-        source = self._sources[t.name]
-        dtypes = {t.dtype, source.dtype, self._writer.layout[t.name].dtype}
-        return self._kernel is not None and dtypes == {"BF16"} and source.n_elements >= t.n_elements
+    def _streams(self, t: TensorInfo, source: TensorInfo) -> bool:
+        """Whether the kernel can do a tensor."""
+        dtypes = t.dtype, source.dtype, self._writer.layout[t.name].dtype
+        return self._kernel is not None and self._kernel.streams(*dtypes)
 
     def write(self, piece: _Piece) -> int:
         """Bytes that were written."""
-        if piece.streams:
-            self._stream(piece)
-            n_bytes = 2 * piece.n
-            self._writer.written(piece.tensor.name, n_bytes)
-            return n_bytes
+        if self._streams(piece.tensor, piece.source):
+            return self._stream(piece)
         theta = self._theta(piece)
         if not _is_finite(theta):
-            raise self._too_large(piece.tensor)
+            raise self._not_finite(piece)
         self._writer.write(piece.tensor.name, theta, piece.first)
         return theta.nbytes
 
-    def _stream(self, piece: _Piece) -> None:
+    def _stream(self, piece: _Piece) -> int:
         from expo_search.kernel import ALIGNED_ENDED, STREAM_BYTES, TOO_LARGE, Place
 
         assert self._kernel is not None
-        t, source = piece.tensor, self._sources[piece.tensor.name]
+        t, source, first, n = piece
+        made = self._writer.layout[t.name]
         fault = self._kernel.stream(
-            Place(*self._files.place(t, piece.first)),
-            Place(*self._files.place(source, piece.first)),
-            Place(*self._writer.place(t.name, piece.first)),
-            piece.n,
+            Place.of(*self._files.place(t, first), t.dtype),
+            Place.of(*self._files.place(source, first), source.dtype),
+            Place.of(*self._writer.place(t.name, first), made.dtype),
+            n,
             self._alpha,
             self._files.memory.take("stream", STREAM_BYTES),
         )
         if fault == TOO_LARGE:
-            raise self._too_large(t)
+            raise self._not_finite(piece)
         if fault:
             raise _ended(t.file if fault == ALIGNED_ENDED else source.file)
+        n_bytes = n * (made.n_bytes // made.n_elements)
+        self._writer.written(t.name, n_bytes)
+        return n_bytes
 
     def _theta(self, piece: _Piece) -> torch.Tensor:
-        """By torch, for the dtypes and shapes that the kernel leaves to it."""
+        """By torch, for what the kernel leaves to it."""
         import torch
 
         t = piece.tensor
@@ -135,18 +137,18 @@ class _Work:
         to = getattr(torch, TORCH_DTYPES[self._writer.layout[t.name].dtype])
         if self._alpha == 0 or not a.is_floating_point():
             return a.to(to)
-        return plain_theta(a, self._sft_like(a, piece), self._alpha).to(to)
+        return plain_theta(a, self._files.read(piece.source, piece.first, piece.n, "sft"), self._alpha).to(to)
 
-    def _sft_like(self, a: torch.Tensor, piece: _Piece) -> torch.Tensor:
-        """sft's elements for a piece of aligned's; beyond sft's vocabulary aligned's own, which then do not move."""
-        import torch
-
-        source = self._sources[piece.tensor.name]
-        n = max(0, min(len(a), source.n_elements - piece.first))
-        s = self._files.read(source, piece.first, n, "sft")
-        return s if n == len(a) else torch.cat([s.float(), a[n:].float()])
-
-    def _too_large(self, t: TensorInfo) -> CheckpointError:
+    def _not_finite(self, piece: _Piece) -> CheckpointError:
+        t = piece.tensor
+        for use, source in (("aligned", t), ("sft", piece.source)):
+            if not _is_finite(self._files.read(source, piece.first, piece.n, use)):
+                return CheckpointError(
+                    where=f"tensor {source.name} of {source.file}",
+                    found="numbers that are not finite",
+                    expected="finite weights",
+                    do="give a checkpoint that works",
+                )
         dtype = TORCH_DTYPES[self._writer.layout[t.name].dtype]
         return CheckpointError(
             where=f"tensor {t.name} at alpha {self._alpha:g}",

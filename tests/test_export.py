@@ -79,6 +79,30 @@ class TestWeights:
         out = write(*pair, 0.7, tmp_path / "out")
         assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline"))
 
+    @pytest.mark.parametrize("compiled", [True, False])
+    @pytest.mark.parametrize(
+        ("aligned", "sft"),
+        [(torch.float16, torch.float16), (torch.float32, torch.float32), (torch.float16, torch.float32)],
+    )
+    def test_sources_of_other_dtypes_are_the_formulas_too(
+        self,
+        aligned: torch.dtype,
+        sft: torch.dtype,
+        compiled: bool,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        pair = make_pair(tmp_path / "pair", "llama-tied")
+        edit(pair[0], lambda _, t: t.to(aligned))
+        edit(pair[1], lambda _, t: t.to(sft))
+        if not compiled:
+            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+        out = write(*pair, 0.7, tmp_path / "out")
+        a, s, theta = (read_all(folder) for folder in (*pair, out))
+        for name, tensor in theta.items():
+            wide = a[name].float()
+            assert torch.equal(tensor, ((wide - s[name].float()) * 0.7 + wide).to(aligned))
+
     def test_shards_hold_the_same_tensors_with_an_index(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
         whole = write(*pair, 0.7, tmp_path / "whole")
         sharded = write(*pair, 0.7, tmp_path / "sharded", Format(max_shard_bytes=200_000))
@@ -86,8 +110,13 @@ class TestWeights:
         assert same_bits(whole, sharded)
         assert open_checkpoint(sharded, role="aligned").tensors.keys() == read_all(whole).keys()
 
-    def test_vocabulary_rows_that_sft_lacks_are_aligneds(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_vocabulary_rows_that_sft_lacks_are_aligneds(
+        self, pair: tuple[Path, Path], compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         aligned, sft = pair
+        if not compiled:
+            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
         shorter = shrink_vocabulary(sft, tmp_path / "shorter", by=5)
         padded = pad_vocabulary_with(aligned, shorter, tmp_path / "padded")
         out = write(aligned, shorter, 0.7, tmp_path / "out")
@@ -149,6 +178,20 @@ class TestWeights:
         with refused("tensor .* at alpha 1e\\+38: a number too large for bfloat16", CheckpointError):
             write(*pair, 1e38, tmp_path / "out")
         assert [p.name for p in tmp_path.iterdir()] == ["pair"]
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    @pytest.mark.parametrize("role", ["aligned", "sft"])
+    @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+    def test_a_source_that_is_not_finite_is_named(
+        self, role: str, number: float, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_flat_pair(tmp_path, 1001)
+        edit(tmp_path / role, lambda name, t: t.index_fill(0, torch.tensor([7]), number) if name == "weight" else t)
+        if not compiled:
+            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+        found = f"tensor weight of {tmp_path / role}/model.safetensors: numbers that are not finite"
+        with refused(found, CheckpointError):
+            write(tmp_path / "aligned", tmp_path / "sft", 0.7, tmp_path / "out")
 
 
 class TestBeside:
@@ -277,6 +320,21 @@ class TestTarget:
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
         with refused("is read-only"):
             write(*pair, 0.7, tmp_path / "out")
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_parents_that_were_made_go_again_but_not_what_is_in_them(self, kept: bool, tmp_path: Path) -> None:
+        def fails() -> None:
+            with published(tmp_path / "a" / "b" / "out"):
+                if kept:
+                    (tmp_path / "a" / "mine").touch()
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fails()
+        assert sorted(p.name for p in tmp_path.rglob("*")) == (["a", "mine"] if kept else [])
+        with published(tmp_path / "a" / "b" / "out"):
+            pass
+        assert (tmp_path / "a" / "b" / "out").is_dir()
 
     def test_a_disk_that_is_full_after_all_is_one_line_and_leaves_nothing(
         self, pair: tuple[Path, Path], tmp_path: Path

@@ -16,6 +16,7 @@ import torch
 from fakes import make_evaluation
 from safetensors.torch import load_file
 from test_assemble import write_lora
+from transformers import AutoTokenizer
 from twins import edit, make_pair, make_reward_model, read_all
 
 from expo_search import assemble
@@ -269,6 +270,14 @@ class TestAdapter:
             # the checkpoint was rounded to bfloat16 twice more: merged, and then theta
             torch.testing.assert_close(again[name], theta[name], rtol=2**-6, atol=2**-6)
 
+    def test_a_rescaled_adapter_speaks_as_in_the_search(self, adapted: str, home: Path, tmp_path: Path) -> None:
+        """With the base's tokenizer, where the adapter has none of its own."""
+        assert not (home / "adapter" / "tokenizer_config.json").exists()
+        export(adapted, tmp_path / "lora", as_adapter=True)
+        there, here = (AutoTokenizer.from_pretrained(path) for path in (home / "aligned", tmp_path / "lora"))
+        assert here.chat_template == there.chat_template
+        assert here("some words") == there("some words")
+
     def test_peft_reads_the_rescaled_adapter(self, adapted: str, home: Path, tmp_path: Path) -> None:
         peft = pytest.importorskip("peft", reason="peft is not installed (extra `train`)")
         from transformers import AutoModelForCausalLM
@@ -296,7 +305,7 @@ class FakeHub:
     def __init__(self, *, there_public: bool = False, fails: str = "") -> None:
         self.calls: list[str] = []
         self._there_public, self._fails = there_public, fails
-        self.files: list[str] = []
+        self.files: dict[str, bytes] = {}
 
     def whoami(self) -> dict[str, str]:
         return self._call("whoami", {"name": "me"})
@@ -309,10 +318,14 @@ class FakeHub:
     def repo_info(self, repo_id: str) -> Any:
         return self._call("repo_info", huggingface_hub.ModelInfo(id=repo_id, private=self.private))
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def create_commit(
+        self, repo_id: str, operations: list[huggingface_hub.CommitOperationAdd], *, commit_message: str
+    ) -> None:
         assert (repo_id, commit_message) == ("me/model", "Exported by expo-search")
-        self.files = sorted(p.name for p in Path(folder_path).iterdir())
-        self._call("upload_folder", None)
+        for file in operations:
+            with file.as_file() as content:
+                self.files[file.path_in_repo] = content.read()
+        self._call("create_commit", None)
 
     def _call(self, name: str, answer: Any) -> Any:
         self.calls.append(name)
@@ -332,9 +345,26 @@ class TestHub:
         hub = FakeHub()
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
         export(study, tmp_path / "out", push_to="me/model", private=True)
-        assert hub.calls == ["whoami", "create_repo", "repo_info", "upload_folder"]
+        assert hub.calls == ["whoami", "create_repo", "repo_info", "create_commit"]
         assert {"README.md", "curve.png", "expo.json", "mergekit.yaml", "model.safetensors"} <= set(hub.files)
-        assert not any(b"hf_not_a_real_one" in p.read_bytes() for p in (tmp_path / "out").iterdir())
+        assert not any(b"hf_not_a_real_one" in content for content in hub.files.values())
+
+    def test_folders_of_this_machine_are_named_here_and_not_on_the_hub(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub = FakeHub()
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        export(study, tmp_path / "out", push_to="me/model")
+        here = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+        changed = {name for name in here if here[name] != hub.files[name]}
+        assert changed == {"expo.json", "mergekit.yaml"}
+        for name in ("aligned", "sft"):
+            folder = json.loads(here["expo.json"])["pair"][name]["id"]
+            assert Path(folder).is_absolute()
+            assert folder.encode() in here["mergekit.yaml"]
+            assert json.loads(hub.files["expo.json"])["pair"][name]["id"] == Path(folder).name
+            assert not any(str(Path(folder).parent).encode() in content for content in hub.files.values())
+        assert not any(str(tmp_path).encode() in content for content in hub.files.values())
 
     def test_no_token_is_said_before_any_work(
         self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -354,13 +384,13 @@ class TestHub:
     def test_private_is_never_uploaded_into_a_public_repository(self, tmp_path: Path) -> None:
         hub = FakeHub(there_public=True)
         with pytest.raises(StudyError, match="a public repository; expected a private one"):
-            push(tmp_path, "me/model", private=True, api=hub)  # type: ignore[arg-type]
-        assert "upload_folder" not in hub.calls
+            push(tmp_path, "me/model", private=True, instead={}, api=hub)  # type: ignore[arg-type]
+        assert "create_commit" not in hub.calls
 
-    @pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
+    @pytest.mark.parametrize("call", ["create_repo", "create_commit"])
     def test_a_failed_upload_says_where_the_whole_model_is(self, tmp_path: Path, call: str) -> None:
         with pytest.raises(StudyError, match=f"the network is down.*upload it with `hf upload me/model {tmp_path}`"):
-            push(tmp_path, "me/model", private=False, api=FakeHub(fails=call))  # type: ignore[arg-type]
+            push(tmp_path, "me/model", private=False, instead={}, api=FakeHub(fails=call))  # type: ignore[arg-type]
 
     def test_a_token_that_the_hub_refuses_is_said_before_any_work(self) -> None:
         with pytest.raises(StudyError, match=r"the network is down; .*hf auth whoami"):
@@ -381,6 +411,14 @@ def test_a_file_that_was_edited_is_refused(study: str, tmp_path: Path) -> None:
     del found["trial"]["fingerprint"]
     (tmp_path / "out" / "expo.json").write_text(json.dumps(found))
     with pytest.raises(StudyError, match="a file without fingerprint"):
+        read_provenance(tmp_path / "out")
+
+
+def test_an_alpha_that_float32_cannot_hold_is_refused(study: str, tmp_path: Path) -> None:
+    export(study, tmp_path / "out")
+    text = (tmp_path / "out" / "expo.json").read_text()
+    (tmp_path / "out" / "expo.json").write_text(text.replace('"alpha": 1.0', '"alpha": 1e39'))
+    with pytest.raises(StudyError, match=r"alpha: Input should be finite in float32 \(found 1e\+39\)"):
         read_provenance(tmp_path / "out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -66,20 +67,78 @@ def test_many_weights_at_once_are_each_written_and_summed_once_by_any_number_of_
     assert sums == [Fingerprinter().tensor_sum(theta) for theta in expected]
 
 
-@pytest.mark.parametrize("n", [1, 7, 1 << 16, 3 * (1 << 16) + 5, 1 << 20, (1 << 21) + 12345])
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def streamed(
+    kernel: Kernel, folder: Path, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """theta(alpha) in `dtype` by way of three files, at odd places in them; what lies around it is untouched."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    memory = torch.empty(STREAM_BYTES, dtype=torch.uint8)
+    for name, before, source in (("aligned", 3, aligned), ("sft", 11, sft)):
+        (folder / name).write_bytes(bytes(before) + source.view(torch.uint8).numpy().tobytes() + b"more")
+    (folder / "out").write_bytes(b"before")
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / name).open("r+b")) for name in ("aligned", "sft", "out")]
+        dtypes = [names[d] for d in (aligned.dtype, sft.dtype, dtype)]
+        places = [Place.of(f.fileno(), at, d) for f, at, d in zip(files, (3, 11, 6), dtypes, strict=True)]
+        assert kernel.stream(*places, len(aligned), alpha, memory) == 0
+    written = (folder / "out").read_bytes()
+    assert written[:6] == b"before"
+    return torch.frombuffer(bytearray(written[6:]), dtype=dtype)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1 << 15, 3 * (1 << 16) + 5, 1 << 20, (1 << 21) + 12345])
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 def test_from_two_files_to_a_third_at_any_place_in_them(kernel: Kernel, n: int, alpha: float, tmp_path: Path) -> None:
-    memory = torch.empty(STREAM_BYTES, dtype=torch.uint8)
-    sources = [torch.randn(n, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2)]
-    for name, before, source in (("aligned", 3, sources[0]), ("sft", 11, sources[1])):
-        (tmp_path / name).write_bytes(bytes(before) + source.view(torch.uint8).numpy().tobytes() + b"more")
-    (tmp_path / "out").write_bytes(b"before")
-    with ExitStack() as stack:
-        files = [stack.enter_context((tmp_path / name).open("r+b")) for name in ("aligned", "sft", "out")]
-        places = [Place(file.fileno(), offset) for file, offset in zip(files, (3, 11, 6), strict=True)]
-        assert kernel.stream(*places, n, alpha, memory) == 0
-    expected = plain_theta(*sources, alpha).bfloat16()
-    assert (tmp_path / "out").read_bytes() == b"before" + expected.view(torch.uint8).numpy().tobytes()
+    a, s = (torch.randn(n, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2))
+    out = streamed(kernel, tmp_path, a, s, alpha, torch.bfloat16)
+    assert torch.equal(out.view(torch.int16), plain_theta(a, s, alpha).bfloat16().view(torch.int16))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, -3.0])
+@pytest.mark.parametrize(("aligned", "sft", "out"), [*itertools.product(DTYPES, repeat=3)])
+def test_files_of_any_floating_dtypes_are_rounded_once_as_by_torch(
+    kernel: Kernel, aligned: str, sft: str, out: str, alpha: float, tmp_path: Path
+) -> None:
+    """Any bits: subnormal numbers, ties, the largest; those whose theta is not finite are refused, so left out here."""
+    if not kernel.streams(aligned, sft, out):
+        pytest.skip("no float16 in this compiler: the torch version is used")
+    n = 200_003
+    a, s = (
+        torch.randint(
+            -(1 << 31), (1 << 31) - 1, (n,), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+        ).view(DTYPES[name])[:n]
+        for seed, name in ((1, aligned), (2, sft))
+    )
+    expected = plain_theta(a, s, alpha).to(DTYPES[out])
+    usable = a.isfinite() & s.isfinite() & expected.isfinite()
+    assert usable.sum() > n // 20
+    made = streamed(kernel, tmp_path, a[usable], s[usable], alpha, DTYPES[out])
+    assert torch.equal(made.view(torch.uint8), expected[usable].view(torch.uint8))
+
+
+@pytest.mark.parametrize(("dtype", "first"), [("BF16", 0x7F7F8000), ("F16", 0x477FF000), ("F32", 0x7F800000)])
+def test_the_least_number_that_a_dtype_cannot_hold_is_refused(
+    kernel: Kernel, dtype: str, first: int, tmp_path: Path
+) -> None:
+    """A tie above the largest number of a narrower dtype rounds to infinity. `first`: its bits as a float32."""
+    sign, nan = -(1 << 31), -1
+    for bits, fits in (
+        (first - 1, True),
+        (first - 1 + sign, True),
+        (first, False),
+        (first + sign, False),
+        (nan, False),
+    ):
+        number = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+        assert number.to(DTYPES[dtype]).isfinite().item() == fits
+        if fits:
+            assert torch.equal(streamed(kernel, tmp_path, number, number, 0.0, DTYPES[dtype]), number.to(DTYPES[dtype]))
+        else:
+            with pytest.raises(AssertionError):
+                streamed(kernel, tmp_path, number, number, 0.0, DTYPES[dtype])
 
 
 def test_a_stream_says_what_stopped_it(kernel: Kernel, tmp_path: Path) -> None:
@@ -91,7 +150,7 @@ def test_a_stream_says_what_stopped_it(kernel: Kernel, tmp_path: Path) -> None:
         (tmp_path / "short").open("rb") as short,
         Path("/dev/full").open("wb") as out,
     ):
-        a, s, full = Place(long.fileno(), 0), Place(short.fileno(), 0), Place(out.fileno(), 0)
+        a, s, full = (Place.of(file.fileno(), 0, "BF16") for file in (long, short, out))
         assert kernel.stream(s, a, full, 8, 0.5, memory) == ALIGNED_ENDED
         assert kernel.stream(a, s, full, 8, 0.5, memory) == SFT_ENDED
         assert kernel.stream(a, s, full, 5, 0.5, memory) == TOO_LARGE
@@ -99,6 +158,12 @@ def test_a_stream_says_what_stopped_it(kernel: Kernel, tmp_path: Path) -> None:
             kernel.stream(s, s, full, 5, 0.5, memory)
         with pytest.raises(OSError, match="Bad file descriptor"):
             kernel.stream(full, s, full, 5, 0.5, memory)
+
+
+def test_only_floating_dtypes_are_streamed(kernel: Kernel) -> None:
+    assert kernel.streams("BF16", "F32")
+    assert not kernel.streams("BF16", "F64")
+    assert not kernel.streams("I64", "BF16")
 
 
 def test_no_weights_are_no_work(kernel: Kernel) -> None:
