@@ -19,7 +19,7 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
         StudyError: no token, one that the Hub refuses, or a repository name that it does not allow.
     """
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     where = f"--push-to-hub {repo}"
@@ -35,7 +35,7 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
         )
     try:
         (api or HfApi()).whoami()
-    except (HfHubHTTPError, OSError, ValueError) as fault:
+    except Exception as fault:  # the Hub's errors, and the network's of the library that its client uses
         raise _refused(where, fault, "check the token with `hf auth whoami`, and the network") from None
 
 
@@ -49,7 +49,6 @@ def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], 
         StudyError: the Hub refuses, or `private` is asked for and the repository that is there is public.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     files = [
         CommitOperationAdd(file.name, instead[file.name].encode() if file.name in instead else file)
@@ -64,7 +63,9 @@ def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], 
                 where=where, found="a public repository", expected="a private one, for --private", do=again
             )
         api.create_commit(created.repo_id, files, commit_message="Exported by expo-search")
-    except (HfHubHTTPError, OSError, ValueError) as fault:
+    except StudyError:
+        raise
+    except Exception as fault:  # as above; whatever it is, the model is whole
         raise _refused(where, fault, again) from None
     return str(created)
 

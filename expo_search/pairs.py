@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from expo_search.checkpoint import open_checkpoint
-from expo_search.errors import PairError
+from expo_search.errors import ExpoError, PairError
 from expo_search.remote_code import CONFIGS, check_code, is_commit
 from expo_search.study import PairSpec, PartsSpec, StudySpec, studies_folder
 
@@ -130,7 +130,7 @@ def _from_hub(
     id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None], first: str
 ) -> Source:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError
 
     trusted, pinned = trust_remote_code and role in _REVISIONS, is_commit(revision)
     wanted = [*_WANTED, *(["*.py"] if trusted and pinned else [])]
@@ -151,12 +151,14 @@ def _from_hub(
             expected="access to it",
             do="ask for access on its page, then run `hf auth login`; a local path works too",
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as fault:
+    except ExpoError:
+        raise
+    except Exception as fault:  # the Hub's errors, and the network's of the library that its client uses
         raise PairError(
             where=f"{role} {id}, file {file}",
             found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
             expected="a repository on the Hub that can be reached",
-            do="check the id and the network; the path of a local checkpoint folder works too",
+            do="check the id and the network, then run it again: what was fetched is kept; a local folder works too",
         ) from None
     return Source(folder, id, folder.name, on_hub=True)
 

@@ -74,7 +74,7 @@ def test_a_hub_that_cannot_be_reached_says_which_file_and_that_a_local_path_work
     ).stdout
     assert found.startswith("aligned no-one/nothing, file config.json: ")
     assert "expected a repository on the Hub that can be reached" in found
-    assert found.endswith("the path of a local checkpoint folder works too\n")
+    assert found.endswith("a local folder works too\n")
     assert found.count("\n") == 1
 
 

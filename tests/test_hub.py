@@ -1,0 +1,120 @@
+"""Pairs, prompts and exports by way of the Hub: the real client library against a server of our own, offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hub_server import COMMIT, TOKEN, hub_server
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from twins import make_pair, make_reward_model, offline_checkpoint, read_all, write_prompts
+
+IDS = ["--sft", "me/sft", "--aligned", "me/aligned", "--reward-model", "me/reward", "--prompts", "me/prompts"]
+SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2", "--tolerance", "0"]
+SEARCH = [*IDS, *SIZES, "--trials", "2"]
+
+
+class Hub(NamedTuple):
+    """A server, its repositories' folder, what it was asked since it started, and a folder to work in."""
+
+    address: str
+    root: Path
+    asked: list[str]
+    work: Path
+
+    def run(self, *arguments: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
+        """A process of its own, because huggingface_hub reads the environment when it is imported."""
+        given = {"HF_ENDPOINT": self.address, "HF_HOME": str(self.work / "home"), "HF_TOKEN": TOKEN}
+        given |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
+        command = [sys.executable, "-m", "expo_search", *arguments]
+        return subprocess.run(
+            command, cwd=self.work, env=os.environ | given, text=True, capture_output=True, timeout=300
+        )
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root, work = (tmp_path_factory.mktemp(name) for name in ("hub", "work"))
+    for owner in ("me", "cut"):
+        make_pair(root / "models" / owner, "llama-tied", delta=0.2)
+    make_reward_model(root / "models" / "me" / "reward")
+    for name in ("pytorch_model.bin", "training_args.bin", "modeling_own.py"):
+        (root / "models" / "me" / "aligned" / name).write_text("not to be fetched")
+    data = root / "datasets" / "me" / "prompts" / "data"
+    data.mkdir(parents=True)
+    write_prompts(work / "prompts.jsonl", 10)
+    rows = [json.loads(line) for line in (work / "prompts.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), data / "test_gen-00000-of-00001.parquet")
+    with hub_server(root) as (address, asked):
+        yield Hub(address, root, asked, work)
+
+
+@pytest.fixture(scope="module")
+def searched(hub: Hub) -> Hub:
+    found = hub.run(*SEARCH)
+    assert found.returncode == 0, found.stderr
+    assert "2 finished trials" in found.stderr
+    return hub
+
+
+def test_a_search_fetches_what_it_needs_and_nothing_that_could_run(searched: Hub) -> None:
+    fetched = {line.rpartition("/")[2] for line in searched.asked if line.startswith("GET /me/aligned/resolve")}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
+    assert not [name for name in fetched if name.endswith((".bin", ".py"))]
+    weights = [line for line in searched.asked if line.startswith("GET") and line.endswith("model.safetensors")]
+    assert [line for line in weights if COMMIT not in line] == []
+    assert len(weights) == 3
+
+
+def test_what_was_fetched_is_enough_without_the_hub(searched: Hub) -> None:
+    before = len(searched.asked)
+    again = searched.run(*SEARCH, offline=True)
+    assert again.returncode == 0, again.stderr
+    assert "2 finished trials" in again.stderr
+    assert len(searched.asked) == before
+
+
+def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out"), "--push-to-hub", "me/new", "--private"]
+    found = searched.run("export", "custom", "--alpha", "0.5", "--force", *out)
+    assert found.returncode == 0, found.stderr
+    assert f"uploaded: {searched.address}/me/new" in found.stderr
+    there = searched.root / "models" / "me" / "new"
+    assert {p.name: p.read_bytes() for p in there.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()
+    }
+    me = searched.root / "models" / "me"
+    expected = read_all(offline_checkpoint(me / "aligned", me / "sft", 0.5, tmp_path / "offline"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read_all(there).items())
+    assert AutoModelForCausalLM.from_pretrained(there).config.model_type == "llama"
+    assert AutoTokenizer.from_pretrained(there).chat_template
+    pair = json.loads((there / "expo.json").read_text())["pair"]
+    assert pair["aligned"] == {"id": "me/aligned", "revision": COMMIT, "on_hub": True}
+    assert f"me/sft@{COMMIT}" in (there / "mergekit.yaml").read_text()
+    assert 'base_model: ["me/aligned", "me/sft"]' in (there / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("aligned", "expected"),
+    [
+        ("gated/model", "aligned gated/model: a gated repository; expected access to it; ask for access on its page"),
+        ("me/none", "aligned me/none, file config.json: RepositoryNotFoundError: "),
+        ("cut/aligned", "aligned cut/aligned, file *.safetensors: RemoteProtocolError: peer closed connection"),
+    ],
+)
+def test_a_repository_that_cannot_be_fetched_is_one_line(hub: Hub, aligned: str, expected: str) -> None:
+    found = hub.run(*IDS[:2], "--aligned", aligned, *IDS[4:], "--storage", "sqlite:///none.db")
+    assert found.returncode == 2
+    assert f"expo-search: {expected}" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("expo-search: ")
+    assert "Traceback" not in found.stderr
+    assert not (hub.work / "none.db").exists()
