@@ -29,6 +29,7 @@ _WANTED = (
     "LICENSE*",
     "README.md",
 )
+_NOT_WANTED = ("*/*", "consolidated*")  # training's own checkpoints; the same weights again, as Mistral names them
 # whose code is run, once it is trusted: nothing but tensors is read from the others
 _REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}
 
@@ -143,7 +144,7 @@ def _from_hub(
             check_code(configs, f"{role} {id}", pin=None if pinned else f'{_REVISIONS[role]} = "{commit}"')
         say(f"fetching {role} {id} (kept in the Hub's cache)")
         file = "*.safetensors"
-        folder = Path(snapshot_download(id, revision=commit, allow_patterns=wanted))
+        folder = Path(snapshot_download(id, revision=commit, allow_patterns=wanted, ignore_patterns=list(_NOT_WANTED)))
     except GatedRepoError:
         raise PairError(
             where=f"{role} {id}",

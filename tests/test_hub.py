@@ -21,6 +21,7 @@ from twins import make_pair, make_reward_model, offline_checkpoint, read_all, wr
 IDS = ["--sft", "me/sft", "--aligned", "me/aligned", "--reward-model", "me/reward", "--prompts", "me/prompts"]
 SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2", "--tolerance", "0"]
 SEARCH = [*IDS, *SIZES, "--trials", "2"]
+NOT_NEEDED = ("pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "checkpoint-9/model.safetensors")
 
 
 class Hub(NamedTuple):
@@ -47,8 +48,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     for owner in ("me", "cut"):
         make_pair(root / "models" / owner, "llama-tied", delta=0.2)
     make_reward_model(root / "models" / "me" / "reward")
-    for name in ("pytorch_model.bin", "training_args.bin", "modeling_own.py"):
-        (root / "models" / "me" / "aligned" / name).write_text("not to be fetched")
+    for name in NOT_NEEDED:
+        file = root / "models" / "me" / "aligned" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("not to be fetched")
     data = root / "datasets" / "me" / "prompts" / "data"
     data.mkdir(parents=True)
     write_prompts(work / "prompts.jsonl", 10)
@@ -67,9 +70,9 @@ def searched(hub: Hub) -> Hub:
 
 
 def test_a_search_fetches_what_it_needs_and_nothing_that_could_run(searched: Hub) -> None:
-    fetched = {line.rpartition("/")[2] for line in searched.asked if line.startswith("GET /me/aligned/resolve")}
+    fetched = {line.split("/", 5)[-1] for line in searched.asked if line.startswith("GET /me/aligned/resolve")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
-    assert not [name for name in fetched if name.endswith((".bin", ".py"))]
+    assert not fetched & set(NOT_NEEDED)
     weights = [line for line in searched.asked if line.startswith("GET") and line.endswith("model.safetensors")]
     assert [line for line in weights if COMMIT not in line] == []
     assert len(weights) == 3
@@ -92,8 +95,9 @@ def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_pa
     assert {p.name: p.read_bytes() for p in there.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()
     }
-    me = searched.root / "models" / "me"
-    expected = read_all(offline_checkpoint(me / "aligned", me / "sft", 0.5, tmp_path / "offline"))
+    cache = searched.work / "home" / "hub"
+    sources = [cache / f"models--me--{name}" / "snapshots" / COMMIT for name in ("aligned", "sft")]
+    expected = read_all(offline_checkpoint(*sources, 0.5, tmp_path / "offline"))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in read_all(there).items())
     assert AutoModelForCausalLM.from_pretrained(there).config.model_type == "llama"
     assert AutoTokenizer.from_pretrained(there).chat_template
