@@ -97,13 +97,13 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
     Raises:
         PairError: names every factor whose base tensor is not there or has another shape.
     """
-    faults = []
+    faults, rank = [], adapter.config["r"]
     for name, (a, b) in adapter.factors.items():
         target = base.tensors.get(name)
         if target is None:
             faults.append(f"{name}: not in the base")
-        elif (a.shape[1:], b.shape[:1]) != (target.shape[1:], target.shape[:1]) or b.shape[1:] != a.shape[:1]:
-            faults.append(f"{name}: base {list(target.shape)}, A {list(a.shape)}, B {list(b.shape)}")
+        elif (a.shape, b.shape) != ((rank, *target.shape[1:]), (*target.shape[:1], rank)):
+            faults.append(f"{name}: base {list(target.shape)}, A {list(a.shape)}, B {list(b.shape)}, rank {rank}")
     if faults:
         raise misfit(adapter.path, f"{len(faults)} of {len(adapter.factors)} that do not fit ({'; '.join(faults[:5])})")
 
@@ -134,13 +134,15 @@ def write_merged(adapter: Adapter, base: Checkpoint, folder: Path) -> None:
             writer.write(name, tensor)
 
 
-def write_rescaled(adapter: Adapter, alpha: float, folder: Path) -> None:
+def write_rescaled(adapter: Adapter, alpha: float, folder: Path, *, base: str, revision: str | None) -> None:
     """Write the adapter whose merge is theta(alpha) of (base + adapter, base): lora_alpha times (1 + alpha).
 
     The factors are copied as they are, so the scale is exact; the sum with the base is rounded where it is made.
+    `base`, and `revision` of the Hub, are what PEFT is told to load it with.
     """
     shutil.copyfile(adapter.path / WEIGHTS, folder / WEIGHTS)
     config = dict(adapter.config) | {"lora_alpha": adapter.config["lora_alpha"] * (1 + alpha)}
+    config |= {"base_model_name_or_path": base, "revision": revision}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -157,7 +159,7 @@ def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
     file = path / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        plain = {"peft_type": config["peft_type"], "rank": config["r"] > 0, "scale": config["lora_alpha"] * 1.0}
+        kind, rank, alpha = config["peft_type"], config["r"], float(config["lora_alpha"])
     except FileNotFoundError:
         raise PairError(
             where=f"adapter {path}",
@@ -165,7 +167,7 @@ def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
             expected="an adapter folder in PEFT's format",
             do="check the path, or give a whole checkpoint as --aligned",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as fault:
         raise misfit(path, f"a {CONFIG} that is not readable ({type(fault).__name__}: {fault})") from None
     used = [name for name in _NOT_PLAIN if config.get(name) and not (heads and name == "modules_to_save")]
     start = config.get("init_lora_weights")
@@ -173,8 +175,10 @@ def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
         used.append(f"init_lora_weights={start}")
     if config.get("bias", "none") != "none":
         used.append(f"bias={config['bias']}")
-    if plain["peft_type"] != "LORA" or not plain["rank"] or used:
-        raise misfit(path, " ".join([str(plain["peft_type"]), *used]), "plain LoRA")
+    if type(rank) is not int or rank < 1 or not math.isfinite(alpha):
+        raise misfit(path, f"r = {rank}, lora_alpha = {alpha}", "a rank of 1 or more and a finite scale")
+    if kind != "LORA" or used:
+        raise misfit(path, " ".join([str(kind), *used]), "plain LoRA")
     return dict(config)
 
 

@@ -6,6 +6,7 @@ source's own files leave that open.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -13,32 +14,76 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.checkpoint import INDEX
+from expo_search.remote_code import CONFIGS
 
 PROVENANCE = "expo.json"
 CARD = "README.md"
 RECIPE = "mergekit.yaml"
 _NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, RECIPE}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
+_TOKENIZER, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+    *_VOCABULARIES, _TOKENIZER, _TEMPLATE, "special_tokens_map.json", "added_tokens.json", "merges.txt",
 )  # fmt: skip
 
 
 def copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
-    """Copy the files of a checkpoint folder but weights, its card, hidden files, and, unless `code`, Python."""
-    for file in sorted(source.iterdir()):
+    """Copy the files of a checkpoint folder but weights, its card, hidden files, and, unless `code`, Python.
+
+    Without its Python a config no longer names it either: nobody could load what it names.
+    """
+    for file in _small_files(source, code=code):
+        shutil.copyfile(file, folder / file.name)
+    for name in CONFIGS if not code else ():
+        config = _read(folder / name) if (folder / name).is_file() else {}
+        if "auto_map" in config:
+            _write(folder / name, {key: value for key, value in config.items() if key != "auto_map"})
+
+
+def small_files_hash(source: Path, *, code: bool) -> str:
+    """16 hex digits over what `copy_small_files` copies."""
+    digest = hashlib.sha256()
+    for file in _small_files(source, code=code):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _small_files(source: Path, *, code: bool) -> list[Path]:
+    def is_small(file: Path) -> bool:
         left = file.name.endswith(_WEIGHTS) or file.name.startswith(".") or (file.suffix == ".py" and not code)
-        if file.is_file() and not left and file.name not in _NOT_COPIED:
-            shutil.copyfile(file, folder / file.name)
+        return file.is_file() and not left and file.name not in _NOT_COPIED
+
+    return [file for file in sorted(source.iterdir()) if is_small(file)]
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer of a folder over that of another, if it has one."""
-    if (source / "tokenizer_config.json").is_file():
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+    """Put the tokenizer of a folder, if it has one, in the place of another's.
+
+    Of the other's, a chat template stays where the new one has none, and all that is needed where the new one has no
+    vocabulary. More would spoil it: a template in a file of its own wins over one in the config.
+    """
+    if not (source / _TOKENIZER).is_file():
+        return
+    template = _chat_template(source) or _chat_template(folder)
+    is_whole = any((source / name).is_file() for name in _VOCABULARIES)
+    for name in TOKENIZER_FILES:
+        if is_whole or name == _TEMPLATE:
+            (folder / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if template is not None and _chat_template(folder) is None:
+        set_chat_template(folder, template)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The default one, in a file of its own or in the tokenizer's config; there may be several with names."""
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    found = _read(folder / _TOKENIZER).get("chat_template") if (folder / _TOKENIZER).is_file() else None
+    if isinstance(found, list):
+        found = {t["name"]: t["template"] for t in found}.get("default")
+    return found if isinstance(found, str) else None
 
 
 def set_dtype(folder: Path, dtype: str) -> None:
@@ -64,7 +109,7 @@ def set_stops(folder: Path, stop_token_ids: Iterable[int]) -> None:
 
 def set_chat_template(folder: Path, template: str) -> None:
     """Make this the template that transformers and vLLM read, whatever the tokenizer's config says."""
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / _TEMPLATE).write_text(template, encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from expo_search.engine import ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.export import Format, check_target, export, n_bytes_of, writing
+from expo_search.extrapolate import is_alpha
 from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
 from expo_search.pairs import resolve_pair
@@ -95,8 +96,9 @@ def export_study(
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
-        texts = {name: wanted.out / name for name in (PROVENANCE, RECIPE) if (wanted.out / name).is_file()}
-        public = {name: without_paths(file.read_text(encoding="utf-8"), origin) for name, file in texts.items()}
+        named = [wanted.out / name for name in (PROVENANCE, RECIPE, CONFIG)]
+        texts = {file.name: file.read_text(encoding="utf-8") for file in named if file.is_file()}
+        public = {name: without_paths(text, origin) for name, text in texts.items()}
         say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=public)}")
     say(f"alpha = {origin.alpha:.6g} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
@@ -176,8 +178,10 @@ def _choose(found: list[Evaluation], judged: Verdict, wanted: Wanted, name: str)
                 do="give --alpha to export it all the same",
             )
         return judged.best.alpha, judged.best
-    if not math.isfinite(wanted.alpha):
-        raise StudyError(where="--alpha", found=str(wanted.alpha), expected="a number", do="give a finite alpha")
+    if not is_alpha(wanted.alpha):
+        raise StudyError(
+            where="--alpha", found=str(wanted.alpha), expected="a number that is finite in float32", do="give another"
+        )
     try:
         trial = trial_at(found, wanted.alpha, name)
     except StudyError as fault:
@@ -223,7 +227,7 @@ def _export_adapter(origin: Origin, wanted: Wanted) -> None:
     n_bytes = sum((lora.path / name).stat().st_size for name in (CONFIG, WEIGHTS))
     check_target(wanted.out, n_bytes, (base.path, adapter.path), force=wanted.force)
     with writing(wanted.out, force=wanted.force) as folder:
-        write_rescaled(lora, origin.alpha, folder)
+        write_rescaled(lora, origin.alpha, folder, base=base.loadable, revision=base.revision if base.on_hub else None)
         copy_tokenizer(origin.pair.aligned.path, folder)  # the one that was evaluated, also where it is the base's
         if origin.spec.pair.chat_template is not None:
             set_chat_template(folder, origin.spec.pair.chat_template)

@@ -13,6 +13,7 @@ Letters: N elements, C elements of a block.
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ GPU_BLOCK = 1 << 24  # bounds the float32 scratch at 2 x 64 MiB, and keeps launc
 def single(alpha: float) -> float:
     """alpha as the arithmetic takes it: the nearest float32, which may be 0 or infinite where alpha is neither."""
     return ctypes.c_float(alpha).value
+
+
+def is_alpha(number: float) -> bool:
+    """Whether weights can be made with it: finite as the arithmetic takes it."""
+    return math.isfinite(single(number))
 
 
 def plain_theta(aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> torch.Tensor:

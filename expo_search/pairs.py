@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from expo_search.beside import small_files_hash
 from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import ExpoError, PairError
 from expo_search.remote_code import CONFIGS, check_code, is_commit
@@ -171,7 +172,8 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
 
     checkpoint, lora = open_checkpoint(base.path, role="aligned"), open_adapter(adapter.path)
     check_fits(lora, checkpoint)
-    parts = (checkpoint.header_hash, checkpoint.sample_hash, lora.content_hash(), str(trust_remote_code))
+    small = small_files_hash(base.path, code=trust_remote_code)
+    parts = (checkpoint.header_hash, str(checkpoint.stamps), small, lora.content_hash(), str(trust_remote_code))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     merged = cache_folder() / "checkpoints" / f"merged-{key}"
     if not merged.is_dir():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from expo_search import __version__
 from expo_search.beside import PROVENANCE
 from expo_search.database import shown
 from expo_search.errors import StudyError
-from expo_search.extrapolate import single
+from expo_search.extrapolate import is_alpha
 from expo_search.objective import Evaluation
 from expo_search.pairs import Pair, Source, pinned
 from expo_search.report import Verdict, as_json, confirmation_json
@@ -121,7 +120,7 @@ _Interval = Annotated[list[Finite | None], Field(min_length=2, max_length=2)]  #
 
 
 def _in_float32(alpha: float) -> float:
-    if not math.isfinite(single(alpha)):
+    if not is_alpha(alpha):
         raise ValueError("Input should be finite in float32")
     return alpha
 

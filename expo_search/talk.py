@@ -5,7 +5,6 @@ Both know only the seams `Model`, `Scorer` and `Speaker`; `cli_talk.py` brings t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 from expo_search.errors import MaterializeError, PromptsError, StudyError
 from expo_search.evaluator import Completion, Switch
-from expo_search.extrapolate import single
+from expo_search.extrapolate import is_alpha
 from expo_search.objective import Model, Scorer
 from expo_search.prompts import Prompt
 from expo_search.samples import clean
@@ -76,11 +75,6 @@ def parse_alphas(text: str) -> list[float]:
         if alpha not in alphas:
             alphas.append(alpha)
     return alphas
-
-
-def is_alpha(number: float) -> bool:
-    """Whether weights can be made with it: the arithmetic takes alpha in float32, where 1e39 is infinite."""
-    return math.isfinite(single(number))
 
 
 def compare(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 from twins import make_pair, read_all
 
 from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
+from expo_search.beside import TOKENIZER_FILES
 from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import PairError
 from expo_search.pairs import Pair, Source, pinned, resolve_pair
@@ -110,8 +114,14 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(base: Path, 
         ({"bias": "all"}, "bias=all"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"r": 0}, "LORA"),
-        ({"r": "four"}, "adapter_config.json that is not readable (TypeError"),
+        ({"r": 0}, "r = 0, lora_alpha = 4.0; expected a rank of 1 or more and a finite scale"),
+        ({"r": "four"}, "r = four"),
+        ({"r": 0.5}, "r = 0.5"),
+        ({"r": True}, "r = True"),
+        ({"r": 2}, "base [2, 2], A [1, 2], B [2, 1], rank 2"),
+        ({"lora_alpha": float("inf")}, "lora_alpha = inf"),
+        ({"lora_alpha": 10**400}, "adapter_config.json that is not readable (OverflowError"),
+        ({"lora_alpha": "four"}, "adapter_config.json that is not readable (ValueError"),
     ],
 )
 def test_what_a_plain_merge_does_not_cover_is_refused_by_name(
@@ -222,3 +232,57 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path, content: bytes | None) 
 def test_an_existing_folder_is_never_overwritten(base: Path, tmp_path: Path) -> None:
     with pytest.raises(PairError, match="exists already"):
         merge_adapter(base, write_adapter(tmp_path / "adapter"), base)
+
+
+BASES, ADAPTERS = "{{ 'base' }}", "{{ 'adapter' }}"
+
+
+@pytest.mark.parametrize(
+    ("of_base", "of_adapter", "expected"),
+    [("file", "config", ADAPTERS), ("file", "file", ADAPTERS), ("file", None, BASES), ("config", None, BASES)],
+)
+def test_the_chat_template_is_the_adapters_and_the_bases_where_it_has_none(
+    tmp_path: Path, of_base: str, of_adapter: str | None, expected: str
+) -> None:
+    """A file of its own wins over the tokenizer's config in transformers: the base's must not stay beside it."""
+    base, _ = make_pair(tmp_path, "llama-tied")
+    adapter = write_lora(tmp_path / "adapter", base)
+    for file in TOKENIZER_FILES:
+        if (base / file).is_file() and file != "chat_template.jinja":
+            shutil.copyfile(base / file, adapter / file)
+    (base / "chat_template.jinja").unlink()
+    (base / "added_tokens.json").write_text("{}")
+    for folder, where, template in ((base, of_base, BASES), (adapter, of_adapter, ADAPTERS)):
+        if where == "file":
+            (folder / "chat_template.jinja").write_text(template)
+        elif where == "config":
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+            named = [{"name": "default", "template": template}, {"name": "tools", "template": "x"}]
+            (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": named}))
+    merge_adapter(base, adapter, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert (found["default"] if isinstance(found, dict) else found) == expected
+    assert not (tmp_path / "out" / "added_tokens.json").exists()
+
+
+def test_a_merge_is_built_anew_when_the_base_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    base, reward = make_pair(tmp_path, "llama-tied")
+    adapter = write_lora(tmp_path / "adapter", base)
+    spec = PairSpec(aligned=str(base), adapter=str(adapter), reward_model=str(reward))
+
+    def merged() -> Path:
+        return resolve_pair(spec, trust_remote_code=False, say=lambda _: None).aligned.path
+
+    first = merged()
+    assert merged() == first
+    (base / "chat_template.jinja").write_text(BASES)
+    second = merged()
+    assert (second / "chat_template.jinja").read_text() == BASES
+    with (base / "model.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\0\0")
+    third = merged()
+    assert len({first, second, third}) == 3
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert (third / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()

@@ -261,7 +261,8 @@ class TestAdapter:
         export(adapted, tmp_path / "lora", as_adapter=True)
         before = json.loads((home / "adapter" / "adapter_config.json").read_text())
         after = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-        assert after == before | {"lora_alpha": 2.0 * before["lora_alpha"]}
+        base = {"base_model_name_or_path": str(home / "aligned"), "revision": None}
+        assert after == before | base | {"lora_alpha": 2.0 * before["lora_alpha"]}
         assert not (tmp_path / "lora" / "model.safetensors").exists()
         assert 'library_name: "peft"' in (tmp_path / "lora" / "README.md").read_text()
         assemble.merge_adapter(home / "aligned", tmp_path / "lora", tmp_path / "again")
