@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from expo_search.pairs import Source
 from expo_search.provenance import FORMULA, Origin
 
 PICTURE = "curve.png"
-_VERIFIED = "yes, loaded in a fresh engine: this fingerprint, and the answers of the trial"
-_NOT_VERIFIED = "no, what was written was not compared with the trial; expo-search export with --verify does so"
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
 _HUB_LICENCES = {
     "apache-2.0", "mit", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "cc-by-4.0", "cc-by-sa-4.0",
@@ -28,7 +26,7 @@ _HUB_LICENCES = {
 }  # fmt: skip
 
 
-def write_card(origin: Origin, folder: Path, *, verified: bool = False) -> None:
+def write_card(origin: Origin, folder: Path, *, verified: str | None = None) -> None:
     """Write the card and its picture into an exported folder; `verified`: see `card`."""
     from expo_search.figures import curve_png
 
@@ -36,10 +34,10 @@ def write_card(origin: Origin, folder: Path, *, verified: bool = False) -> None:
     (folder / CARD).write_text(card(origin, verified=verified), encoding="utf-8")
 
 
-def card(origin: Origin, *, verified: bool = False) -> str:
+def card(origin: Origin, *, verified: str | None = None) -> str:
     """The card's text. Reads the licences that the sources' own cards name.
 
-    `verified`: what was written was loaded and compared with the trial (`verify.py`).
+    `verified`: in what the written weights, loaded in a fresh engine, equalled the trial (`verify.py`).
     """
     licences = _licences(origin)
     sections = [
@@ -60,12 +58,12 @@ def plain_text(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@:$])", r"\\\1", line)
 
 
-def _metadata(origin: Origin, licences: Mapping[str, str | None]) -> str:
+def _metadata(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str:
     """YAML; every value is written as JSON, which YAML contains."""
     pair = origin.pair
     bases = [pair.base] if origin.as_adapter else [pair.base or pair.aligned, pair.adapter, pair.sft]
     ids = list(dict.fromkeys(s.id for s in bases if s is not None and s.on_hub))
-    named = set(licences.values())
+    named = {licence for _, licence in licences}
     licence = named.pop() if len(named) == 1 else None
     fields: dict[str, Any] = {
         "library_name": "peft" if origin.as_adapter else "transformers",
@@ -137,7 +135,7 @@ def _row(e: Evaluation) -> str:
     return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", "; ".join(remarks)]) + " |"
 
 
-def _how(origin: Origin, *, verified: bool) -> str:
+def _how(origin: Origin, *, verified: str | None) -> str:
     spec, sampling = origin.spec, origin.spec.sampling
     rows = {
         "prompts": f"{spec.prompts.n} of {_prompts(spec.prompts.source)}, hash {origin.settings.get('prompts.hash')}",
@@ -146,13 +144,22 @@ def _how(origin: Origin, *, verified: bool) -> str:
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),
         "seed": spec.search.seed,
         "fingerprint of the weights in the engine": origin.trial.fingerprint if origin.trial else "not evaluated",
-        "verified": _VERIFIED if verified else _NOT_VERIFIED,
+        "verified": f"yes, loaded in a fresh engine: {verified}" if verified else _not_verified(origin),
         "evaluated on": ", ".join(f"{key} {value}" for key, value in origin.evaluated_on.items()),
     }
     text = "\n".join(f"- {name}: {plain_text(value)}" for name, value in rows.items())
-    same = f"`{PROVENANCE}` has all of it; `expo-search reproduce DIR` evaluates this alpha again and compares."
+    again = "; `expo-search reproduce DIR` evaluates this alpha again and compares" if origin.trial else ""
+    same = f"`{PROVENANCE}` has all of it{again}."
     recipe = "" if origin.as_adapter else " `mergekit.yaml` makes the same weights, up to rounding, with mergekit."
     return f"## How it was found\n\n{text}\n\n{same}{recipe} Made with expo-search {__version__}."
+
+
+def _not_verified(origin: Origin) -> str:
+    if origin.trial is None:
+        return "no, there is no trial to compare with"
+    if origin.as_adapter:
+        return "no, an adapter's sum with its base is rounded where it is made"
+    return "no, what was written was not compared with the trial; expo-search export with --verify does so"
 
 
 def _limits(origin: Origin) -> str:
@@ -173,27 +180,31 @@ def _limits(origin: Origin) -> str:
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
-def _licence_text(origin: Origin, licences: Mapping[str, str | None]) -> str:
-    lines = [f"- {plain_text(name)}: {plain_text(licence or 'not stated')}" for name, licence in licences.items()]
+def _licence_text(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str:
+    lines = [f"- {plain_text(name)}: {plain_text(licence or 'not stated')}" for name, licence in licences]
     note = f"\n\nThe preset notes: {plain_text(origin.spec.pair.licence)}." if origin.spec.pair.licence else ""
     return "## Licence of the sources\n\n" + "\n".join(lines) + note
 
 
-def _licences(origin: Origin) -> dict[str, str | None]:
-    """Source -> the licence that the metadata of its own card names."""
+def _licences(origin: Origin) -> list[tuple[str, str | None]]:
+    """Each source and the licence that the metadata of its own card names."""
     pair = origin.pair
-    sources: Sequence[Source | None] = (pair.base or pair.aligned, pair.adapter, pair.sft)
-    return {_shown(s): _licence(s.path) for s in sources if s is not None}
+    sources = dict.fromkeys(s for s in (pair.base or pair.aligned, pair.adapter, pair.sft) if s is not None)
+    return [(_shown(s), _licence(s.path)) for s in sources]
 
 
 def _licence(folder: Path) -> str | None:
+    """None where there is no card, or its metadata cannot be read or names none; several are joined by commas."""
+    from huggingface_hub import metadata_load
+
     try:
-        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        metadata = metadata_load(folder / CARD) or {}
+        found = metadata.get("license")
+        if found == "other":
+            found = metadata.get("license_name") or found
+    except Exception:  # somebody else's file: not there, no YAML, another form
         return None
-    metadata = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"""^license:\s*["']?([A-Za-z0-9.-]+)""", metadata[1], re.MULTILINE) if metadata else None
-    return found[1] if found else None
+    return ", ".join(map(str, found)) if isinstance(found, list) else None if found is None else str(found)
 
 
 def _name(source: Source) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +71,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     terminate_as_ctrl_c()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
     try:
         app()
     except ExpoError as fault:
@@ -77,9 +81,10 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
-            Console(stderr=True).print(
-                "expo-search: stopped; what was finished is kept, the same command goes on", soft_wrap=True
-            )
+            command = next(iter(sys.argv[1:]), "-")
+            keeps = command.startswith("-") or command == "confirm"  # the search has no name
+            left = "what was finished is kept, the same command goes on" if keeps else "nothing half-written was left"
+            Console(stderr=True).print(f"expo-search: stopped; {left}", soft_wrap=True)
         raise
 
 

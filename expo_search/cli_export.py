@@ -61,7 +61,18 @@ def export_model(
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
     check_name(out)
     shard_bytes = size_in_bytes(max_shard_size)
-    wanted = Wanted(out, alpha, dtype, shard_bytes, force, as_adapter, verify, push_to_hub, private, trust_remote_code)
+    wanted = Wanted(
+        out=out,
+        alpha=alpha,
+        dtype=dtype,
+        max_shard_bytes=shard_bytes,
+        force=force,
+        as_adapter=as_adapter,
+        verify=verify,
+        push_to=push_to_hub,
+        private=private,
+        trust_remote_code=trust_remote_code,
+    )
     with terminal(log) as (_, err):
         say = say_on(err, quiet)
         name = known_study(study, storage)

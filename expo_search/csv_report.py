@@ -11,7 +11,7 @@ from expo_search.objective import Evaluation
 
 
 def trials_csv(evaluations: Sequence[Evaluation]) -> str:
-    """RFC 4180 with a header; numbers in full precision, guardrails joined by spaces."""
+    """RFC 4180 with a header; numbers in full precision, guardrails joined by "; "."""
     out = io.StringIO()
     rows = [_row(e) for e in evaluations]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -23,6 +23,6 @@ def trials_csv(evaluations: Sequence[Evaluation]) -> str:
 
 def _row(e: Evaluation) -> dict[str, Any]:
     values = {key: value for key, value in e.attributes().items() if not isinstance(value, Mapping)}
-    values["broken"] = " ".join(e.broken)
+    values["broken"] = "; ".join(e.broken)
     ends = {"gain_low": e.gain.low, "gain_high": e.gain.high}
     return {"trial": e.trial, "alpha": e.alpha, **values, **ends, **{f"excess_{k}": x for k, x in e.excess.items()}}

@@ -122,7 +122,7 @@ class VllmModel:
                 where=f"alpha {alpha:g}",
                 found=f"weight {infinite[0]} overflows" if infinite else "not a number",
                 expected="weights that stay finite",
-                do="lower --alpha-max",
+                do="take a smaller alpha; in a search, lower --alpha-max",
             )
         ranks = self._engine.call("expo_switch", float(alpha), reread)
         self._forget_prefixes()
@@ -170,9 +170,19 @@ class VllmModel:
         The same conversation draws with the same seed at every alpha.
 
         Raises:
-            PromptsError: the conversation leaves no room for an answer in the context.
+            PromptsError: the conversation leaves no room for an answer in the context, or does not fit the template.
         """
-        ids = encode_chat(self.tokenizer, [dict(m) for m in messages], add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            ids = encode_chat(self.tokenizer, [dict(m) for m in messages], add_generation_prompt=True)
+        except TemplateError as fault:
+            raise PromptsError(
+                where="the conversation",
+                found=f"{type(fault).__name__}: {fault}",
+                expected="turns that the chat template takes",
+                do="begin a new one",
+            ) from None
         room = self._spec.engine.max_model_len - len(ids)
         if room < 1:
             raise PromptsError(

@@ -6,6 +6,7 @@ appears under its name only when it is whole (`publish.py`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -137,7 +138,9 @@ def writing(out: Path, *, force: bool) -> Iterator[Path]:
             where=f"--out {out}",
             found=str(fault),
             expected="a folder that can be written to",
-            do="free room or name another; nothing half-written was left",
+            do="give a larger --max-shard-size; nothing half-written was left"
+            if fault.errno == errno.EMFILE
+            else "free room or name another; nothing half-written was left",
         ) from fault
 
 

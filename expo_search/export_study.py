@@ -85,9 +85,10 @@ def export_study(
 
     def finish(folder: Path) -> None:
         _make_speak(origin, folder)
-        if wanted.verify:
-            say(_verify(origin, folder, aligned, say))
-        _describe(origin, folder, verified=wanted.verify)
+        verified = _verify(origin, folder, aligned, say) if wanted.verify else None
+        if verified is not None:
+            say(f"verified: {verified}")
+        _describe(origin, folder, verified=verified)
 
     if wanted.as_adapter:
         _export_adapter(origin, wanted)
@@ -121,7 +122,8 @@ def _origin(
         )
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    compare_settings(settings, sources_settings(pair, aligned, sft), name=name)
+    do = "put back what was searched; the search command takes the new place of a folder that was moved"
+    compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=do)
     prompts = store.prompts("search")
     _check_contents(store.study.user_attrs.get(CONTENTS) or {}, name, aligned=aligned, sft=sft)
     own = aligned.config.get("dtype") or aligned.config.get("torch_dtype")
@@ -231,7 +233,7 @@ def _export_adapter(origin: Origin, wanted: Wanted) -> None:
         copy_tokenizer(origin.pair.aligned.path, folder)  # the one that was evaluated, also where it is the base's
         if origin.spec.pair.chat_template is not None:
             set_chat_template(folder, origin.spec.pair.chat_template)
-        _describe(origin, folder, verified=False)
+        _describe(origin, folder, verified=None)
 
 
 def _how_sure(origin: Origin, wanted: Wanted) -> str:
@@ -253,13 +255,13 @@ def _make_speak(origin: Origin, folder: Path) -> None:
         set_chat_template(folder, spec.pair.chat_template)
 
 
-def _describe(origin: Origin, folder: Path, *, verified: bool) -> None:
+def _describe(origin: Origin, folder: Path, *, verified: str | None) -> None:
     """Card, provenance, recipe, which say whether the weights were compared with the trial's."""
     if not origin.as_adapter:
         (folder / RECIPE).write_text(mergekit_recipe(origin), encoding="utf-8")
     write_card(origin, folder, verified=verified)
     files = sorted({PROVENANCE, *(file.name for file in folder.iterdir())})  # all that `--force` may remove
-    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified, "files": files})
+    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified is not None, "files": files})
 
 
 def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[str], None]) -> str:

@@ -38,7 +38,7 @@ def write_report(store: Store, out: Path, *, force: bool = False) -> None:
     Raises:
         StudyError: the file exists and `force` is not given, it is no regular file, or cannot be written.
     """
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    fresh = out.parent / f".{out.name}.{os.getpid()}"
     try:
         _check_target(out, force=force)
         with fresh.open("w", encoding="utf-8") as file:

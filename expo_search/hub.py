@@ -55,12 +55,15 @@ def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], 
         for file in sorted(folder.iterdir())
     ]
     api, where = api or HfApi(), f"--push-to-hub {repo}"
-    again = f"the model is whole in {folder}: upload it with `hf upload {repo} {folder}`"
+    again = f"the model is whole in {folder}; the same command with --force writes and uploads it again"
     try:
         created = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.repo_info(created.repo_id).private:
             raise StudyError(
-                where=where, found="a public repository", expected="a private one, for --private", do=again
+                where=where,
+                found="a public repository",
+                expected="a private one, for --private",
+                do=f"name another repository; the model is whole in {folder}",
             )
         api.create_commit(created.repo_id, files, commit_message="Exported by expo-search")
     except StudyError:

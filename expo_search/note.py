@@ -39,7 +39,7 @@ def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
 
 
 def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "") -> str:
-    """The study's note. What a person wrote below `YOURS` in the old note stays."""
+    """The study's note. What a person wrote stays: all that is below `YOURS`, or a whole note that has no such line."""
     found = study.verdict
     alpha = found.best.alpha if found.best is not None and found.word == "better" else 0.0
     title = "Nothing to compare yet" if not found.n_tried else f"{found.word.capitalize()}: alpha = {alpha:.4g}"
@@ -51,7 +51,7 @@ def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "")
         lines += [f"    # {purpose}", f"    {clean(command)}"]
     if artifacts is not None:
         lines += ["", markdown(artifacts)]
-    _, _, yours = old.partition(YOURS)
+    yours = old.partition(YOURS)[2] if YOURS in old else old and f"\n\n{old}"
     return "\n".join([*lines, "", YOURS]) + (yours or "\n\n(kept when this note is written anew)\n")
 
 

@@ -201,8 +201,8 @@ class Objective:
 
         Args:
             others: finished trials, whose covariances with this one are wanted.
-            best: the trial to race against; CONTROL races against a gain of 0. None: no trial stops early.
-            n_most: the prompts from which enough is learnt, taken up to a whole look.
+            best: the trial to race against; CONTROL races against a gain of 0. None: there is no race.
+            n_most: the prompts from which enough is learnt, taken up to a whole look; not of CONTROL.
             on_look: gets what is known after each chunk of a race, and at the end.
             stop: asked after each chunk but the last.
 
@@ -221,15 +221,16 @@ class Objective:
         outcome: Outcome = "complete"
         for n in ends:
             answers, last = self._answer(trial, n, run), n == ends[-1]
-            if racing or last:
+            enough = n_most is not None and n >= n_most and trial != CONTROL
+            if racing or enough or last:
                 found = self._evaluation(trial, alpha, answers, switch, run)
                 if on_look is not None:
                     on_look(found)
             if last:
                 break
-            verdict = self._stop(found, answers, rival, len(ends), n_most) if racing else None
-            if verdict is not None:
-                outcome = verdict
+            verdict = self._stop(found, answers, rival, len(ends)) if racing else None
+            if verdict is not None or enough:
+                outcome = verdict or "enough"
                 break
             if stop():
                 raise Stopped
@@ -237,9 +238,9 @@ class Objective:
         return replace(found, outcome=outcome, covariances=covariances, other_s=run.other_s(switch))
 
     def _stop(
-        self, found: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int, n_most: int | None
+        self, found: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
     ) -> Outcome | None:
-        """Why to stop after this look, if so."""
+        """Why a race is lost after this look, if it is."""
         control, limits, n = self._control_on(answers), self._guardrails, len(answers)
         if rise_beyond_chance(found.share_cut, control.share_cut, n, limits.cut_off_rise) or rise_beyond_chance(
             found.share_repeating, control.share_repeating, n, limits.repeating_rise
@@ -248,7 +249,7 @@ class Objective:
         mine = prompt_gains(_rated(answers), control.rated, self._kind)
         if hopeless(mine, rival or dict.fromkeys(mine, 0.0), WRONG_DROP / n_looks):
             return "hopeless"
-        return "enough" if n_most is not None and n >= n_most else None
+        return None
 
     def _answer(self, trial: int, n: int, run: _Run) -> list[Stored]:
         """The answers to the first n prompts, generated and scored where they are not stored yet."""

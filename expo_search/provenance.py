@@ -108,7 +108,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "settings": dict(origin.settings),
         "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),
         "evaluated_on": dict(origin.evaluated_on),
-        "commands": {"export": origin.command, "evaluate again": again},
+        "commands": {"export": origin.command} | ({"evaluate again": again} if origin.trial else {}),
     }
 
 
@@ -236,14 +236,23 @@ def mergekit_recipe(origin: Origin) -> str:
 
 
 def without_paths(text: str, origin: Origin) -> str:
-    """`expo.json` or `mergekit.yaml` for others to see: a file or folder of this machine by its name alone."""
+    """A file of an export for others to see: what is on this machine by its name, not by the path to it."""
     sources = [s for s in vars(origin.pair).values() if s is not None and not s.on_hub]
     places = {place for s in sources for place in (s.id, s.loadable, str(s.path))}
     places |= {origin.spec.prompts.source, origin.storage.partition(":///")[2]}
-    for place in sorted((p for p in places if Path(p).is_absolute() and Path(p).name), key=len, reverse=True):
+    parts = {place: Path(place).parts[1:] for place in places if Path(place).is_absolute()}
+    for place in sorted(parts, key=len, reverse=True):
         for spelled in (place, json.dumps(place)[1:-1], json.dumps(place, ensure_ascii=False)[1:-1]):
-            text = text.replace(spelled, Path(place).name)
+            text = text.replace(spelled, _short(parts[place], list(parts.values())))
     return text
+
+
+def _short(parts: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    """As many of a path's last parts as tell it from the others: one, unless they have the same name."""
+    for n in range(1, len(parts)):
+        if sum(other[-n:] == parts[-n:] for other in others) == 1:
+            return "/".join(parts[-n:])
+    return "/".join(parts)
 
 
 def _mergekit(source: Source) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder beside `out` that becomes `out` when the block ends well; else it and parents made for it go again.
 
-    With `replace` an existing `out` stays until the new one is whole and on the disk; then the names are exchanged.
+    With `replace` an existing `out` stays until the new one is whole and on the disk; then it is renamed, and the new
+    one is. Who is killed between the two finds the old one by its other name, and the next call puts it back.
 
     Raises:
         FileExistsError: `out` is there (or came into being in the meantime), without `replace`.
@@ -48,8 +49,8 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty
-            for parent in missing:
+        for parent in missing:
+            with suppress(OSError):  # not empty, or `x/..`
                 parent.rmdir()
 
 

@@ -105,18 +105,17 @@ def reproduce(
     spec = stored_spec(found["spec"], name=str(found["study"]), trust_remote_code=trust_remote_code)
     with TemporaryDirectory(prefix="expo-search-") as folder:
         checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
-        compare_settings(found["settings"], checked.settings, name=f"{found['study']} in expo.json")
+        compare_settings(
+            found["settings"],
+            checked.settings,
+            name=f"{found['study']} in expo.json",
+            do="give what it was made with: sources, prompts and reward model, where they were",
+        )
         running = start(checked, say)
         try:
             objective = running.objective(watcher, checked.search_prompts)
             control = objective.evaluate(CONTROL, 0.0)
-            # the same looks as in the search, since which prompts share a batch can change an engine's rounding
-            again = objective.evaluate(
-                stored["trial"],
-                stored["alpha"],
-                best=CONTROL if spec.search.racing else None,
-                n_most=stored["n_prompts"],
-            )
+            again = objective.evaluate(stored["trial"], stored["alpha"], n_most=stored["n_prompts"])
             return _compare(found, running.store, control, again)
         finally:
             running.model.close()

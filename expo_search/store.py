@@ -253,8 +253,14 @@ class Store:
             yield session
 
 
-def compare_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], *, name: str) -> None:
-    """Trials of one study are made under one set of settings.
+def compare_settings(
+    stored: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    *,
+    name: str,
+    do: str = "drop the differing options, or give another --study-name",
+) -> None:
+    """Trials of one study are made under one set of settings. `do`: the advice to who has others.
 
     Raises:
         SettingsChanged: names every setting that differs, with both values.
@@ -269,7 +275,7 @@ def compare_settings(stored: Mapping[str, Any], asked: Mapping[str, Any], *, nam
             where=f"study {name}",
             found=f"other settings ({'; '.join(differing)})",
             expected="those it was made under",
-            do="drop the differing options, or give another --study-name",
+            do=do,
         )
 
 

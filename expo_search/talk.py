@@ -123,7 +123,9 @@ class Chat:
         if name == "reset":
             self.messages.clear()
             self.write("(forgotten)\n")
-        elif name == "alpha" and (alpha := _number(argument)) is not None:
+        elif name == "alpha" and (alpha := _number(argument)) is None:
+            self.write(f"({clean(argument) or 'nothing'} is no number that is finite in float32)\n")
+        elif name == "alpha" and alpha is not None:
             try:
                 self._switch(alpha)
             except MaterializeError as fault:  # an alpha at which a weight overflows: the weights stay as they were

@@ -24,7 +24,7 @@ def verify(
     ends: Sequence[int],
     say: Callable[[str], None],
 ) -> str:
-    """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; a line that says so.
+    """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; what was the same.
 
     First some of the trial's own prompts are repeated, with its seeds. An engine's rounding can depend on which
     prompts share a batch, so where an answer differs all are repeated, in the trial's own batches.
@@ -54,7 +54,7 @@ def verify(
             )
     finally:
         model.close()
-    return f"verified: fingerprint {fingerprint} and {len(few)} of the trial's answers, the same"
+    return f"fingerprint {fingerprint} and {len(few)} of the trial's {len(stored)} answers, the same"
 
 
 def trial_dtype(asked: str, config: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from twins import make_pair, read_all
 
 from expo_search.card import card, plain_text, write_card
 from expo_search.pairs import Pair, Source
-from expo_search.provenance import Origin, mergekit_recipe
+from expo_search.provenance import Origin, mergekit_recipe, without_paths
 from expo_search.report import verdict
 from expo_search.study import load_study
 
@@ -68,6 +68,43 @@ def test_a_licence_that_all_sources_share_is_the_models(tmp_path: Path) -> None:
     assert "- owner/sft: apache-2.0" in text
 
 
+@pytest.mark.parametrize(
+    ("metadata_text", "shown", "of_all"),
+    [
+        ("license: mit", "mit", "mit"),
+        ("license:\n- mit", "mit", "mit"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0", "other"),
+        ("license: other\nlicense_name: own-licence", "own-licence", "other"),
+        ("license: cc_by", "cc\\_by", "other"),
+        ("license:\nlanguage: en", "not stated", "other"),
+        ("license: [", "not stated", "other"),
+        ("- license", "not stated", "other"),
+    ],
+)
+def test_a_licence_is_read_as_yaml(tmp_path: Path, metadata_text: str, shown: str, of_all: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{metadata_text}\n---\n# Theirs\n")
+    text = card(make_origin(tmp_path))
+    assert f"- owner/aligned: {shown}\n" in text
+    assert metadata(text)["license"] == of_all
+
+
+def test_sources_whose_folders_have_one_name_keep_their_licences_apart(tmp_path: Path) -> None:
+    sources = []
+    for stage, licence in (("sft", "mit"), ("dpo", "llama2")):
+        folder = tmp_path / stage / "final"
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        sources.append(Source(folder, str(folder), "local"))
+    origin = make_origin(tmp_path)
+    origin = replace(origin, pair=replace(origin.pair, sft=sources[0], aligned=sources[1]))
+    text = card(origin)
+    assert metadata(text)["license"] == "other"
+    assert "- final: llama2\n- final: mit" in text
+    recipe = without_paths(mergekit_recipe(origin), origin)
+    assert 'base_model: "sft/final"' in recipe
+    assert 'model: "dpo/final"' in recipe
+
+
 def test_folders_are_named_without_their_path_and_are_no_base_model(tmp_path: Path) -> None:
     local = Source(tmp_path, "/home/someone/secret/sft", "local")
     pair = replace(make_origin(tmp_path).pair, aligned=local, sft=local)
@@ -90,7 +127,17 @@ def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
 def test_it_says_whether_what_was_written_was_verified(tmp_path: Path) -> None:
     origin = make_origin(tmp_path)
     assert "- verified: no, what was written was not compared with the trial" in card(origin)
-    assert "- verified: yes, loaded in a fresh engine" in card(origin, verified=True)
+    assert "- verified: yes, loaded in a fresh engine\\: 8 of 9" in card(origin, verified="8 of 9")
+
+
+def test_what_cannot_be_done_is_not_offered(tmp_path: Path) -> None:
+    whole = card(make_origin(tmp_path))
+    assert "reproduce DIR" in whole
+    assert "with --verify" in whole
+    never = card(make_origin(tmp_path, trial=None, alpha=0.7))
+    assert "- verified: no, there is no trial to compare with" in never
+    assert "reproduce" not in never
+    assert "with --verify" not in card(make_origin(tmp_path, as_adapter=True))
 
 
 def test_names_inject_no_markup_and_no_metadata(tmp_path: Path) -> None:

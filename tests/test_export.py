@@ -206,6 +206,16 @@ class TestBeside:
         assert not {"modeling.py", "pytorch_model.bin", "README.md", ".hidden"} & {p.name for p in plain.iterdir()}
         assert (write(*pair, 0.7, tmp_path / "code", Format(code=True)) / "modeling.py").is_file()
 
+    def test_a_config_names_no_code_that_is_not_there(self, tmp_path: Path) -> None:
+        pair = make_pair(tmp_path / "pair", "llama-untied")
+        for name in ("config.json", "tokenizer_config.json"):
+            config = json.loads((pair[0] / name).read_text())
+            (pair[0] / name).write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.Config"}}))
+        (pair[0] / "own.py").write_text("")
+        without, with_code = (write(*pair, 0.7, tmp_path / f"{c}", Format(code=c)) for c in (False, True))
+        assert "auto_map" not in (without / "config.json").read_text() + (without / "tokenizer_config.json").read_text()
+        assert "auto_map" in (with_code / "config.json").read_text()
+
     @pytest.mark.parametrize(
         ("generation", "config", "given", "expected"),
         [
@@ -324,7 +334,7 @@ class TestTarget:
     @pytest.mark.parametrize("kept", [False, True])
     def test_parents_that_were_made_go_again_but_not_what_is_in_them(self, kept: bool, tmp_path: Path) -> None:
         def fails() -> None:
-            with published(tmp_path / "a" / "b" / "out"):
+            with published(tmp_path / "a" / "x" / ".." / "b" / "out"):
                 if kept:
                     (tmp_path / "a" / "mine").touch()
                 raise RuntimeError

@@ -390,7 +390,9 @@ class TestHub:
 
     @pytest.mark.parametrize("call", ["create_repo", "create_commit"])
     def test_a_failed_upload_says_where_the_whole_model_is(self, tmp_path: Path, call: str) -> None:
-        with pytest.raises(StudyError, match=f"the network is down.*upload it with `hf upload me/model {tmp_path}`"):
+        with pytest.raises(
+            StudyError, match=f"network is down.*whole in {tmp_path}; the same command with --force writes"
+        ):
             push(tmp_path, "me/model", private=False, instead={}, api=FakeHub(fails=call))  # type: ignore[arg-type]
 
     def test_a_token_that_the_hub_refuses_is_said_before_any_work(self) -> None:

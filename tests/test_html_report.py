@@ -138,10 +138,19 @@ def test_a_file_is_replaced_only_when_asked_and_whole(store: Store, tmp_path: Pa
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("place", ["missing/report.html", ".", "x" * 256, "x" * 255, "x/" * 2048])
+@pytest.mark.parametrize("place", ["missing/report.html", ".", "/", "x" * 256, "x" * 255, "x/" * 2048])
 def test_a_place_that_cannot_be_written_is_one_clear_line(store: Store, tmp_path: Path, place: str) -> None:
     with pytest.raises(StudyError, match="--out"):
         write_report(store, tmp_path / place, force=True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_without_a_name_is_no_place_for_a_page(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match=r"--out \.: a folder; expected a new file"):
+        write_report(store, Path(), force=True)
     assert not [*tmp_path.iterdir()]
 
 

@@ -49,6 +49,13 @@ def test_what_a_person_wrote_below_the_line_stays() -> None:
     assert markdown_note(judged([CONTROL, BETTER]), old=second) == second
 
 
+def test_a_note_that_a_person_wrote_whole_stays() -> None:
+    note = markdown_note(judged([CONTROL]), old="mine alone")
+    assert note.startswith("## ")
+    assert note.endswith("mine alone")
+    assert markdown_note(judged([CONTROL]), old=note) == note
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

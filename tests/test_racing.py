@@ -162,6 +162,14 @@ class TestRace:
         assert [e.gain.n for e in seen] == [64]
         assert found.outcome == "complete"
 
+    def test_enough_is_enough_without_a_race_too(self, store: Store) -> None:
+        """As when an export is evaluated again: to the look at which it ended then, however bad it is."""
+        evaluate = objective(store).evaluate
+        evaluate(CONTROL, 0.0)
+        found = evaluate(1, 3.0, n_most=32)
+        assert (found.outcome, found.gain.n) == ("enough", 32)
+        assert evaluate(2, 3.0, n_most=64).outcome == "complete"
+
     def test_alpha_0_does_not_race(self, store: Store) -> None:
         seen = list[Evaluation]()
         found = objective(store).evaluate(CONTROL, 0.0, best=CONTROL, n_most=16, on_look=seen.append)

@@ -153,7 +153,13 @@ class TestChat:
         monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"caf\xe9\nAgain\n"), "utf-8"))
         assert [*_lines(lambda _: None)] == ["caf�\n", "Again\n"]
 
-    @pytest.mark.parametrize("line", ["/alpha", "/alpha x", "/alpha nan", "/alpha 1e39", "/help", "/what", "/"])
+    @pytest.mark.parametrize("alpha", ["", "x", "nan", "1e39"])
+    def test_what_is_no_alpha_changes_nothing_and_is_named(self, alpha: str) -> None:
+        speaker, chat, text = talk(f"/alpha {alpha}")
+        assert f"({alpha or 'nothing'} is no number that is finite in float32)" in text
+        assert (speaker.seen, chat.alpha) == ([], 0.3)
+
+    @pytest.mark.parametrize("line", ["/help", "/what", "/"])
     def test_what_is_no_command_shows_the_commands(self, line: str) -> None:
         speaker, chat, text = talk(line)
         assert "/reset" in text
