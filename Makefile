@@ -23,6 +23,7 @@ bad-input-table: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/switch.py 2>>expo-search.log
+	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/demo.py
 
 .venv/.installed: pyproject.toml

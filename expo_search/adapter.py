@@ -159,7 +159,7 @@ def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
     file = path / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        kind, rank, alpha = config["peft_type"], config["r"], float(config["lora_alpha"])
+        kind, rank, alpha = config["peft_type"], config["r"], config["lora_alpha"] * 1.0
     except FileNotFoundError:
         raise PairError(
             where=f"adapter {path}",

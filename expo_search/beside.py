@@ -23,21 +23,22 @@ _NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, RECIPE}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 _TOKENIZER, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-TOKENIZER_FILES = (
-    *_VOCABULARIES, _TOKENIZER, _TEMPLATE, "special_tokens_map.json", "added_tokens.json", "merges.txt",
+TOKENIZER_FILES = (  # in this order they are part of an adapter's hash, which studies keep
+    "tokenizer.json", _TOKENIZER, "special_tokens_map.json", "added_tokens.json", _TEMPLATE,
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
 )  # fmt: skip
 
 
 def copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
     """Copy the files of a checkpoint folder but weights, its card, hidden files, and, unless `code`, Python.
 
-    Without its Python a config no longer names it either: nobody could load what it names.
+    Without its Python a config no longer names it either: whoever trusts it would look for a file that is not there.
     """
     for file in _small_files(source, code=code):
         shutil.copyfile(file, folder / file.name)
     for name in CONFIGS if not code else ():
-        config = _read(folder / name) if (folder / name).is_file() else {}
-        if "auto_map" in config:
+        config = _read_if_it_can(folder / name)
+        if "auto_map" in config and "--" not in str(config["auto_map"]):  # that is code of another repository
             _write(folder / name, {key: value for key, value in config.items() if key != "auto_map"})
 
 
@@ -80,9 +81,9 @@ def _chat_template(folder: Path) -> str | None:
     """The default one, in a file of its own or in the tokenizer's config; there may be several with names."""
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
-    found = _read(folder / _TOKENIZER).get("chat_template") if (folder / _TOKENIZER).is_file() else None
+    found = _read_if_it_can(folder / _TOKENIZER).get("chat_template")
     if isinstance(found, list):
-        found = {t["name"]: t["template"] for t in found}.get("default")
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
 
 
@@ -115,6 +116,15 @@ def set_chat_template(folder: Path, template: str) -> None:
 def _read(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
+
+
+def _read_if_it_can(file: Path) -> dict[str, Any]:
+    """Empty where the file is not there or holds something else: whoever needs it says so."""
+    try:
+        content = _read(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

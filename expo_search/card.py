@@ -1,7 +1,8 @@
 """What is known about an exported model -> its model card: README.md with YAML metadata, and the curve as a picture.
 
-Names, paths and notes may come from files that are not ours: in the metadata they are quoted, in the text every
-character that Markdown or HTML could read as markup is escaped.
+Names and notes may come from files that are not ours: in the metadata they are quoted, in the text every character
+that Markdown or HTML could read as markup is escaped. Folders are named without the paths to them, which are nobody
+else's business.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from expo_search import __version__
 from expo_search.beside import CARD, PROVENANCE
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.pairs import Source
-from expo_search.provenance import FORMULA, Origin
+from expo_search.provenance import FORMULA, Origin, public
 
 PICTURE = "curve.png"
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
@@ -40,6 +41,7 @@ def card(origin: Origin, *, verified: str | None = None) -> str:
     `verified`: in what the written weights, loaded in a fresh engine, equalled the trial (`verify.py`).
     """
     licences = _licences(origin)
+    origin = public(origin)
     sections = [
         _metadata(origin, licences),
         _what(origin),
@@ -137,8 +139,9 @@ def _row(e: Evaluation) -> str:
 
 def _how(origin: Origin, *, verified: str | None) -> str:
     spec, sampling = origin.spec, origin.spec.sampling
+    prompts = spec.prompts.source.removeprefix("./")
     rows = {
-        "prompts": f"{spec.prompts.n} of {_prompts(spec.prompts.source)}, hash {origin.settings.get('prompts.hash')}",
+        "prompts": f"{spec.prompts.n} of {prompts}, hash {origin.settings.get('prompts.hash')}",
         "objective": spec.search.objective,
         "reward model": _shown(origin.pair.reward_model),
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),
@@ -188,9 +191,10 @@ def _licence_text(origin: Origin, licences: Sequence[tuple[str, str | None]]) ->
 
 def _licences(origin: Origin) -> list[tuple[str, str | None]]:
     """Each source and the licence that the metadata of its own card names."""
-    pair = origin.pair
-    sources = dict.fromkeys(s for s in (pair.base or pair.aligned, pair.adapter, pair.sft) if s is not None)
-    return [(_shown(s), _licence(s.path)) for s in sources]
+    here, shown = vars(origin.pair), vars(public(origin).pair)
+    roles = ["base" if origin.pair.base else "aligned", "adapter", "sft"]
+    found = {here[role]: shown[role] for role in roles if here[role] is not None}
+    return [(_shown(source), _licence(there.path)) for there, source in found.items()]
 
 
 def _licence(folder: Path) -> str | None:
@@ -212,10 +216,5 @@ def _name(source: Source) -> str:
     return plain_text(_shown(source)) + revision
 
 
-def _prompts(source: str) -> str:
-    return Path(source).name if Path(source).suffix else source
-
-
 def _shown(source: Source) -> str:
-    """A Hub id, or a folder's name without the path to it, which is nobody else's business."""
-    return source.id if source.on_hub else Path(source.id).name or source.id
+    return source.id.removeprefix("./")

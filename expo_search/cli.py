@@ -71,9 +71,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     terminate_as_ctrl_c()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # an output that has no such character is no reason to fail
     try:
         app()
     except ExpoError as fault:
@@ -83,8 +82,8 @@ def main() -> None:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
             command = next(iter(sys.argv[1:]), "-")
             keeps = command.startswith("-") or command == "confirm"  # the search has no name
-            left = "what was finished is kept, the same command goes on" if keeps else "nothing half-written was left"
-            Console(stderr=True).print(f"expo-search: stopped; {left}", soft_wrap=True)
+            kept = "; what was finished is kept, the same command goes on" if keeps else ""
+            Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)
         raise
 
 

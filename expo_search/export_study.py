@@ -24,7 +24,7 @@ from expo_search.extrapolate import is_alpha
 from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
 from expo_search.pairs import resolve_pair
-from expo_search.provenance import Origin, mergekit_recipe, provenance, without_paths
+from expo_search.provenance import Origin, mergekit_recipe, provenance, public
 from expo_search.report import Verdict, refuse_zero, trial_at, verdict
 from expo_search.run import sources_settings
 from expo_search.search import evaluations
@@ -97,10 +97,8 @@ def export_study(
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
-        named = [wanted.out / name for name in (PROVENANCE, RECIPE, CONFIG)]
-        texts = {file.name: file.read_text(encoding="utf-8") for file in named if file.is_file()}
-        public = {name: without_paths(text, origin) for name, text in texts.items()}
-        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=public)}")
+        shown = _public_texts(origin, wanted.out)
+        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=shown)}")
     say(f"alpha = {origin.alpha:.6g} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
 
@@ -261,7 +259,21 @@ def _describe(origin: Origin, folder: Path, *, verified: str | None) -> None:
         (folder / RECIPE).write_text(mergekit_recipe(origin), encoding="utf-8")
     write_card(origin, folder, verified=verified)
     files = sorted({PROVENANCE, *(file.name for file in folder.iterdir())})  # all that `--force` may remove
-    _write_json(folder / PROVENANCE, provenance(origin) | {"verified": verified is not None, "files": files})
+    found = provenance(origin) | {"verified": verified is not None, "files": files}
+    (folder / PROVENANCE).write_text(_as_json(found), encoding="utf-8")
+
+
+def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
+    """What to upload in the place of files that say where things lie on this machine."""
+    shown = public(origin)
+    written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    kept = {key: written[key] for key in ("made_at", "verified", "files")}
+    texts = {PROVENANCE: _as_json(provenance(shown) | kept)}
+    if not origin.as_adapter:
+        return texts | {RECIPE: mergekit_recipe(shown)}
+    assert shown.pair.base is not None, "_check_options"
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": shown.pair.base.loadable})}
 
 
 def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[str], None]) -> str:
@@ -281,8 +293,8 @@ def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[st
     return verify(folder, model, trial.fingerprint, origin.answers, looks(spec.prompts.n), say)
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """As JSON proper, which knows no infinity: an interval without an end has None there."""
+def _as_json(content: Mapping[str, Any]) -> str:
+    """JSON proper, which knows no infinity: an interval without an end has None there."""
 
     def proper(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -291,4 +303,4 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
             return [proper(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    file.write_text(json.dumps(proper(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return json.dumps(proper(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

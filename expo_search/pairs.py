@@ -30,7 +30,7 @@ _WANTED = (
     "LICENSE*",
     "README.md",
 )
-_NOT_WANTED = ("*/*", "consolidated*")  # training's own checkpoints; the same weights again, as Mistral names them
+_NOT_WANTED = ("*/*.safetensors", "consolidated*")  # of training; the same weights again, as Mistral names them
 # whose code is run, once it is trusted: nothing but tensors is read from the others
 _REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}
 
@@ -173,7 +173,7 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
     checkpoint, lora = open_checkpoint(base.path, role="aligned"), open_adapter(adapter.path)
     check_fits(lora, checkpoint)
     small = small_files_hash(base.path, code=trust_remote_code)
-    parts = (checkpoint.header_hash, str(checkpoint.stamps), small, lora.content_hash(), str(trust_remote_code))
+    parts = (checkpoint.content_hash(), small, lora.content_hash(), str(trust_remote_code))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     merged = cache_folder() / "checkpoints" / f"merged-{key}"
     if not merged.is_dir():

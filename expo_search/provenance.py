@@ -6,8 +6,8 @@ import hashlib
 import json
 import reprlib
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -20,7 +20,7 @@ from expo_search.database import shown
 from expo_search.errors import StudyError
 from expo_search.extrapolate import is_alpha
 from expo_search.objective import Evaluation
-from expo_search.pairs import Pair, Source, pinned
+from expo_search.pairs import LOCAL, Pair, Source, pinned
 from expo_search.report import Verdict, as_json, confirmation_json
 from expo_search.store import Stored
 from expo_search.study import DEFAULT_STORAGE, Finite, StudySpec
@@ -235,24 +235,54 @@ def mergekit_recipe(origin: Origin) -> str:
     return "\n".join([*lines, *([f"out_dtype: {origin.out_dtype}"] if origin.out_dtype else [])]) + "\n"
 
 
-def without_paths(text: str, origin: Origin) -> str:
-    """A file of an export for others to see: what is on this machine by its name, not by the path to it."""
-    sources = [s for s in vars(origin.pair).values() if s is not None and not s.on_hub]
-    places = {place for s in sources for place in (s.id, s.loadable, str(s.path))}
-    places |= {origin.spec.prompts.source, origin.storage.partition(":///")[2]}
-    parts = {place: Path(place).parts[1:] for place in places if Path(place).is_absolute()}
-    for place in sorted(parts, key=len, reverse=True):
-        for spelled in (place, json.dumps(place)[1:-1], json.dumps(place, ensure_ascii=False)[1:-1]):
-            text = text.replace(spelled, _short(parts[place], list(parts.values())))
-    return text
+def public(origin: Origin) -> Origin:
+    """An origin for others to see: what lies on this machine by `./NAME`, which no tool takes for an id of the Hub.
+
+    The names are as long as it takes to tell the folders apart; where they lie so, `reproduce` finds them.
+    """
+    pair, spec = origin.pair, origin.spec
+    sources = {role: s for role, s in vars(pair).items() if s is not None}
+    names = _short_names({s.path for s in sources.values() if not s.on_hub and s.revision == LOCAL})
+    shown = {role: replace(s, id=names.get(s.path, s.id), path=Path(s.path.name)) for role, s in sources.items()}
+    if pair.base and pair.adapter:
+        shown["aligned"] = replace(shown["aligned"], id=f"{shown['base'].id}+{shown['adapter'].id}")
+    given = {"aligned": "base" if pair.base else "aligned", "adapter": "adapter", "sft": "sft"}
+    given["reward_model"] = "reward_model"
+    ids = {field: shown[role].id for field, role in given.items() if getattr(spec.pair, field) is not None}
+    prompts = spec.prompts
+    if _is_own_file(prompts.source):
+        prompts = prompts.model_copy(update={"source": f"./{Path(prompts.source).name}"})
+    identities = {
+        f"pair.{role}": str(origin.settings[f"pair.{role}"]).replace(f"{s.id}@", f"{shown[role].id}@", 1)
+        for role, s in sources.items()
+        if f"pair.{role}" in origin.settings
+    }
+    return replace(
+        origin,
+        pair=Pair(**shown),
+        spec=spec.model_copy(update={"pair": spec.pair.model_copy(update=ids), "prompts": prompts}),
+        settings={**origin.settings, **identities},
+        verdict=replace(origin.verdict, again=""),
+        storage=DEFAULT_STORAGE,
+    )
 
 
-def _short(parts: Sequence[str], others: Sequence[Sequence[str]]) -> str:
-    """As many of a path's last parts as tell it from the others: one, unless they have the same name."""
-    for n in range(1, len(parts)):
-        if sum(other[-n:] == parts[-n:] for other in others) == 1:
-            return "/".join(parts[-n:])
-    return "/".join(parts)
+def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Each by as many of its last parts as tell it from the others."""
+    parts = {path: path.parts[1:] for path in paths}
+
+    def name(path: Path) -> str:
+        tails = (parts[path][-n:] for n in range(1, len(parts[path])))
+        alone = (tail for tail in tails if sum(other[-len(tail) :] == tail for other in parts.values()) == 1)
+        return "./" + "/".join(next(alone, parts[path][-1:]))
+
+    return {path: name(path) for path in parts}
+
+
+def _is_own_file(source: str) -> bool:
+    """Whether prompts come from a file of this machine's; the package's own are named as they are everywhere."""
+    given = Path(source)
+    return bool(given.suffix) and (given.is_absolute() or source.startswith(("~", "..")) or given.is_file())
 
 
 def _mergekit(source: Source) -> str:

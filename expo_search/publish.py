@@ -47,11 +47,12 @@ def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
             raise
         _sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in missing:
             with suppress(OSError):  # not empty, or `x/..`
                 parent.rmdir()
+        raise
 
 
 def sync_files(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """theta(alpha) of two checkpoints -> the bytes of a third, piece by piece: memory of a few pieces, not of the model.
 
 The formula is elementwise, so a tensor can be cut anywhere, and doing it before vLLM fuses and shards gives the same
-bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing, which
-the compiled kernel does all three (`stream.c`); torch does what the kernel does not know.
+bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing: the
+compiled kernel does all three (`stream.c`), and torch does what the kernel does not know.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_theta(
 
 
 class _Piece(NamedTuple):
-    """`n` elements of aligned's `tensor` from `first` on, and sft's `source` of as many from there on."""
+    """`n` elements of aligned's `tensor` from `first` on, and what they are extrapolated from: as many of `source`."""
 
     tensor: TensorInfo
     source: TensorInfo

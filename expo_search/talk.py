@@ -123,16 +123,21 @@ class Chat:
         if name == "reset":
             self.messages.clear()
             self.write("(forgotten)\n")
-        elif name == "alpha" and (alpha := _number(argument)) is None:
-            self.write(f"({clean(argument) or 'nothing'} is no number that is finite in float32)\n")
-        elif name == "alpha" and alpha is not None:
-            try:
-                self._switch(alpha)
-            except MaterializeError as fault:  # an alpha at which a weight overflows: the weights stay as they were
-                self.write(f"({clean(fault.found)}: still at alpha = {self.alpha:g})\n")
+        elif name == "alpha":
+            self._go_to(argument)
         else:
             self.write(HELP + "\n")
         return True
+
+    def _go_to(self, argument: str) -> None:
+        alpha = _number(argument)
+        if alpha is None:
+            self.write(f"({clean(argument) or 'nothing'} is no number that is finite in float32)\n")
+            return
+        try:
+            self._switch(alpha)
+        except MaterializeError as fault:  # an alpha at which a weight overflows: the weights stay as they were
+            self.write(f"({clean(fault.found)}: still at alpha = {self.alpha:g})\n")
 
     def _switch(self, alpha: float) -> None:
         switch = self.model.materialize(alpha)

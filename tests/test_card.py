@@ -16,7 +16,7 @@ from twins import make_pair, read_all
 
 from expo_search.card import card, plain_text, write_card
 from expo_search.pairs import Pair, Source
-from expo_search.provenance import Origin, mergekit_recipe, without_paths
+from expo_search.provenance import Origin, mergekit_recipe, public
 from expo_search.report import verdict
 from expo_search.study import load_study
 
@@ -99,14 +99,14 @@ def test_sources_whose_folders_have_one_name_keep_their_licences_apart(tmp_path:
     origin = replace(origin, pair=replace(origin.pair, sft=sources[0], aligned=sources[1]))
     text = card(origin)
     assert metadata(text)["license"] == "other"
-    assert "- final: llama2\n- final: mit" in text
-    recipe = without_paths(mergekit_recipe(origin), origin)
-    assert 'base_model: "sft/final"' in recipe
-    assert 'model: "dpo/final"' in recipe
+    assert "- dpo/final: llama2\n- sft/final: mit" in text
+    recipe = mergekit_recipe(public(origin))
+    assert 'base_model: "./sft/final"' in recipe
+    assert 'model: "./dpo/final"' in recipe
 
 
 def test_folders_are_named_without_their_path_and_are_no_base_model(tmp_path: Path) -> None:
-    local = Source(tmp_path, "/home/someone/secret/sft", "local")
+    local = Source(tmp_path / "secret" / "sft", str(tmp_path / "secret" / "sft"), "local")
     pair = replace(make_origin(tmp_path).pair, aligned=local, sft=local)
     text = card(make_origin(tmp_path, pair=pair))
     assert "base_model" not in metadata(text)

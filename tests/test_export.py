@@ -342,9 +342,10 @@ class TestTarget:
         with pytest.raises(RuntimeError):
             fails()
         assert sorted(p.name for p in tmp_path.rglob("*")) == (["a", "mine"] if kept else [])
-        with published(tmp_path / "a" / "b" / "out"):
+        out = tmp_path / "a" / "x" / ".." / "b" / "out"
+        with published(out):
             pass
-        assert (tmp_path / "a" / "b" / "out").is_dir()
+        assert out.is_dir()
 
     def test_a_disk_that_is_full_after_all_is_one_line_and_leaves_nothing(
         self, pair: tuple[Path, Path], tmp_path: Path
@@ -356,6 +357,18 @@ class TestTarget:
                 write(*pair, 0.7, tmp_path / "out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not list(tmp_path.iterdir())
+
+    def test_more_shards_than_files_may_be_open_ask_for_larger_ones(
+        self, pair: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, limits[1]))
+        try:
+            with refused("Too many open files.*give a larger --max-shard-size"):
+                write(*pair, 0.7, tmp_path / "out", Format(max_shard_bytes=1000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert not list(tmp_path.iterdir())
 
 

@@ -363,9 +363,29 @@ class TestHub:
             folder = json.loads(here["expo.json"])["pair"][name]["id"]
             assert Path(folder).is_absolute()
             assert folder.encode() in here["mergekit.yaml"]
-            assert json.loads(hub.files["expo.json"])["pair"][name]["id"] == Path(folder).name
+            assert json.loads(hub.files["expo.json"])["pair"][name]["id"] == f"./{name}"
+            assert f'"./{name}"'.encode() in hub.files["mergekit.yaml"]
             assert not any(str(Path(folder).parent).encode() in content for content in hub.files.values())
         assert not any(str(tmp_path).encode() in content for content in hub.files.values())
+        there, here_too = (json.loads(files["expo.json"]) for files in (hub.files, here))
+        assert there["settings"] == here_too["settings"]
+        assert (there["made_at"], there["files"]) == (here_too["made_at"], here_too["files"])
+        assert there["spec"]["pair"]["sft"] == "./sft"
+
+    def test_an_adapters_base_is_named_so_too(
+        self, adapted: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for as_adapter, recipe in ((True, "adapter_config.json"), (False, "mergekit.yaml")):
+            hub = FakeHub()
+            monkeypatch.setattr(huggingface_hub, "HfApi", lambda hub=hub: hub)
+            export(adapted, tmp_path / f"out-{as_adapter}", push_to="me/model", as_adapter=as_adapter)
+            found = json.loads(hub.files["expo.json"])
+            assert found["pair"]["aligned"]["id"] == "./aligned+./adapter"
+            assert found["settings"]["pair.aligned"].startswith("./aligned+./adapter@local+")
+            assert found["spec"]["pair"]["adapter"] == "./adapter"
+            assert b'"./aligned' in hub.files[recipe]
+            places = (home, tmp_path)
+            assert not any(str(p).encode() in content for content in hub.files.values() for p in places)
 
     def test_no_token_is_said_before_any_work(
         self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -72,8 +72,8 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 def streamed(
     kernel: Kernel, folder: Path, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """theta(alpha) in `dtype` by way of three files, at odd places in them; what lies around it is untouched."""
+) -> torch.Tensor | None:
+    """theta(alpha) in `dtype` by way of three files, at odd places in them; None: too large a number."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     memory = torch.empty(STREAM_BYTES, dtype=torch.uint8)
     for name, before, source in (("aligned", 3, aligned), ("sft", 11, sft)):
@@ -83,7 +83,10 @@ def streamed(
         files = [stack.enter_context((folder / name).open("r+b")) for name in ("aligned", "sft", "out")]
         dtypes = [names[d] for d in (aligned.dtype, sft.dtype, dtype)]
         places = [Place.of(f.fileno(), at, d) for f, at, d in zip(files, (3, 11, 6), dtypes, strict=True)]
-        assert kernel.stream(*places, len(aligned), alpha, memory) == 0
+        fault = kernel.stream(*places, len(aligned), alpha, memory)
+    if fault == TOO_LARGE:
+        return None
+    assert fault == 0
     written = (folder / "out").read_bytes()
     assert written[:6] == b"before"
     return torch.frombuffer(bytearray(written[6:]), dtype=dtype)
@@ -94,6 +97,7 @@ def streamed(
 def test_from_two_files_to_a_third_at_any_place_in_them(kernel: Kernel, n: int, alpha: float, tmp_path: Path) -> None:
     a, s = (torch.randn(n, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (1, 2))
     out = streamed(kernel, tmp_path, a, s, alpha, torch.bfloat16)
+    assert out is not None
     assert torch.equal(out.view(torch.int16), plain_theta(a, s, alpha).bfloat16().view(torch.int16))
 
 
@@ -116,6 +120,7 @@ def test_files_of_any_floating_dtypes_are_rounded_once_as_by_torch(
     usable = a.isfinite() & s.isfinite() & expected.isfinite()
     assert usable.sum() > n // 20
     made = streamed(kernel, tmp_path, a[usable], s[usable], alpha, DTYPES[out])
+    assert made is not None
     assert torch.equal(made.view(torch.uint8), expected[usable].view(torch.uint8))
 
 
@@ -124,6 +129,8 @@ def test_the_least_number_that_a_dtype_cannot_hold_is_refused(
     kernel: Kernel, dtype: str, first: int, tmp_path: Path
 ) -> None:
     """A tie above the largest number of a narrower dtype rounds to infinity. `first`: its bits as a float32."""
+    if not kernel.streams(dtype):
+        pytest.skip("no float16 in this compiler: the torch version is used")
     sign, nan = -(1 << 31), -1
     for bits, fits in (
         (first - 1, True),
@@ -133,12 +140,11 @@ def test_the_least_number_that_a_dtype_cannot_hold_is_refused(
         (nan, False),
     ):
         number = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
-        assert number.to(DTYPES[dtype]).isfinite().item() == fits
-        if fits:
-            assert torch.equal(streamed(kernel, tmp_path, number, number, 0.0, DTYPES[dtype]), number.to(DTYPES[dtype]))
-        else:
-            with pytest.raises(AssertionError):
-                streamed(kernel, tmp_path, number, number, 0.0, DTYPES[dtype])
+        rounded = number.to(DTYPES[dtype])
+        assert rounded.isfinite().item() == fits
+        made = streamed(kernel, tmp_path, number, number, 0.0, DTYPES[dtype])
+        assert (made is not None) == fits
+        assert made is None or torch.equal(made, rounded)
 
 
 def test_a_stream_says_what_stopped_it(kernel: Kernel, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def exported(home: Path, searched: Evaluation) -> Path:
     said: list[str] = []
     wanted = Wanted(home / "best", alpha=searched.alpha, verify=True, max_shard_bytes=200_000)
     export_study(url(home), "tiny", wanted, said.append, lambda *_: None)
-    assert f"verified: fingerprint {searched.fingerprint} and 8 of the trial's answers, the same" in said
+    same = f"fingerprint {searched.fingerprint} and 8 of the trial's {searched.reward.n} answers, the same"
+    assert f"verified: {same}" in said
     assert said[-1].endswith(f"written to {home / 'best'}, verified")
     assert read_provenance(home / "best")["verified"] is True
     return home / "best"
