@@ -363,7 +363,7 @@ class TestTarget:
         self, pair: tuple[Path, Path], tmp_path: Path
     ) -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]) + 5, limits[1]))
         try:
             with refused("Too many open files.*give a larger --max-shard-size"):
                 write(*pair, 0.7, tmp_path / "out", Format(max_shard_bytes=1000))
