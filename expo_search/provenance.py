@@ -244,11 +244,11 @@ def public(origin: Origin) -> Origin:
     sources = {role: s for role, s in vars(pair).items() if s is not None}
     names = _short_names({s.path for s in sources.values() if not s.on_hub and s.revision == LOCAL})
     shown = {role: replace(s, id=names.get(s.path, s.id), path=Path(s.path.name)) for role, s in sources.items()}
-    if pair.base and pair.adapter:
+    asked_as = {role: role for role in ("aligned", "adapter", "sft", "reward_model")}
+    if pair.base and pair.adapter:  # the search was asked for the base as `aligned`
         shown["aligned"] = replace(shown["aligned"], id=f"{shown['base'].id}+{shown['adapter'].id}")
-    given = {"aligned": "base" if pair.base else "aligned", "adapter": "adapter", "sft": "sft"}
-    given["reward_model"] = "reward_model"
-    ids = {field: shown[role].id for field, role in given.items() if getattr(spec.pair, field) is not None}
+        asked_as["aligned"] = "base"
+    ids = {field: shown[role].id for field, role in asked_as.items() if getattr(spec.pair, field) is not None}
     prompts = spec.prompts
     if _is_own_file(prompts.source):
         prompts = prompts.model_copy(update={"source": f"./{Path(prompts.source).name}"})

@@ -33,7 +33,7 @@ from expo_search.prompts import Prompt
 from expo_search.provenance import read_provenance
 from expo_search.run import note_contents, sources_settings
 from expo_search.store import Store
-from expo_search.study import PairSpec, load_study
+from expo_search.study import PairSpec, load_study, stored_spec
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
 
@@ -386,6 +386,11 @@ class TestHub:
             assert b'"./aligned' in hub.files[recipe]
             places = (home, tmp_path)
             assert not any(str(p).encode() in content for content in hub.files.values() for p in places)
+            monkeypatch.chdir(home)  # where the folders lie as they are named
+            spec = stored_spec(found["spec"], name="mine", trust_remote_code=False)
+            pair = resolve_pair(spec.pair, trust_remote_code=False, say=lambda _: None)
+            sources = (open_checkpoint(s.path, role="x") for s in (pair.aligned, pair.sft))
+            assert sources_settings(pair, *sources).items() <= found["settings"].items()
 
     def test_no_token_is_said_before_any_work(
         self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
