@@ -314,7 +314,7 @@ def test_a_base_and_its_adapter_are_searched_exported_and_verified_by_the_comman
     command(tmp_path, *search_them, "--quiet")
     (alpha,) = {e.alpha for e in evaluations(Store(f"sqlite:///{tmp_path / 'expo-search.db'}", "custom").study)} - {0.0}
     said = command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best", "--verify").stderr
-    assert "6 of the trial's answers, the same" in said
+    assert "6 of the trial's 6 answers, the same" in said
     command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best-lora", "--as-adapter")
     assert command(tmp_path, "reproduce", "best-lora", "--quiet").stdout.startswith("identical")
 
