@@ -38,7 +38,8 @@ def copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
         shutil.copyfile(file, folder / file.name)
     for name in CONFIGS if not code else ():
         config = _read_if_it_can(folder / name)
-        if "auto_map" in config and "--" not in str(config["auto_map"]):  # that is code of another repository
+        # with "--" it names code of another repository, which is where it was
+        if "auto_map" in config and "--" not in str(config["auto_map"]):
             _write(folder / name, {key: value for key, value in config.items() if key != "auto_map"})
 
 

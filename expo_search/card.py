@@ -40,16 +40,16 @@ def card(origin: Origin, *, verified: str | None = None) -> str:
 
     `verified`: in what the written weights, loaded in a fresh engine, equalled the trial (`verify.py`).
     """
-    licences = _licences(origin)
-    origin = public(origin)
+    shown = public(origin)
+    licences = _licences(origin, shown)
     sections = [
-        _metadata(origin, licences),
-        _what(origin),
-        _why(origin),
-        _trials(origin),
-        _how(origin, verified=verified),
-        _limits(origin),
-        _licence_text(origin, licences),
+        _metadata(shown, licences),
+        _what(shown),
+        _why(shown),
+        _trials(shown),
+        _how(shown, verified=verified),
+        _limits(shown),
+        _licence_text(shown, licences),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -189,12 +189,12 @@ def _licence_text(origin: Origin, licences: Sequence[tuple[str, str | None]]) ->
     return "## Licence of the sources\n\n" + "\n".join(lines) + note
 
 
-def _licences(origin: Origin) -> list[tuple[str, str | None]]:
-    """Each source and the licence that the metadata of its own card names."""
-    here, shown = vars(origin.pair), vars(public(origin).pair)
+def _licences(origin: Origin, shown: Origin) -> list[tuple[str, str | None]]:
+    """Each source, as `shown` names it, and the licence that the metadata of its own card names."""
+    here, there = vars(origin.pair), vars(shown.pair)
     roles = ["base" if origin.pair.base else "aligned", "adapter", "sft"]
-    found = {here[role]: shown[role] for role in roles if here[role] is not None}
-    return [(_shown(source), _licence(there.path)) for there, source in found.items()]
+    found = {here[role]: there[role] for role in roles if here[role] is not None}
+    return [(_shown(named), _licence(source.path)) for source, named in found.items()]
 
 
 def _licence(folder: Path) -> str | None:

@@ -44,7 +44,9 @@ def export_model(
     verify: Annotated[
         bool, typer.Option("--verify", help="Load it in a fresh engine and compare with the trial, or leave nothing.")
     ] = False,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", help="Upload it, once it is whole.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload it once it is whole, with local folders by name alone.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="To a private repository.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an exported folder; export an alpha that was not evaluated.")

@@ -33,6 +33,8 @@ from expo_search.stream import FLOATS
 from expo_search.study import stored_spec
 from expo_search.verify import engine_dtype, trial_dtype, verify
 
+_PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -120,8 +122,7 @@ def _origin(
         )
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    do = "put back what was searched; the search command takes the new place of a folder that was moved"
-    compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=do)
+    compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts = store.prompts("search")
     _check_contents(store.study.user_attrs.get(CONTENTS) or {}, name, aligned=aligned, sft=sft)
     own = aligned.config.get("dtype") or aligned.config.get("torch_dtype")
@@ -163,7 +164,7 @@ def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpo
             where=f"study {name}",
             found=f"other weights in {checkpoint.path} than those that were evaluated",
             expected=f"the {role} checkpoint of then",
-            do="put it back; the search command takes its new place where it was moved",
+            do=_PUT_BACK,
         )
 
 

@@ -1,6 +1,6 @@
 """A `PairSpec` -> three local checkpoint folders: aligned, sft and reward model.
 
-Each comes from a folder, from the Hub (the whole snapshot, safetensors only), or from parts that ship with the
+Each comes from a folder, from the Hub (one commit of it, safetensors only), or from parts that ship with the
 package and are put together in the cache folder on first use. So is an aligned model that is a base and an adapter.
 """
 
