@@ -27,11 +27,11 @@ from safetensors.torch import load_file, save_file
 from switch import random_pair
 
 from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.dtypes import STORED
 from expo_search.export import Format, export
 from expo_search.kernel import load_kernel
 from expo_search.pairs import resolve_pair
 from expo_search.publish import sync_files
-from expo_search.stream import FLOATS
 from expo_search.study import load_study
 
 REPEATS, ALPHA = 10, 0.37
@@ -41,8 +41,8 @@ MOST_TOUCHED = 6 << 30  # bytes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", default="demo", help="a preset, or `random-1b`")
-    parser.add_argument("--weights", choices=FLOATS, help="dtype that the pair is cast to before; its own by default")
-    parser.add_argument("--dtype", choices=FLOATS, help="as of `expo-search export`")
+    parser.add_argument("--weights", choices=STORED, help="dtype that the pair is cast to before; its own by default")
+    parser.add_argument("--dtype", choices=STORED, help="as of `expo-search export`")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured")
     parser.add_argument("--only", nargs=2, type=Path, metavar=("ALIGNED", "SFT"), help="export once; print the peak")
     options = parser.parse_args()

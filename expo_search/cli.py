@@ -122,7 +122,13 @@ def search(
         int | None, typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes prompts' order, answers and sampler.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights: auto (the checkpoint's), bfloat16, float16 or float32.")
+    ] = None,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE|auto", help="What engine and reward model multiply in; auto suits the machine."),
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context in tokens.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="GPUs of one engine.")] = None,
     sources: Annotated[
@@ -182,8 +188,10 @@ def search(
             "tolerance": tolerance,
             "seed": seed,
         },
+        reward={"arithmetic": arithmetic},
         engine={
             "dtype": dtype,
+            "arithmetic": arithmetic,
             "max_model_len": max_model_len,
             "tensor_parallel": tensor_parallel,
             "sources": sources,

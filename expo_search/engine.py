@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.errors import EngineError
 from expo_search.interrupt import not_for_children
-from expo_search.study import EngineSpec, SamplingSpec
+from expo_search.study import EngineSpec, RewardSpec, SamplingSpec
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -94,6 +96,20 @@ def engine_settings(
     }
 
 
+def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dtypes:
+    """What the weights are in and what is multiplied in, on this machine. Loads torch.
+
+    Raises:
+        StudyError: an arithmetic that cannot hold the weights.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
+    computed = arithmetic(engine.arithmetic, weights, cuda=cuda, where=f"weights of {aligned.path}")
+    return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=cuda))
+
+
 def _cores_by_rank(ranks: int) -> str:
     """This process's cores dealt out to the ranks, as vLLM wants them ("0,2|1,3"); it else wants a NUMA node each."""
     cores = sorted(os.sched_getaffinity(0))
@@ -117,6 +133,7 @@ def start_engine(spec: ModelSpec) -> LLM:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
+    dtypes = dtypes_of(spec.engine, RewardSpec(), open_checkpoint(spec.aligned, role="aligned"))
     gc.collect()  # first: what a dead engine left behind must not stay
     gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through
     try:
@@ -126,7 +143,7 @@ def start_engine(spec: ModelSpec) -> LLM:
                 tokenizer=str(spec.aligned),
                 trust_remote_code=spec.trust_remote_code,
                 runner="generate",
-                dtype=spec.engine.dtype,
+                dtype=spec.engine.dtype if dtypes.engine == dtypes.weights else dtypes.engine,
                 max_model_len=spec.engine.max_model_len,
                 tensor_parallel_size=spec.engine.tensor_parallel,
                 seed=spec.seed,
@@ -134,6 +151,7 @@ def start_engine(spec: ModelSpec) -> LLM:
                 model_loader_extra_config={
                     expo_search.loader.SFT_OPTION: str(spec.sft),
                     expo_search.loader.HOST_OPTION: spec.sources_on_host,
+                    expo_search.loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
                 },
                 worker_extension_cls="expo_search.materializer.ExpoWorker",
                 disable_log_stats=True,

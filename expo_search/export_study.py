@@ -16,6 +16,7 @@ from expo_search.chat import load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.confirm import confirmations
 from expo_search.database import stored_attribute
+from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine import ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import SettingsChanged, StudyError
@@ -29,8 +30,7 @@ from expo_search.report import Verdict, refuse_zero, trial_at, verdict
 from expo_search.run import sources_settings
 from expo_search.search import evaluations
 from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
-from expo_search.stream import FLOATS
-from expo_search.study import stored_spec
+from expo_search.study import computing_as, stored_spec
 from expo_search.verify import engine_dtype, trial_dtype, verify
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
@@ -125,7 +125,7 @@ def _origin(
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts = store.prompts("search")
     _check_contents(store.study.user_attrs.get(CONTENTS) or {}, name, aligned=aligned, sft=sft)
-    own = aligned.config.get("dtype") or aligned.config.get("torch_dtype")
+    own = own_dtype(aligned.config)
     trials = trial_dtype(spec.engine.dtype, aligned.config)
     dtype = wanted.dtype or (trials if trials != own and not wanted.as_adapter else None)
     origin = Origin(
@@ -197,8 +197,8 @@ def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
     def refuse(where: str, found: str, expected: str, do: str) -> None:
         raise StudyError(where=where, found=found, expected=expected, do=do)
 
-    if wanted.dtype is not None and wanted.dtype not in FLOATS:
-        refuse("--dtype", wanted.dtype, f"one of {', '.join(FLOATS)}", "give one of these")
+    if wanted.dtype is not None and wanted.dtype not in STORED:
+        refuse("--dtype", wanted.dtype, f"one of {', '.join(STORED)}", "give one of these")
     if wanted.private and wanted.push_to is None:
         refuse("--private", "no --push-to-hub", "a repository that is to be private", "give both")
     if wanted.as_adapter:
@@ -278,7 +278,7 @@ def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
 
 
 def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[str], None]) -> str:
-    spec, pair, trial = origin.spec, origin.pair, origin.trial
+    spec, pair, trial = computing_as(origin.spec, origin.settings), origin.pair, origin.trial
     assert trial is not None, "_check_options"
     dtype = engine_dtype(spec.engine.dtype, aligned.config, origin.dtype)
     model = ModelSpec(

@@ -5,26 +5,33 @@ the model's own `load_weights` fills it, once from aligned and once from sft. Bo
 layout: fused projections, tensor-parallel shards and experts match element by element, with no map of tensor names,
 and an element that no load wrote is still NaN, which is an error.
 
-A source is kept in float32 where its file's dtype is not the engine's, so that it is rounded only once, at the end.
+A source is kept in float32 where its file's dtype is not the weight's, so that it is rounded only once, at the end.
 Sources that are to stay in host memory are loaded there and never touch the device's.
+
+An engine that multiplies in float32 with weights of a smaller dtype holds them widened. What they are rounded to is
+then read off a second model, made but never loaded, as an engine would make it that multiplies in the weights' dtype:
+some parameters are in float32 in either.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
 from expo_search.errors import MaterializeError
 from expo_search.match import PairCheck, check_pair, with_rows_of
 from expo_search.storage import host_memory
@@ -32,7 +39,8 @@ from expo_search.storage import host_memory
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
 HOST_OPTION = "expo_sources_on_host"
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+WEIGHTS_OPTION = "expo_weights_dtype"  # where it is not what the engine multiplies in
+_DTYPES = {stored: getattr(torch, name) for stored, name in TORCH_DTYPES.items() if name in ITEMSIZE}
 _EMPTY = torch.empty(0)
 
 
@@ -42,7 +50,8 @@ class Weight:
 
     Attributes:
         tensor: the object vLLM made: a Parameter with its weight_loader, or a persistent buffer.
-        dtype, shape, device: of the live weight in load layout; theta(alpha) is rounded to `dtype` once.
+        dtype: what theta(alpha) is rounded to, once. live_dtype: what the engine holds it in, the same or float32.
+        shape, device: of the live weight in load layout.
         aligned, sft: the sources, of this shape, contiguous, on this device or in pinned host memory; only read after
             loading.
         views: tensors elsewhere in the model that share its storage, each with its size, stride and offset.
@@ -53,6 +62,7 @@ class Weight:
     attribute: str
     tensor: torch.Tensor
     dtype: torch.dtype
+    live_dtype: torch.dtype
     shape: torch.Size
     device: torch.device
     aligned: torch.Tensor = _EMPTY
@@ -84,6 +94,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         options: dict[str, Any] = dict(config.model_loader_extra_config or {})
         self._sft_path = Path(options.pop(SFT_OPTION))
         self._on_host = bool(options.pop(HOST_OPTION, False))
+        self._weights_dtype: str | None = options.pop(WEIGHTS_OPTION, None)
         config.model_loader_extra_config = options
         config.load_format = "safetensors"
         super().__init__(config)
@@ -95,7 +106,8 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         # Post-load processing would tie lm_head to the input embedding where aligned holds two equal copies of it;
         # they need not stay equal at another alpha.
         model_config.word_embeddings_untied_by_checkpoint = False
-        weights = list(_distinct_weights(model))
+        dtypes = {} if self._weights_dtype is None else _dtypes_at(getattr(torch, self._weights_dtype))
+        weights = list(_distinct_weights(model, dtypes))
         live = [weight.tensor.data for weight in weights]
         _point_at_fresh(weights, aligned, on_host=self._on_host)
         super().load_weights(model, model_config)
@@ -124,17 +136,39 @@ def weights_of(model: nn.Module) -> list[Weight]:
     return weights
 
 
-def _distinct_weights(model: nn.Module) -> Iterator[Weight]:
-    """Every parameter and persistent buffer once, tied ones under their first name."""
+def _distinct_weights(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Iterator[Weight]:
+    """Every parameter and persistent buffer once, tied ones under their first name.
+
+    `dtypes`: what those are rounded to that are not rounded to the dtype they are held in.
+    """
     seen: set[int] = set()
+    for name, module, attribute, tensor in _tensors(model):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            dtype = dtypes.get(name, tensor.dtype)
+            yield Weight(name, module, attribute, tensor, dtype, tensor.dtype, tensor.shape, tensor.device)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
+    """(name, module, attribute, tensor) of every parameter and persistent buffer."""
     for module_name, module in model.named_modules():
         prefix = module_name + "." if module_name else ""
         persistent = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
         for attribute, tensor in [*module._parameters.items(), *persistent.items()]:
-            if tensor is None or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            yield Weight(prefix + attribute, module, attribute, tensor, tensor.dtype, tensor.shape, tensor.device)
+            if tensor is not None:
+                yield prefix + attribute, module, attribute, tensor
+
+
+def _dtypes_at(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Name -> dtype of each tensor in an engine that multiplies in `dtype`. That model's memory is never touched."""
+    config = copy.copy(get_current_vllm_config())
+    config.model_config = copy.copy(config.model_config)
+    config.model_config.dtype = dtype
+    config.compilation_config = copy.copy(config.compilation_config)
+    config.compilation_config.static_forward_context = {}  # where layers enter themselves by name, once each
+    with set_current_vllm_config(config), set_default_torch_dtype(dtype), torch.device("cpu"):
+        twin = initialize_model(vllm_config=config)
+    return {name: tensor.dtype for name, _, _, tensor in _tensors(twin)}
 
 
 def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: bool) -> None:
@@ -160,7 +194,7 @@ def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list
     for weight, data in zip(weights, live, strict=True):
         loaded = weight.tensor.data
         if not weight.is_loaded_float:
-            setattr(weight, source, data.clone())
+            setattr(weight, source, data.to(weight.dtype, copy=True))
             continue
         bad = loaded.numel() - int(torch.isfinite(loaded).sum())
         if bad:

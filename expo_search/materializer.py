@@ -1,10 +1,12 @@
 """alpha -> the weights of a running vLLM engine, in place. Runs inside a vLLM worker.
 
 The extrapolation is elementwise and linear, so it commutes with fusing, sharding and permuting. Each weight is
-recomputed from its two sources (`loader.py`), which are never written to, so the weights depend on alpha alone. What
-the kernel can write where the engine reads it is written in one go (`in_place.py`). Everything else goes module by
-module: the weights are written in load layout; then what vLLM derived from them after loading (packed matrices on a
-CPU, fused experts, absorbed MLA projections) is derived again.
+recomputed from its two sources (`loader.py`), which are never written to, so the weights depend on alpha alone. Module
+by module, the weights are written in load layout; then what vLLM derived from them after loading (packed matrices on a
+CPU, fused experts, absorbed MLA projections) is derived again, by vLLM's own code.
+
+Packing anew is most of a switch on a CPU, and worth it: a plain product from load layout, which a switch could write
+for good, is slower than the packed one by more than all switches of a search cost (`benchmarks/generation.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +33,6 @@ from vllm.platforms import current_platform
 
 from expo_search.extrapolate import Extrapolator
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
-from expo_search.in_place import InPlace, SwitchedModule
 from expo_search.kernel import Kernel, load_kernel
 from expo_search.loader import Weight, weights_of
 from expo_search.pieces import Piece, PieceReader
@@ -81,6 +83,15 @@ class ExpoWorker:
         return self._expo_parts
 
 
+@dataclass(eq=False)
+class SwitchedModule:
+    """A module that has weights to switch (`own`), or of which vLLM makes something after loading (`derives`)."""
+
+    module: nn.Module
+    own: list[Weight]
+    derives: bool
+
+
 class LiveWeights:
     """The weights of one worker's model, and the switch between alphas."""
 
@@ -93,7 +104,6 @@ class LiveWeights:
         constants = [w for w in weights if not w.is_parameter and torch.equal(w.aligned, w.sft)]
         self._constant_lines = [self._fingerprinter.line(w.name, w.aligned) for w in constants]
         self._modules = _switched_modules(model, [w for w in weights if w not in constants])
-        self._in_place = InPlace(self._kernel, self._modules)
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) into every weight, and derive what hangs on it.
@@ -103,24 +113,18 @@ class LiveWeights:
         """
         clock = time.perf_counter
         seconds = {"write": 0.0, "derive": 0.0}
-        t0 = clock()
-        others = self._in_place.others()
-        lines = self._constant_lines + self._in_place.write(alpha, reread=reread)
-        seconds["write"] += clock() - t0
-        pieces = self._reader.read(w for m in others for w in m.own if not self._by_kernel(w))
-        for module in others:
+        lines = list(self._constant_lines)
+        pieces = self._reader.read(w for m in self._modules for w in m.own if not self._is_compiled(w))
+        for module in self._modules:
             with _graph_safe(module.module) if module.derives else nullcontext():
                 t0 = clock()
                 lines += [self._write(weight, alpha, pieces, reread=reread) for weight in module.own]
                 t1 = clock()
                 if module.derives:
                     _derive_again(module.module, module.own)
-                    self._in_place.find(module, alpha)
                     self._leave_scratch(module.own)
                 seconds["write"] += t1 - t0
                 seconds["derive"] += clock() - t1
-        if not others:
-            self._scratch = Scratch()  # it is needed only until everything packed is found
         t0 = clock()
         self._derive_attention()
         seconds["derive"] += clock() - t0
@@ -128,8 +132,6 @@ class LiveWeights:
 
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
-        for module in self._modules:
-            module.packed = None  # vLLM packs into new memory: let go of the old
         for weight in (w for w in self._weights if w.is_loaded_float):
             self._put_back(weight).data.fill_(float("nan"))
         with ExitStack() as addresses:
@@ -141,10 +143,10 @@ class LiveWeights:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
         tensor = weight.tensor
         if not tensor.numel() and weight.shape.numel() and weight.device.type == "cpu":
-            tensor.data = self._scratch.take(weight.shape, weight.dtype)  # packed into memory of its own
-        elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.dtype:
+            tensor.data = self._scratch.take(weight.shape, weight.live_dtype)  # packed into memory of its own
+        elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.live_dtype:
             # post-load processing widened it: give it load-layout memory again
-            tensor.data = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+            tensor.data = torch.empty(weight.shape, dtype=weight.live_dtype, device=weight.device)
         weight.slots[weight.attribute] = tensor
         return tensor
 
@@ -163,16 +165,16 @@ class LiveWeights:
         for view, size, stride, offset in weight.views:
             if view.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                 view.copy_(torch.as_strided(tensor.data, size, stride, offset))
+        written = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
         if fused_sum is None or reread:
-            return self._fingerprinter.line(weight.name, tensor.data)
-        return line(weight.name, tensor.data, fused_sum)
+            fused_sum = self._fingerprinter.tensor_sum(_narrowed(tensor.data, weight.dtype))
+        return line(weight.name, written, fused_sum)
 
     def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
-        """out <- theta(alpha); the fingerprint's sum where it came with the writing."""
+        """out <- theta(alpha), rounded to the weight's dtype; the fingerprint's sum where it came with the writing."""
         whole = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
-        fused_sum = None
-        if self._kernel is not None and self._by_kernel(weight):
-            fused_sum = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)
+        if self._kernel is not None and self._is_compiled(weight):
+            fused_sum: int | None = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)
         else:
             fused_sum = self._in_pieces(whole.view(-1), weight, alpha, pieces)
         if whole is not out:
@@ -184,17 +186,26 @@ class LiveWeights:
         while done < len(out):
             piece = next(pieces)
             assert (piece.weight, piece.start) == (weight, done)
-            part, start = out[done : done + len(piece.aligned)], done
+            live = out[done : done + len(piece.aligned)]
+            part, start = live if live.dtype == weight.dtype else torch.empty_like(live, dtype=weight.dtype), done
             done += len(part)
             if kernel is not None and kernel.takes(part, piece.aligned, piece.sft):
                 sums.append(kernel.switch(part, piece.aligned, piece.sft, alpha, start // (2 * WORDS_PER_BLOCK)))
             else:
                 kernel = None
                 self._extrapolator.into(part, piece.aligned, piece.sft, alpha)
+            if part is not live:
+                live.copy_(part)
         return int(torch.stack(sums).sum()) & MASK if sums and kernel is not None else None
 
-    def _by_kernel(self, weight: Weight) -> bool:
-        return self._kernel is not None and weight.dtype == torch.bfloat16 and Kernel.takes(weight.aligned, weight.sft)
+    def _is_compiled(self, weight: Weight) -> bool:
+        """Whether the C kernel writes this weight: it and its sources are in this host's memory."""
+        live = torch.empty(0, dtype=weight.live_dtype, device=weight.device)
+        return (
+            self._kernel is not None
+            and weight.dtype == torch.bfloat16
+            and Kernel.takes(live, weight.aligned, weight.sft)
+        )
 
     def _derive_attention(self) -> None:
         """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
@@ -204,6 +215,12 @@ class LiveWeights:
                     module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
         if hasattr(self._model, "process_weights_after_loading"):
             self._model.process_weights_after_loading()  # type: ignore[operator]
+
+
+def _narrowed(live: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the memory holds, in the dtype that it was rounded to; as it is where it was not rounded to that."""
+    narrow = live.to(dtype)
+    return narrow if torch.equal(narrow.to(live.dtype), live) else live
 
 
 def _gpu_kernel(device: torch.device) -> Any:
@@ -218,7 +235,6 @@ def _gpu_kernel(device: torch.device) -> Any:
 
 def _switched_modules(model: nn.Module, weights: list[Weight]) -> list[SwitchedModule]:
     """The modules that a switch concerns, in the model's order."""
-    by_tensor = {id(w.tensor): w for w in weights}
     of_module: dict[nn.Module, list[Weight]] = {}
     for weight in weights:
         of_module.setdefault(weight.module, []).append(weight)
@@ -227,10 +243,8 @@ def _switched_modules(model: nn.Module, weights: list[Weight]) -> list[SwitchedM
     for module in model.modules():
         own = of_module.get(module, [])
         derives = _derives_from_weights(module) and module not in only_looked_up
-        tied = by_tensor.get(id(module._parameters.get("weight")))
-        matrix = next((w for w in own if w.attribute == "weight"), tied)
         if own or derives:
-            switched.append(SwitchedModule(module, own, matrix, derives))
+            switched.append(SwitchedModule(module, own, derives))
     return switched
 
 
@@ -267,4 +281,4 @@ def _derive_again(module: nn.Module, own: list[Weight]) -> None:
     for weight in own:
         if weight.is_parameter and module._parameters.get(weight.attribute) is not weight.tensor:
             # packed elsewhere: let go of the load layout
-            weight.tensor.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
+            weight.tensor.data = torch.empty(0, dtype=weight.live_dtype, device=weight.device)

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from expo_search.checkpoint import Checkpoint
+from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES, Dtypes, Float
 from expo_search.errors import EngineError
 from expo_search.study import EngineSpec
 
 Where = Literal["gpu", "host"]
 _GIB = 1 << 30
-_ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-_ENGINE_ITEMSIZE = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
-_ENGINE_DTYPES = {"auto": {"BF16", "F16"}, "bfloat16": {"BF16"}, "float16": {"F16"}, "float32": {"F32"}}
 _LIBRARIES_BYTES = int(1.5 * _GIB)  # of one process: torch, vllm and transformers themselves
 _CONTEXT_BYTES = int(0.75 * _GIB)  # CUDA's context of one engine process, and NCCL's buffers
 _ACTIVATIONS_SHARE = 0.1  # of a GPU, at most `_ACTIVATIONS_BYTES`: activations and CUDA graphs, which vLLM measures
@@ -32,16 +30,11 @@ _LENGTHS = (32768, 16384, 8192, 4096, 2048, 1024)  # contexts, in tokens, that a
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host.
-
-    Attributes:
-        reward_itemsize: bytes of one of the reward model's weights, as it runs here.
-    """
+    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host."""
 
     host_free: int
     gpu_free: int = 0
     gpu_total: int = 0
-    reward_itemsize: int = 2
 
     @property
     def has_gpu(self) -> bool:
@@ -53,10 +46,12 @@ class Needs:
     """What is to be loaded, in bytes over all ranks; from headers.
 
     Attributes:
-        live: the running weights. packed: copies that a CPU engine makes of the vocabulary's matrices.
-        sources: aligned and sft, in float32 where a file's dtype is not the engine's.
+        live: the running weights, in what the engine multiplies in. packed: copies that a CPU engine makes of the
+            vocabulary's matrices.
+        sources: aligned and sft, in float32 where a file's dtype is not the weights'.
         reward_model: as it is run. kv_per_token: keys and values of one token.
         kv_heads: over how many ranks those can be spread.
+        arithmetic: what the engine multiplies in.
         largest: the largest tensor. largest_experts: one layer's experts, which vLLM may lay out anew at each switch.
     """
 
@@ -66,14 +61,13 @@ class Needs:
     reward_model: int
     kv_per_token: int
     kv_heads: int = 1
+    arithmetic: Float = "bfloat16"
     largest: int = 0
     largest_experts: int = 0
 
     @classmethod
-    def of(
-        cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, engine: EngineSpec, reward_itemsize: int
-    ) -> Needs:
-        itemsize = _ENGINE_ITEMSIZE[engine.dtype]
+    def of(cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, dtypes: Dtypes) -> Needs:
+        itemsize = ITEMSIZE[dtypes.engine]
         config = aligned.config.get("text_config") or aligned.config
         kv_per_token, kv_heads = _key_values(config)
         vocabulary = config.get("vocab_size", 0)
@@ -81,10 +75,11 @@ class Needs:
         return cls(
             live=_n_elements(aligned) * itemsize,
             packed=sum(t.n_elements for t in rows) * itemsize,
-            sources=sum(_source_bytes(c, engine.dtype) for c in (aligned, sft)),
-            reward_model=int(_n_elements(reward) * reward_itemsize * (1 + _REWARD_ACTIVATIONS)),
+            sources=sum(_source_bytes(c, dtypes.weights) for c in (aligned, sft)),
+            reward_model=int(_n_elements(reward) * ITEMSIZE[dtypes.reward] * (1 + _REWARD_ACTIVATIONS)),
             kv_per_token=kv_per_token * itemsize,
             kv_heads=kv_heads,
+            arithmetic=dtypes.engine,
             largest=max((t.n_elements for t in aligned.tensors.values()), default=0) * itemsize,
             largest_experts=_largest_experts(aligned) * itemsize,
         )
@@ -96,6 +91,7 @@ class MemoryPlan:
 
     Attributes:
         sources: where aligned and sft, which every switch reads, are kept.
+        arithmetic: what the engine multiplies in, and holds weights, keys and values in.
         gpu_memory_utilization: the share of a GPU that vLLM is told it may take; None on a CPU.
     """
 
@@ -103,13 +99,14 @@ class MemoryPlan:
     host: Mapping[str, int]
     sources: Where
     gpu_memory_utilization: float | None
+    arithmetic: Float = "bfloat16"
 
     def sentence(self) -> str:
         """The plan as it is printed."""
         if self.gpu_memory_utilization is None:
-            return f"memory plan: {_sum(self.device)}"
+            return f"memory plan in {self.arithmetic}: {_sum(self.device)}"
         return (
-            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
+            f"memory plan in {self.arithmetic}: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
             f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU"
         )
 
@@ -171,10 +168,10 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> M
             "sources": needs.sources,
             "KV cache": ranks * engine.kv_cache_gib * _GIB,
             "reward model": needs.reward_model,
-            # the first switch packs the largest matrix and computes what it must look like (packed.py)
+            # a switch writes a matrix in load layout and packs it anew, before the old one goes
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }
-        return MemoryPlan(everything, {}, "host", None)
+        return MemoryPlan(everything, {}, "host", None, needs.arithmetic)
     from expo_search.pieces import STAGING_BYTES
 
     on_gpu = where == "gpu"
@@ -189,7 +186,7 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> M
     host = {"sources": 0 if on_gpu else needs.sources, "other": (1 + ranks) * _LIBRARIES_BYTES}
     outside = _CONTEXT_BYTES + needs.reward_model + scratch
     utilization = max(0.0, (machine.gpu_free - outside) / machine.gpu_total)
-    return MemoryPlan(device, host, where, int(utilization * 1000) / 1000)
+    return MemoryPlan(device, host, where, int(utilization * 1000) / 1000, needs.arithmetic)
 
 
 def _places(engine: EngineSpec, machine: Machine) -> tuple[Where, ...]:
@@ -233,11 +230,10 @@ def _n_elements(checkpoint: Checkpoint) -> int:
     return sum(t.n_elements for t in checkpoint.tensors.values())
 
 
-def _source_bytes(checkpoint: Checkpoint, dtype: str) -> int:
-    """As `loader.py` keeps it: float32 throughout if any tensor's dtype is not the engine's."""
-    stored = {t.dtype for t in checkpoint.tensors.values()} & set(_ITEMSIZE)
-    wide = not stored <= _ENGINE_DTYPES[dtype] or len(stored) > 1
-    return _n_elements(checkpoint) * (4 if wide else _ENGINE_ITEMSIZE[dtype])
+def _source_bytes(checkpoint: Checkpoint, weights: Float) -> int:
+    """As `loader.py` keeps it: float32 throughout if any tensor's dtype is not the weights'."""
+    stored = {TORCH_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(ITEMSIZE)
+    return _n_elements(checkpoint) * ITEMSIZE[weights if stored <= {weights} else "float32"]
 
 
 def _key_values(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -266,14 +262,12 @@ def measure_machine() -> Machine:
     import psutil
     import torch
 
-    from expo_search.reward import computing_dtype
-
     free = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
         free = min(free, limit - used)
     has_gpu = torch.cuda.is_available()
     gpu_free, gpu_total = torch.cuda.mem_get_info() if has_gpu else (0, 0)
-    return Machine(free, gpu_free, gpu_total, computing_dtype(torch.device("cuda" if has_gpu else "cpu")).itemsize)
+    return Machine(free, gpu_free, gpu_total)
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from expo_search.objective import CONTROL, Evaluation, Watcher
 from expo_search.provenance import text_hash
 from expo_search.run import check, start
 from expo_search.store import Store, compare_settings
-from expo_search.study import stored_spec
+from expo_search.study import computing_as, stored_spec
 
 Grade = Literal["identical", "same weights, other environment", "different"]
 
@@ -103,6 +103,7 @@ def reproduce(
             do="search with it first",
         )
     spec = stored_spec(found["spec"], name=str(found["study"]), trust_remote_code=trust_remote_code)
+    spec = computing_as(spec, found["settings"])
     with TemporaryDirectory(prefix="expo-search-") as folder:
         checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
         compare_settings(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.chat import encode_chat, load_tokenizer
+from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import RewardError
 from expo_search.evaluator import Completion
 from expo_search.study import RewardSpec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class SequenceRewardModel:
     """A transformers sequence classifier that reads (user, assistant) conversations; higher is better.
 
-    Runs on the GPU where there is one. Computes in bfloat16, except on CPUs without bfloat16 instructions.
+    Runs on the GPU where there is one.
 
     Raises (on construction):
         RewardError: cannot be loaded, lacks weights, or has more than one label.
@@ -37,7 +38,8 @@ class SequenceRewardModel:
         self._spec = spec
         self.tokenizer = load_tokenizer(str(path), trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = computing_dtype(self._device)
+        computed = reward_arithmetic(spec.arithmetic, cuda=self._device.type == "cuda")
+        self.dtype: torch.dtype = getattr(torch, computed)
         check_labels(path, trust_remote_code=trust_remote_code)
         try:
             self._model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -147,14 +149,6 @@ def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:
             expected="a trained sequence classifier, whole",
             do="give the checkpoint that has its head",
         )
-
-
-def computing_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, except on CPUs without instructions for it."""
-    import torch
-
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 def check_labels(path: Path, *, trust_remote_code: bool) -> None:

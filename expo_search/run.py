@@ -16,7 +16,8 @@ from typing import Any
 from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.database import check_storage, stored_attribute
-from expo_search.engine import INSTALL, ModelSpec
+from expo_search.dtypes import Dtypes
+from expo_search.engine import INSTALL, ModelSpec, dtypes_of
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import EngineDied, EngineError
 from expo_search.evaluator import VllmModel, same_weights
@@ -28,7 +29,7 @@ from expo_search.pairs import LOCAL, Pair, Source, pinned, resolve_pair
 from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
 from expo_search.store import CONTENTS, SETTINGS, SPEC, Part, Store, compare_settings
-from expo_search.study import StudySpec, stored_spec, studies_folder
+from expo_search.study import StudySpec, computing_as, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
@@ -52,6 +53,7 @@ class Checked:
     fits: Callable[[Prompt], bool]
     settings: dict[str, Any]
     memory: MemoryPlan
+    dtypes: Dtypes
 
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
         """n prompts, or all, that the search has not seen."""
@@ -102,23 +104,28 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
     if len(chosen) < reach:
         say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
     templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reward_tokenizer.chat_template}
-    settings = _settings(spec, pair, aligned, sft, reward, chosen, templates)
+    dtypes = dtypes_of(spec.engine, spec.reward, aligned)
+    settings = _settings(spec, pair, aligned, sft, reward, chosen, templates, dtypes)
     stored = stored_attribute(storage, spec.name, SETTINGS)
     if stored is not None:
-        compare_settings(stored, settings, name=spec.name)
+        compare_settings(stored, settings, name=spec.name, do=_changed_do(stored, settings))
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
     machine = measure_machine()
-    memory = plan_memory(Needs.of(aligned, sft, reward, spec.engine, machine.reward_itemsize), spec.engine, machine)
+    memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, machine)
     say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory)
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
 
 
 def check_stored(
     storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, adds: bool = True
 ) -> Checked:
-    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew."""
+    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
+
+    It computes as its trials did, also where this machine would be better at something else.
+    """
     spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
+    spec = computing_as(spec, stored_attribute(storage, name, SETTINGS) or {})
     return check(spec, storage, say, adds=adds)
 
 
@@ -206,7 +213,7 @@ def start_model(
 ) -> VllmModel:
     """The engine alone, after its canary: what is enough to talk to a model. Raises as `start`."""
     spec = checked.spec
-    say("starting vLLM")
+    say(f"starting vLLM: {checked.dtypes.sentence()}")
     model = VllmModel(
         ModelSpec(
             aligned=checked.pair.aligned.path,
@@ -247,6 +254,15 @@ def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[s
     }
 
 
+def _changed_do(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Advice to who has other settings than a study; where only the machine is another, an option that goes on."""
+    arithmetic = stored.get("engine.arithmetic")
+    differing = {key for key in stored.keys() & settings.keys() if stored[key] != settings[key]}
+    if arithmetic and differing <= {"engine.arithmetic", "reward.arithmetic"}:
+        return f"--arithmetic {arithmetic} goes on as there, or give another --study-name"
+    return "drop the differing options, or give another --study-name"
+
+
 def _identity(source: Source, checkpoint: Checkpoint) -> str:
     """A folder is what is in it, wherever it lies and however its path is spelled."""
     name = LOCAL if source.revision == LOCAL else f"{source.id}@{source.revision}"
@@ -267,6 +283,7 @@ def _settings(
     reward: Checkpoint,
     prompts: Sequence[Prompt],
     templates: Mapping[str, object],
+    dtypes: Dtypes,
 ) -> dict[str, Any]:
     """Everything that changes a reward or the sampler's view of the study, flat."""
     flat: dict[str, Any] = {
@@ -277,7 +294,9 @@ def _settings(
         "prompts.n": len(prompts),
         "prompts.hash": prompts_hash(prompts),
         "reward.max_tokens": spec.reward.max_tokens,
+        "reward.arithmetic": dtypes.reward,
         "engine.dtype": spec.engine.dtype,
+        "engine.arithmetic": dtypes.engine,
         "engine.max_model_len": spec.engine.max_model_len,
         "engine.tensor_parallel": spec.engine.tensor_parallel,  # fingerprints are by rank
     }

@@ -28,8 +28,8 @@ _OPTIONS = {
         "tolerance": "--tolerance", "seed": "--seed",
     },
     "engine": {
-        "dtype": "--dtype", "max_model_len": "--max-model-len", "tensor_parallel": "--tensor-parallel",
-        "sources": "--sources", "timeout_s": "--engine-timeout",
+        "dtype": "--dtype", "arithmetic": "--arithmetic", "max_model_len": "--max-model-len",
+        "tensor_parallel": "--tensor-parallel", "sources": "--sources", "timeout_s": "--engine-timeout",
     },
 }  # fmt: skip
 _NO_SETTING = {"aligned_revision", "sft_revision", "reward_revision", "published_alpha", "family", "aliases", "licence"}
@@ -90,7 +90,10 @@ def _settings(spec: StudySpec) -> list[str]:
                 words.append("--racing" if value else "--no-racing")
             elif key in _OPTIONS.get(table, {}):
                 words += [_OPTIONS[table][key], _written(value)]
-            elif (table, key, value) != ("pair", "max_model_len", spec.engine.max_model_len):
+            elif (table, key, value) not in (
+                ("pair", "max_model_len", spec.engine.max_model_len),
+                ("reward", "arithmetic", spec.engine.arithmetic),  # one option for both
+            ):
                 unsaid = True
     if preset is None and not unsaid:
         pair = {"aligned": spec.pair.aligned, "adapter": spec.pair.adapter, "sft": spec.pair.sft}

@@ -20,18 +20,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint import INDEX, SINGLE
+from expo_search.dtypes import TORCH_DTYPES
 from expo_search.errors import CheckpointError
 from expo_search.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
-# fmt: off
-TORCH_DTYPES = {  # safetensors' names to torch's, in the order in which the library lays tensors out in a file
-    "U64": "uint64", "I64": "int64", "F64": "float64", "F32": "float32", "U32": "uint32", "I32": "int32",
-    "BF16": "bfloat16", "F16": "float16", "U16": "uint16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}
-# fmt: on
 _RANK = {dtype: rank for rank, dtype in enumerate(TORCH_DTYPES)}
 _SYNC_BYTES = 16 << 20  # written bytes after which the disk is set to work, while the next ones are computed
 

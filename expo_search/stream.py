@@ -16,16 +16,16 @@ from threading import Lock, local
 from typing import TYPE_CHECKING, NamedTuple
 
 from expo_search.checkpoint import Checkpoint
+from expo_search.dtypes import STORED, TORCH_DTYPES
 from expo_search.errors import CheckpointError
 from expo_search.extrapolate import plain_theta, single
 from expo_search.header import TensorInfo
 from expo_search.match import PairCheck
-from expo_search.shards import TORCH_DTYPES, ShardWriter, known_dtype
+from expo_search.shards import ShardWriter, known_dtype
 
 if TYPE_CHECKING:
     import torch
 
-FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _PIECE = 1 << 18  # elements that torch is given at a time
 _STREAMED = 1 << 22  # ... and the kernel, which cuts them smaller itself
 
@@ -37,7 +37,7 @@ def theta_specs(aligned: Checkpoint, dtype: str | None) -> list[tuple[str, str, 
         CheckpointError: quantised weights.
     """
     found = [(t, known_dtype(t)) for t in aligned.tensors.values()]
-    return [(t.name, FLOATS[dtype] if dtype and "F" in stored else stored, t.shape) for t, stored in found]
+    return [(t.name, STORED[dtype] if dtype and "F" in stored else stored, t.shape) for t, stored in found]
 
 
 def write_theta(

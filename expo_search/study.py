@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from expo_search.dtypes import Asked
 from expo_search.errors import StudyError
 
 DEFAULT_STORAGE = "sqlite:///expo-search.db"
@@ -157,16 +158,24 @@ class GuardrailSpec(_Table):
 
 
 class RewardSpec(_Table):
-    """How the reward model is run: a conversation's cap and a batch's budget, both in tokens."""
+    """How the reward model is run: a conversation's cap and a batch's budget, both in tokens.
+
+    Attributes:
+        arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
+    """
 
     max_tokens: int = Field(4096, ge=16)
     batch_tokens: int = Field(16384, ge=16)
+    arithmetic: Asked = "auto"
 
 
 class EngineSpec(_Table):
     """How vLLM is run.
 
     Attributes:
+        dtype: of the weights, to which theta(alpha) is rounded; "auto" is the checkpoint's own.
+        arithmetic: what is multiplied in, that dtype or float32; "auto" is float32 on a CPU without instructions for
+            the weights' dtype.
         kv_cache_gib: used on a CPU; on a GPU the cache takes what the plan leaves.
         sources: where the two checkpoints are kept that every switch reads: on the GPU, in host memory from which they
             are streamed, or as the memory plan chooses. A CPU engine has one memory, its own.
@@ -175,7 +184,8 @@ class EngineSpec(_Table):
             of its native code ends that process alone. Elsewhere it always has one.
     """
 
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Asked = "auto"
+    arithmetic: Asked = "auto"
     tensor_parallel: int = Field(1, ge=1)
     max_num_seqs: int = Field(256, ge=1)
     sources: Literal["gpu", "host", "auto"] = "auto"
@@ -270,6 +280,15 @@ def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_cod
             do="give another study",
         )
     return _check(dict(stored) | {"trust_remote_code": trust_remote_code}, f"study {name}")
+
+
+def computing_as(spec: StudySpec, settings: Mapping[str, Any]) -> StudySpec:
+    """The spec with the arithmetic that a study's settings name, where it left that to the machine."""
+    tables = {}
+    for name in ("engine", "reward"):
+        table, kept = getattr(spec, name), settings.get(f"{name}.arithmetic")
+        tables[name] = table.model_copy(update={"arithmetic": kept}) if kept and table.arithmetic == "auto" else table
+    return spec.model_copy(update=tables)
 
 
 def _check(data: Mapping[str, Any], where: str) -> StudySpec:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from expo_search.dtypes import own_dtype
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError
 from expo_search.evaluator import Completion, VllmModel
@@ -59,7 +60,7 @@ def verify(
 
 def trial_dtype(asked: str, config: Mapping[str, Any]) -> str | None:
     """The dtype of the weights that were evaluated; None where vLLM chose it: it rounds float32 to a smaller one."""
-    own = _own_dtype(config)
+    own = own_dtype(config)
     if asked != "auto":
         return asked
     return None if own in (None, "float32") else own
@@ -70,14 +71,10 @@ def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> 
 
     A checkpoint in float32 holds theta(alpha) before its last rounding, so the engine can round it as it did live.
     """
-    trial, own = trial_dtype(asked, config), _own_dtype(config)
+    trial, own = trial_dtype(asked, config), own_dtype(config)
     if trial is None:
         return "auto" if written in (None, own) else None
     return trial if (written or own) in (trial, "float32") else None
-
-
-def _own_dtype(config: Mapping[str, Any]) -> str | None:
-    return config.get("dtype") or config.get("torch_dtype")
 
 
 def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]]) -> int:

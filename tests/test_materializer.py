@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from expo_search.packed import Packed
 from twins import (
     SMALL,
     VOCAB,
@@ -32,7 +33,6 @@ from expo_search.extrapolate import Extrapolator
 from expo_search.kernel import Kernel, Plan, Task
 from expo_search.loader import Weight
 from expo_search.match import check_pair
-from expo_search.packed import Packed
 from expo_search.pieces import PieceReader
 from expo_search.study import EngineSpec, SamplingSpec
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from expo_search.checkpoint import Checkpoint
+from expo_search.dtypes import Dtypes
 from expo_search.errors import EngineError
 from expo_search.header import TensorInfo
 from expo_search.memory import Machine, MemoryPlan, Needs, measure_machine, plan_memory
@@ -41,14 +42,17 @@ def test_needs_are_counted_in_the_engines_dtype_and_sources_stay_wide_where_a_fi
     }  # fmt: skip
     aligned = checkpoint(config, embed=("BF16", (1000, 64)), layer=("BF16", (64, 32)))
     sft = checkpoint(config, embed=("F32", (1000, 64)), layer=("F32", (64, 32)))
-    needs = Needs.of(aligned, sft, checkpoint({}, score=("F32", (1, 50))), EngineSpec(), 4)
+    needs = Needs.of(aligned, sft, checkpoint({}, score=("F32", (1, 50))), Dtypes("bfloat16", "bfloat16", "float32"))
     n = 1000 * 64 + 64 * 32
     assert (needs.live, needs.packed, needs.sources) == (2 * n, 2 * 64_000, 2 * n + 4 * n)
     assert needs.reward_model == 220  # a tenth more than the weights, for its activations
     assert (needs.kv_per_token, needs.kv_heads) == (3 * 2 * 2 * 8 * 2, 2)  # layers, k and v, heads, width, bytes
     assert (needs.largest, needs.largest_experts) == (2 * 64_000, 0)
-    wide = Needs.of(aligned, sft, checkpoint({}), EngineSpec(dtype="float32"), 2)
+    wide = Needs.of(aligned, sft, checkpoint({}), Dtypes("float32", "float32", "bfloat16"))
     assert (wide.live, wide.sources) == (4 * n, 4 * n + 4 * n)
+    widened = Needs.of(aligned, sft, checkpoint({}), Dtypes("bfloat16", "float32", "float32"))
+    assert (widened.live, widened.packed, widened.sources) == (4 * n, 4 * 64_000, 2 * n + 4 * n)
+    assert widened.kv_per_token == 2 * needs.kv_per_token
 
 
 def test_experts_of_the_largest_layer_and_the_compressed_cache_of_mla_are_found() -> None:
@@ -56,7 +60,12 @@ def test_experts_of_the_largest_layer_and_the_compressed_cache_of_mla_are_found(
     experts = {
         f"layers__{layer}__mlp__experts__{e}__up": ("BF16", (10 * (layer + 1), 7)) for layer in (0, 1) for e in (0, 1)
     }
-    needs = Needs.of(checkpoint(config, **experts), checkpoint(config, **experts), checkpoint({}), EngineSpec(), 2)
+    needs = Needs.of(
+        checkpoint(config, **experts),
+        checkpoint(config, **experts),
+        checkpoint({}),
+        Dtypes("bfloat16", "bfloat16", "bfloat16"),
+    )
     assert needs.largest_experts == 2 * 20 * 7 * 2
     assert (needs.kv_per_token, needs.kv_heads) == (2 * (512 + 64) * 2, 1)
 

@@ -1,0 +1,95 @@
+"""Floating-point types: how checkpoints and torch name them, and which of them a machine multiplies well.
+
+The dtype of a trial's weights and the dtype that an engine multiplies in are two things. Weights are theta(alpha)
+rounded once to the checkpoint's dtype, the same bits on every machine. Arithmetic is in that dtype where the machine
+has instructions for it, and in float32, on exactly those weights widened, where it has not: there bfloat16 products
+are emulated, at a sixth of float32's speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from expo_search.errors import StudyError
+
+Float = Literal["bfloat16", "float16", "float32"]
+Asked = Literal["auto", "bfloat16", "float16", "float32"]
+
+# fmt: off
+TORCH_DTYPES = {  # safetensors' names to torch's, in the order in which the library lays tensors out in a file
+    "U64": "uint64", "I64": "int64", "F64": "float64", "F32": "float32", "U32": "uint32", "I32": "int32",
+    "BF16": "bfloat16", "F16": "float16", "U16": "uint16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}
+# fmt: on
+STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # what weights may be written in
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+_INSTRUCTIONS = {  # as `torch.cpu.get_capabilities` names them, of x86 and of Arm
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """Of one run: what theta(alpha) is rounded to; what the engine, and what the reward model multiply in."""
+
+    weights: Float
+    engine: Float
+    reward: Float
+
+    def sentence(self) -> str:
+        """As it is said when an engine starts."""
+        held = self.weights if self.engine == self.weights else f"{self.weights}, widened to {self.engine} to multiply"
+        return f"weights in {held}; reward model in {self.reward}"
+
+
+def own_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a checkpoint's config.json names."""
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+def weights_dtype(asked: Asked, config: Mapping[str, Any], stored: Collection[str]) -> Float:
+    """What theta(alpha) is rounded to: what was asked for, or the checkpoint's own, where vLLM halves float32.
+
+    `stored`: the dtypes of the checkpoint's tensors, as safetensors spells them, for a config that names none.
+    """
+    if asked != "auto":
+        return asked
+    text = config.get("text_config")
+    own = own_dtype(config) or (own_dtype(text) if isinstance(text, Mapping) else None)
+    return "float16" if own == "float16" or (own is None and set(stored) == {"F16"}) else "bfloat16"
+
+
+def arithmetic(asked: Asked, weights: Float, *, cuda: bool, where: str) -> Float:
+    """What is multiplied in, with weights of one dtype: that dtype where this machine is good at it, else float32.
+
+    Raises:
+        StudyError: a dtype was asked for in which the weights cannot be held exactly.
+    """
+    if asked not in ("auto", "float32", weights):
+        raise StudyError(
+            where=f"arithmetic {asked}",
+            found=f"{where} in {weights}",
+            expected=f"{weights} or float32, which hold those weights exactly",
+            do=f"give --arithmetic {weights} or float32, or leave it out",
+        )
+    if asked != "auto":
+        return asked
+    return weights if cuda or has_instructions(weights) else "float32"
+
+
+def reward_arithmetic(asked: Asked, *, cuda: bool) -> Float:
+    """What a reward model computes in: it is only read, so its weights may be rounded to whatever was asked for."""
+    return asked if asked != "auto" else arithmetic("auto", "bfloat16", cuda=cuda, where="the reward model")
+
+
+def has_instructions(dtype: Float) -> bool:
+    """Whether this machine's processor multiplies in a dtype by itself."""
+    import torch
+
+    if dtype == "float32":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _INSTRUCTIONS[dtype])
