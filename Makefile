@@ -1,16 +1,23 @@
 # make demo   set up and run the demo search            make test       the test suite
 # make lint   ruff and mypy                             make test-long  the tests that take minutes
-# make bench  the figures in README.md                 make bad-input-table  docs/bad-input.md
+# make bench  the figures in README.md                 make test-avx2  as on a processor without AVX512
+#                                                      make bad-input-table  docs/bad-input.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long lint bad-input-table bench clean
+.PHONY: demo test test-avx2 test-long lint bad-input-table bench clean
 
 demo: .venv/.installed
 	$(BIN)/expo-search --pair demo --trials 20
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+# the materializer's tests (or TESTS=tests) as on a processor without AVX512; the kernel goes to a cache of its own
+TESTS ?= tests/test_materializer.py tests/test_kernel.py tests/test_dtypes.py tests/test_reward.py
+test-avx2: .venv/.installed
+	PYTHONPATH=$(CURDIR)/tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	CFLAGS=-march=haswell $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(TESTS)
 
 test-long: .venv/.installed
 	$(BIN)/python -m pytest -m slow
@@ -23,6 +30,7 @@ bad-input-table: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/switch.py 2>>expo-search.log
+	$(BIN)/python benchmarks/generation.py 2>>expo-search.log
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/demo.py
 

@@ -104,10 +104,10 @@ class MemoryPlan:
     def sentence(self) -> str:
         """The plan as it is printed."""
         if self.gpu_memory_utilization is None:
-            return f"memory plan in {self.arithmetic}: {_sum(self.device)}"
+            return f"memory plan: {_sum(self.device)}; computed in {self.arithmetic}"
         return (
-            f"memory plan in {self.arithmetic}: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
-            f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU"
+            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
+            f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU; computed in {self.arithmetic}"
         )
 
     def fits(self, machine: Machine) -> bool:

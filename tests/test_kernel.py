@@ -11,7 +11,7 @@ import torch
 
 from expo_search.extrapolate import plain_theta
 from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
-from expo_search.kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, Plan, Task, load_kernel
+from expo_search.kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, load_kernel
 
 BLOCK = 2 * WORDS_PER_BLOCK  # elements
 
@@ -50,21 +50,34 @@ def test_every_pair_of_bit_patterns_rounds_alike(kernel: Kernel, alpha: float) -
     assert torch.equal(out.isfinite(), finite)
 
 
+@pytest.mark.parametrize("n", [1, 5, 255, 257, BLOCK + 1, 600_001])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+def test_a_wide_weight_holds_the_rounded_numbers_widened_and_the_sum_is_theirs(
+    kernel: Kernel, n: int, alpha: float
+) -> None:
+    noise = torch.Generator().manual_seed(n)
+    aligned, sft = (torch.randn(n, generator=noise).bfloat16() for _ in range(2))
+    memory = torch.full((n + 2,), 7.0)  # an element before and after, so that overruns show
+    tensor_sum = kernel.switch(memory[1:-1], aligned, sft, alpha)
+    expected = plain_theta(aligned, sft, alpha).bfloat16()
+    assert torch.equal(memory, torch.nn.functional.pad(expected.float(), (1, 1), value=7.0))
+    assert tensor_sum == Fingerprinter().tensor_sum(expected)
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
-def test_many_weights_at_once_are_each_written_and_summed_once_by_any_number_of_threads(
-    kernel: Kernel, n_threads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n", [0, 3, 2 * BLOCK + 1, 600_001])
+def test_every_element_is_written_and_summed_once_by_any_number_of_threads(
+    kernel: Kernel, n_threads: int, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "_n_threads", n_threads)
     noise = torch.Generator().manual_seed(3)
-    sizes = [1, 0, 600_001, 3, BLOCK, 2 * BLOCK + 1, 0, 900_000, 2]
-    sources = [tuple(torch.randn(n, generator=noise).bfloat16() for _ in range(2)) for n in sizes]
-    memory = torch.full((sum(sizes) + len(sizes),), 7.0).bfloat16()  # one element apart, so that overruns show
-    outs = [memory[sum(sizes[:i]) + i :][:n] for i, n in enumerate(sizes)]
-    sums = kernel.run(Plan([Task(a, s, out) for (a, s), out in zip(sources, outs, strict=True)]), 0.7)
-    expected = [plain_theta(a, s, 0.7).bfloat16() for a, s in sources]
-    seven = torch.tensor([7.0]).bfloat16()
-    assert torch.equal(memory, torch.cat([part for theta in expected for part in (theta, seven)]))
-    assert sums == [Fingerprinter().tensor_sum(theta) for theta in expected]
+    aligned, sft = (torch.randn(n, generator=noise).bfloat16() for _ in range(2))
+    memory = torch.full((n + 2,), 7.0).bfloat16()
+    tensor_sum = kernel.switch(memory[1:-1], aligned, sft, 0.7)
+    expected = plain_theta(aligned, sft, 0.7).bfloat16()
+    assert torch.equal(memory[1:-1], expected)
+    assert (memory[0], memory[-1]) == (7.0, 7.0)
+    assert tensor_sum == Fingerprinter().tensor_sum(expected)
 
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -172,12 +185,11 @@ def test_only_floating_dtypes_are_streamed(kernel: Kernel) -> None:
     assert not kernel.streams("I64", "BF16")
 
 
-def test_no_weights_are_no_work(kernel: Kernel) -> None:
-    assert kernel.run(Plan([]), 0.3) == []
-
-
 def test_other_dtypes_and_layouts_are_left_to_torch(kernel: Kernel) -> None:
     a = torch.zeros(4, 4, dtype=torch.bfloat16)
     assert kernel.takes(a, a, a)
+    assert kernel.takes(a.float(), a, a)
     assert not kernel.takes(a, a, a.float())
+    assert not kernel.takes(a.half(), a, a)
     assert not kernel.takes(a.t()[:2], a, a)
+    assert not kernel.takes(a.to("meta"), a, a)  # an output elsewhere, whose sources stay in host memory

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from expo_search.packed import Packed
 from twins import (
     SMALL,
     VOCAB,
@@ -24,15 +22,16 @@ from twins import (
     shrink_vocabulary,
 )
 
-from expo_search import in_place, loader, materializer
+from expo_search import loader, materializer
 from expo_search.checkpoint import open_checkpoint
+from expo_search.dtypes import has_instructions
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.evaluator import VllmModel
-from expo_search.extrapolate import Extrapolator
-from expo_search.kernel import Kernel, Plan, Task
+from expo_search.extrapolate import plain_theta
 from expo_search.loader import Weight
 from expo_search.match import check_pair
+from expo_search.materializer import LiveWeights
 from expo_search.pieces import PieceReader
 from expo_search.study import EngineSpec, SamplingSpec
 
@@ -46,9 +45,10 @@ CASES = [
 ALPHAS = (0.7, -0.4)
 
 
-def engine(aligned: Path, sft: Path) -> VllmModel:
+def engine(aligned: Path, sft: Path, **settings: Any) -> VllmModel:
     remote = (aligned / "configuration_internlm2.py").exists()
-    return VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=16), ENGINE, 0, trust_remote_code=remote))
+    table = ENGINE.model_copy(update=settings)
+    return VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=16), table, 0, trust_remote_code=remote))
 
 
 def answer(model: VllmModel) -> list[tuple[int, float]]:
@@ -78,6 +78,20 @@ def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoin
     assert (fresh.sources.aligned, answer(fresh)) == seen[ALPHAS[0]]
     assert fresh.sources.sft == seen[ALPHAS[1]][0]
     fresh.close()
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gemma3", "mixtral", "deepseek-v2"])
+def test_the_weights_are_the_same_bits_whatever_they_are_multiplied_in(family: str, tmp_path: Path) -> None:
+    """The arithmetic that this machine would not choose; also of weights that an engine always keeps in float32."""
+    aligned, sft = make_pair(tmp_path, family)
+    chosen = engine(aligned, sft)
+    expected, sources, answered = chosen.materialize(0.7).fingerprint, chosen.sources, answer(chosen)
+    chosen.close()
+    other = engine(aligned, sft, arithmetic="float32" if has_instructions("bfloat16") else "bfloat16")
+    assert other.materialize(0.7).fingerprint == expected
+    assert other.sources == sources
+    assert answer(other) != answered  # the same numbers, multiplied in another way
+    other.close()
 
 
 def test_shards_need_not_line_up(tmp_path: Path) -> None:
@@ -194,27 +208,24 @@ def test_without_a_compiler_and_with_streamed_sources_an_engine_gets_the_same_we
     streamed = engine(aligned, sft)
     assert (streamed.materialize(0.7).fingerprint, answer(streamed)) == expected
     streamed.materialize(0.0)
-    into, skipped = Extrapolator.into, list[int]()
+    in_pieces, skipped = LiveWeights._in_pieces, list[Weight]()
 
-    def skips_one(self: Extrapolator, out: torch.Tensor, *sources: Any) -> None:
-        if out.numel() == SMALL["hidden_size"] and not skipped:
-            skipped.append(out.data_ptr())
-        if out.data_ptr() not in skipped:
-            into(self, out, *sources)
+    def skips_one(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> int | None:
+        if not skipped and out.numel() == SMALL["hidden_size"]:
+            skipped.append(weight)
+        return in_pieces(self, torch.empty_like(out) if weight in skipped else out, weight, *rest)
 
-    monkeypatch.setattr(Extrapolator, "into", skips_one)
+    monkeypatch.setattr(LiveWeights, "_in_pieces", skips_one)
     with pytest.raises(MaterializeError, match="canary"):
         streamed._check()
     assert skipped
     streamed.close()
 
 
-def _kind(task: Task) -> str:
-    if task.aligned.dim() == 1:
+def _kind(weight: Weight) -> str:
+    if len(weight.shape) == 1:
         return "norm"
-    if task.aligned.shape[0] == VOCAB:
-        return "head" if task.packed else "embedding"
-    return "matrix"
+    return "vocabulary" if weight.shape[0] == VOCAB else "matrix"
 
 
 class TestCanary:
@@ -224,9 +235,11 @@ class TestCanary:
     def pair(self, tmp_path: Path) -> tuple[Path, Path]:
         return make_pair(tmp_path, "llama-untied")
 
-    @pytest.fixture(scope="class")
-    def started(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
-        live = engine(*make_pair(tmp_path_factory.mktemp("canary"), "llama-tied"))
+    @pytest.fixture(scope="class", params=["auto", "float32"])
+    def started(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
+        """In what this machine multiplies in, and widened, as machines without bfloat16 instructions do."""
+        folder = tmp_path_factory.mktemp("canary")
+        live = engine(*make_pair(folder, "llama-tied"), arithmetic=request.param)
         yield live
         live.close()
 
@@ -237,52 +250,47 @@ class TestCanary:
         started._check()
         return started
 
-    @pytest.mark.parametrize("kind", ["norm", "matrix", "head"])
+    @pytest.mark.parametrize("kind", ["norm", "matrix", "vocabulary"])
     def test_one_weight_that_is_not_written(self, kind: str, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The fingerprint as written is the right one; of the head, packed from the embedding, there is none at all."""
-        run, forgotten = Kernel.run, list[Task]()
+        """The fingerprint as written is the right one: what was written went elsewhere than the engine reads."""
+        into, forgotten = LiveWeights._into, list[Weight]()
 
-        def forgets(self: Kernel, plan: Plan, alpha: float) -> list[int]:
-            of_kind = [task for task in plan.tasks if _kind(task) == kind]
-            if len(plan.tasks) == 1 or not of_kind:  # one task: the image of a matrix whose memory is looked for
-                return run(self, plan, alpha)
-            one = of_kind[len(of_kind) // 2]
-            forgotten.append(one)
-            decoy = torch.empty(one.aligned.numel() + 64 * one.aligned.shape[-1], dtype=torch.bfloat16)
-            elsewhere = replace(one, plain=None if one.plain is None else decoy, packed=one.packed and decoy.data_ptr())
-            return run(self, Plan([elsewhere if task is one else task for task in plan.tasks]), alpha)
+        def forgets(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> int | None:
+            if not forgotten and _kind(weight) == kind:
+                forgotten.append(weight)
+            return into(self, torch.empty_like(out) if weight in forgotten else out, weight, *rest)
 
-        monkeypatch.setattr(Kernel, "run", forgets)
+        monkeypatch.setattr(LiveWeights, "_into", forgets)
         with pytest.raises(MaterializeError, match="canary"):
             live._check()
         assert forgotten
 
     def test_a_weight_that_is_moved_twice(self, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        run = Kernel.run
+        into = LiveWeights._into
 
-        def twice(self: Kernel, plan: Plan, alpha: float) -> list[int]:
-            sums = run(self, plan, alpha)
-            for task in plan.tasks:
-                if task.plain is not None and task.plain.dim() == 1:
-                    task.plain.add_(alpha * (task.aligned - task.sft))
-            return sums
+        def twice(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> int | None:
+            total = into(self, out, weight, alpha, pieces)
+            if _kind(weight) == "norm":
+                out.add_(alpha * (weight.aligned - weight.sft))
+            return total
 
-        monkeypatch.setattr(Kernel, "run", twice)
+        monkeypatch.setattr(LiveWeights, "_into", twice)
         with pytest.raises(MaterializeError, match="canary"):
             live._check()
 
-    def test_packed_memory_that_the_engine_does_not_read(
-        self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        decoys = []
+    def test_weights_that_are_not_rounded(self, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the engine holds them in float32: theta(alpha) itself, which no export in bfloat16 could hold."""
+        into = LiveWeights._into
 
-        def elsewhere(handler: Any, shape: torch.Size, image: Callable[[int], torch.Tensor]) -> Packed:
-            decoys.append(image(64))
-            return Packed(handler, decoys[-1].data_ptr(), 64, shape)
+        def unrounded(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> int | None:
+            total = into(self, out, weight, alpha, pieces)
+            if alpha:
+                out.copy_(plain_theta(weight.aligned, weight.sft, alpha) * (1 if out.dtype != weight.dtype else 1.01))
+            return total
 
-        monkeypatch.setattr(in_place, "locate", elsewhere)
-        with pytest.raises(MaterializeError, match="canary"):
-            engine(*pair)
+        monkeypatch.setattr(LiveWeights, "_into", unrounded)
+        with pytest.raises(MaterializeError, match=r"canary.*other weights than the formula's"):
+            live._check()
 
     def test_prefixes_that_are_not_forgotten(self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(VllmModel, "_forget_prefixes", lambda _: None)

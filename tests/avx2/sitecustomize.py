@@ -1,8 +1,8 @@
 """Python starts with this where `tests/avx2` is on PYTHONPATH: torch, and vLLM which asks torch, see no AVX512.
 
-The variables that `make test-avx2` sets keep torch's own kernels, oneDNN and MKL to AVX2 (README, Look inside), but what
-torch says of the processor obeys none of them, and vLLM picks its compiled extension by it. A hook on the import, so
-that programs that need no torch do not load it here.
+The variables that `make test-avx2` sets keep torch's own kernels, oneDNN and MKL to AVX2, but what torch says of the
+processor obeys none of them, and vLLM picks its compiled extension by it. A hook on the import, so that programs that
+need no torch do not load it here.
 """
 
 import sys

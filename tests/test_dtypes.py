@@ -1,0 +1,89 @@
+"""What weights are rounded to, and what is multiplied in, by what was asked for and what a processor can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from expo_search.dtypes import Dtypes, arithmetic, has_instructions, reward_arithmetic, weights_dtype
+from expo_search.errors import StudyError
+from expo_search.study import EngineSpec, PairSpec, RewardSpec, StudySpec, computing_as
+
+AVX2 = {"avx2": True, "avx512_bf16": False}
+GENOA = {"avx2": True, "avx512_f": True, "avx512_bf16": True}
+SAPPHIRE = GENOA | {"amx_bf16": True, "avx512_fp16": True}
+GRAVITON = {"neon": True, "bf16": True, "fp16_arith": True}
+
+
+@pytest.fixture(
+    params=[AVX2, {"avx512_f": True}, GENOA, SAPPHIRE, GRAVITON], ids=["avx2", "avx512", "bf16", "amx", "arm"]
+)
+def capabilities(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: request.param)
+    found: dict[str, bool] = request.param
+    return found
+
+
+def test_float32_replaces_a_dtype_for_which_a_processor_has_no_instructions(capabilities: dict[str, bool]) -> None:
+    bf16 = capabilities in (GENOA, SAPPHIRE, GRAVITON)
+    assert has_instructions("bfloat16") == bf16
+    assert arithmetic("auto", "bfloat16", cuda=False, where="x") == ("bfloat16" if bf16 else "float32")
+    assert reward_arithmetic("auto", cuda=False) == ("bfloat16" if bf16 else "float32")
+    fp16 = capabilities in (SAPPHIRE, GRAVITON)
+    assert arithmetic("auto", "float16", cuda=False, where="x") == ("float16" if fp16 else "float32")
+    assert arithmetic("auto", "float32", cuda=False, where="x") == "float32"
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float16", "float32"])
+def test_a_gpu_multiplies_in_the_weights_dtype_and_either_can_be_forced(
+    weights: Any, capabilities: dict[str, bool]
+) -> None:
+    assert arithmetic("auto", weights, cuda=True, where="x") == weights
+    assert arithmetic("float32", weights, cuda=True, where="x") == "float32"
+    assert arithmetic(weights, weights, cuda=False, where="x") == weights
+    assert reward_arithmetic("auto", cuda=True) == "bfloat16"
+    assert reward_arithmetic("float32", cuda=True) == "float32"
+
+
+def test_an_arithmetic_that_cannot_hold_the_weights_is_refused() -> None:
+    with pytest.raises(StudyError, match="arithmetic float16: weights of x in bfloat16; expected bfloat16 or float32"):
+        arithmetic("float16", "bfloat16", cuda=False, where="weights of x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "stored", "expected"),
+    [
+        ("auto", {"dtype": "bfloat16"}, {"BF16"}, "bfloat16"),
+        ("auto", {"torch_dtype": "float16"}, {"F16"}, "float16"),
+        ("auto", {"dtype": "float32"}, {"F32"}, "bfloat16"),
+        ("auto", {"text_config": {"dtype": "float16"}}, {"F16"}, "float16"),
+        ("auto", {}, {"F16"}, "float16"),
+        ("auto", {}, {"F16", "F32"}, "bfloat16"),
+        ("float32", {"dtype": "bfloat16"}, {"BF16"}, "float32"),
+    ],
+)
+def test_weights_are_rounded_to_what_was_asked_for_or_is_the_checkpoints_own(
+    asked: Any, config: dict[str, Any], stored: set[str], expected: str
+) -> None:
+    assert weights_dtype(asked, config, stored) == expected
+
+
+def test_the_line_at_the_start_says_what_is_held_and_what_is_multiplied() -> None:
+    assert Dtypes("bfloat16", "bfloat16", "bfloat16").sentence() == "weights in bfloat16; reward model in bfloat16"
+    widened = Dtypes("bfloat16", "float32", "float32").sentence()
+    assert widened == "weights in bfloat16, widened to float32 to multiply; reward model in float32"
+
+
+def test_a_stored_study_computes_as_its_trials_did_unless_it_says_otherwise() -> None:
+    pair = PairSpec(aligned="a", sft="s", reward_model="r")
+    settings = {"engine.arithmetic": "float32", "reward.arithmetic": "bfloat16"}
+    spec = StudySpec(name="x", pair=pair)
+    again = computing_as(spec, settings)
+    assert (again.engine.arithmetic, again.reward.arithmetic) == ("float32", "bfloat16")
+    assert computing_as(spec, {}) == spec
+    said = StudySpec(
+        name="x", pair=pair, engine=EngineSpec(arithmetic="bfloat16"), reward=RewardSpec(arithmetic="float32")
+    )
+    assert computing_as(said, settings) == said
