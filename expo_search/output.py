@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +18,8 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     """Send file descriptors 1 and 2, which worker processes inherit, to the end of `log`.
 
     Yields:
-        Streams to the real standard output and standard error. They are put back at the end, also after an error.
+        Streams to the real standard output and standard error. They are put back at the end, also after an error;
+        what the libraries say when the process ends goes to `log` too, after any traceback of ours.
 
     Raises:
         StudyError: the log file cannot be written.
@@ -48,3 +50,15 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
         os.close(file)
         if is_new and log.stat().st_size == 0:
             log.unlink()
+        # last registered, first called: native libraries count what they leaked when the interpreter is gone
+        atexit.register(_send_output_to, log.absolute())
+
+
+def _send_output_to(log: Path) -> None:
+    """From now on, for good: what this process prints goes to the log, or nowhere where there is none any more."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    file = os.open(log if log.exists() else os.devnull, os.O_WRONLY | os.O_APPEND)
+    for target in (1, 2):
+        os.dup2(file, target)

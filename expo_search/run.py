@@ -15,6 +15,7 @@ from typing import Any
 
 from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.context import in_context, no_room
 from expo_search.database import check_storage, stored_attribute
 from expo_search.dtypes import Dtypes
 from expo_search.engine import INSTALL, ModelSpec, dtypes_of
@@ -76,6 +77,7 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+    spec = in_context(spec, aligned.path)
     found = check_pair(aligned, sft)
     if aligned.is_same_as(sft):
         raise same_weights(aligned.path, sft.path)
@@ -91,10 +93,15 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
     )
     reward_tokenizer = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
 
-    def fits(prompt: Prompt) -> bool:
-        n_tokens = len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
-        return n_tokens + spec.sampling.max_tokens <= spec.engine.max_model_len
+    def length(prompt: Prompt) -> int:
+        return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
 
+    def fits(prompt: Prompt) -> bool:
+        return length(prompt) + spec.sampling.max_tokens <= spec.engine.max_model_len
+
+    if prompts and not any(fits(prompt) for prompt in prompts):
+        lengths = [length(prompt) for prompt in prompts]
+        raise no_room(spec, max(lengths), min(lengths))
     is_given = "n" in spec.prompts.model_fields_set
     n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
     where = f"prompts {spec.prompts.source}"

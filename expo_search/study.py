@@ -176,6 +176,7 @@ class EngineSpec(_Table):
         dtype: of the weights, to which theta(alpha) is rounded; "auto" is the checkpoint's own.
         arithmetic: what is multiplied in, that dtype or float32; "auto" is float32 on a CPU without instructions for
             the weights' dtype.
+        max_model_len: the context; where it is not set, as far as 4096 tokens if the checkpoint allows them.
         kv_cache_gib: used on a CPU; on a GPU the cache takes what the plan leaves.
         sources: where the two checkpoints are kept that every switch reads: on the GPU, in host memory from which they
             are streamed, or as the memory plan chooses. A CPU engine has one memory, its own.
@@ -309,12 +310,12 @@ def _check(data: Mapping[str, Any], where: str) -> StudySpec:
             expected="consent to run it",
             do="pass --trust-remote-code if you trust the repository",
         )
-    if spec.sampling.max_tokens >= spec.engine.max_model_len:
+    if "max_model_len" in spec.engine.model_fields_set and spec.sampling.max_tokens >= spec.engine.max_model_len:
         raise StudyError(
             where=where,
             found=f"max_tokens {spec.sampling.max_tokens} in a context of {spec.engine.max_model_len} tokens",
             expected="room for a prompt",
-            do="lower --max-tokens or raise max_model_len in [engine]",
+            do="lower --max-tokens or raise --max-model-len",
         )
     return spec
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -14,3 +15,5 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: commands that tests stop would not
+    signal.signal(signal.SIGINT, signal.default_int_handler)

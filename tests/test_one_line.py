@@ -1,0 +1,85 @@
+"""What a terminal gets to see: of an error one line, at any point of a run; of the libraries nothing, also at the exit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from twins import edit, make_pair, make_reward_model, write_prompts
+
+SEARCH = [
+    "--sft", "sft", "--aligned", "aligned", "--prompts", "prompts.jsonl", "--n-prompts", "4", "--max-tokens", "6",
+    "--trials", "1", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-tied")
+    make_reward_model(folder / "reward")
+    make_reward_model(folder / "not-a-number")
+    edit(folder / "not-a-number", lambda name, t: t.fill_(float("nan")) if name == "score.weight" else t)
+    write_prompts(folder / "prompts.jsonl", 8)
+    return folder
+
+
+def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "expo_search", *SEARCH, *arguments]
+    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_quiet_search_that_succeeds_says_nothing_but_its_result(home: Path) -> None:
+    done = run(home, "--reward-model", "reward")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nanobind" not in done.stdout
+    assert done.stdout.lstrip().startswith("trial")
+    assert "vllm" in (home / "expo-search.log").read_text().lower()
+
+
+def test_an_error_after_the_engine_was_at_work_is_one_line(home: Path) -> None:
+    done = run(home, "--reward-model", "not-a-number", "--study-name", "nan")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("expo-search: reward of prompt p")
+    assert done.stdout == ""
+
+
+def test_an_error_at_the_start_of_the_engine_is_one_line(home: Path) -> None:
+    """A weight that is not finite is found while the engine loads it."""
+    whole = (home / "sft" / "model.safetensors").read_bytes()
+    edit(home / "sft", lambda name, t: t.fill_(float("inf")) if name == "model.norm.weight" else t)
+    try:
+        done = run(home, "--reward-model", "reward", "--study-name", "infinite")
+    finally:
+        (home / "sft" / "model.safetensors").write_bytes(whole)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("expo-search: sft checkpoint, tensor model.norm.weight")
+    assert done.stdout == ""
+
+
+def test_an_error_before_the_engine_is_one_line(home: Path) -> None:
+    done = run(home, "--reward-model", "nowhere")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("expo-search: ")
+    assert done.stdout == ""
+
+
+def test_a_fault_of_ours_keeps_its_traceback(home: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from expo_search.output import library_output_to\n"
+        "with library_output_to(Path('ours.log')):\n"
+        "    import os; os.write(2, b'of a library')\n"
+        "raise ZeroDivisionError\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError"
+    assert "of a library" not in done.stderr
+    assert (home / "ours.log").read_text() == "of a library"
