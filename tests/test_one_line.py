@@ -1,4 +1,4 @@
-"""What a terminal gets to see: of an error one line, at any point of a run; of the libraries nothing, also at the exit."""
+"""What a terminal gets to see: of an error one line, at any point of a run; of the libraries nothing, ever."""
 
 from __future__ import annotations
 
