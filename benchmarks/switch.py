@@ -1,12 +1,12 @@
 """make bench: one switch of alpha against what it replaces, measured side by side in one process.
 
-Prints seconds and ratios for: a copy of as many bytes (the memory's own speed), a switch, the same weights written in
-load layout only (no packed matrices), vLLM's `reload_weights` from a checkpoint on disk (its own way to new weights in
-a running engine), the same with the export that makes such a checkpoint, `load_weights` alone, from there and of a
-state dict in memory, after which the weights must still be processed, the same tensor by tensor, and a fresh engine.
+Prints seconds and ratios for: a copy (the memory's own speed), the weights written in load layout (the kernel's part
+of a switch, in bfloat16 and widened to float32), a switch and the part of it that is vLLM's packing, vLLM's
+`reload_weights` from a checkpoint on disk (its own way to new weights in a running engine), the same with the export
+that makes such a checkpoint, `load_weights` alone, from there and of a state dict in memory, after which the weights
+must still be processed, the same tensor by tensor, and a fresh engine.
 
-The bytes of a switch: two sources read for each weight, and each form written in which the engine keeps it (a tied
-vocabulary matrix in two). Copy, switch and plain writing take turns, so that a busy moment of the machine hits all.
+Copy, writing and switch take turns, so that a busy moment of the machine hits all.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.checkpoint import open_checkpoint
-from expo_search.engine import ModelSpec
+from expo_search.engine import ModelSpec, dtypes_of
 from expo_search.evaluator import VllmModel
 from expo_search.export import Format, export
 from expo_search.pairs import resolve_pair
-from expo_search.study import EngineSpec, SamplingSpec, load_study
+from expo_search.study import EngineSpec, RewardSpec, SamplingSpec, load_study
 
 ROUNDS = 15
 LOADING: dict[str, float] = {}
@@ -130,42 +130,53 @@ def measure(name: str, aligned: Path, sft: Path) -> None:
 
 
 class Switches:
-    """A switch, the same in load layout only, and a copy; in this process, where the engine is too."""
+    """A switch, its weights written in load layout only, and a copy; in this process, where the engine is too."""
 
     def __init__(self, model: VllmModel) -> None:
         import torch
 
-        from expo_search.kernel import Plan, Task, load_kernel
+        from expo_search.kernel import Kernel, load_kernel
 
         self._rpc = model._engine._llm.collective_rpc
-        [(live, weights)] = self._rpc(lambda worker: (worker._expo()[0], worker._expo()[0]._weights))
-        others, targets = live._in_place.others(), live._in_place._targets
+        [weights] = self._rpc(lambda worker: worker._expo()[0]._weights)
         kernel = load_kernel()
-        if kernel is None or others:
-            raise SystemExit(f"{len(others)} modules are not written in place here (no compiler?): nothing to compare")
+        if kernel is None:
+            raise SystemExit("no C compiler: nothing to compare")
         self.kernel = kernel
         self.n_bytes = sum(w.aligned.nbytes for w in weights)
-        written = sum(t.weight.aligned.nbytes * (t.packed is not None) for t in targets)
-        written += sum(t.task.plain.nbytes for t in targets if t.task.plain is not None)
-        self.moved_bytes = sum(2 * t.weight.aligned.nbytes for t in targets) + written
-        self.n_packed = sum(t.packed is not None for t in targets)
-        unique = list({id(t.weight): t.weight for t in targets}.values())
-        self._plain = Plan([Task(w.aligned, w.sft, torch.zeros_like(w.aligned)) for w in unique])
-        self.plain_bytes = 3 * sum(w.aligned.nbytes for w in unique)
-        self._source = torch.empty(min(self.plain_bytes, 2 << 30) // 4, dtype=torch.bfloat16).normal_()
+        self.derive_s = list[float]()
+        self._weights = [w for w in weights if Kernel.takes(w.aligned, w.aligned, w.sft)]
+        self._outs = {d: [w.aligned.to(d) for w in self._weights] for d in (torch.bfloat16, torch.float32)}
+        self._source = torch.empty(min(3 * self.n_bytes, 2 << 30) // 4, dtype=torch.bfloat16).normal_()
         self._target = torch.zeros_like(self._source)
-        self.copied_bytes = 2 * self._source.nbytes
+        sources = sum(w.aligned.nbytes + w.sft.nbytes for w in self._weights)
+        written = {d: sum(out.nbytes for out in outs) for d, outs in self._outs.items()}
+        self.moved_bytes = {
+            "copy": 2 * self._source.nbytes,
+            "bfloat16": sources + written[torch.bfloat16],
+            "float32": sources + written[torch.float32],
+        }
         self._n = 0
 
     def copy(self) -> None:
         self._target.copy_(self._source)
 
-    def plain(self) -> None:
-        self.kernel.run(self._plain, 0.7)
+    def write(self, dtype: str) -> None:
+        import torch
+
+        for weight, out in zip(self._weights, self._outs[getattr(torch, dtype)], strict=True):
+            self.kernel.switch(out, weight.aligned, weight.sft, 0.7)
 
     def switch(self) -> None:
         self._n += 1
-        self._rpc("expo_switch", args=(0.01 * self._n,))
+        [done] = self._rpc("expo_switch", args=(0.01 * self._n,))
+        self.derive_s.append(done["seconds"]["derive"])
+
+
+def engine_sentence(aligned: Path) -> str:
+    """What the engine holds and multiplies in."""
+    checkpoint = open_checkpoint(aligned, role="aligned")
+    return dtypes_of(EngineSpec(), RewardSpec(), checkpoint).sentence().partition(";")[0]
 
 
 def reloading(model: VllmModel, aligned: Path, sft: Path) -> tuple[float, float]:
@@ -190,31 +201,39 @@ def report(name: str, model: VllmModel, fresh_s: float, aligned: Path, sft: Path
     import torch
 
     on = Switches(model)
-    calls = {"copy": on.copy, "plain": on.plain, "switch": on.switch}
+    calls: dict[str, Callable[[], None]] = {
+        "copy": on.copy,
+        "bfloat16": partial(on.write, "bfloat16"),
+        "float32": partial(on.write, "float32"),
+        "switch": on.switch,
+    }
     times: dict[str, list[float]] = {label: [] for label in calls}
     for i in range(2 + ROUNDS):
         for label, call in calls.items():
             took = timed(call)
             if i >= 2:
                 times[label].append(took)
-    n_bytes = {"copy": on.copied_bytes, "plain": on.plain_bytes, "switch": on.moved_bytes}
     labels = {
         "copy": "copy (torch)",
-        "plain": "all weights, load layout only",
-        "switch": f"switch ({on.n_packed} packed matrices)",
+        "bfloat16": "all weights, load layout",
+        "float32": "the same, widened to float32",
     }
-    print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print(f"{name}: {on.n_bytes / 1e9:.3f} GB of weights")
+    threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(f"{date.today()}  {platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads}")
+    print(f"{name}: {on.n_bytes / 1e9:.3f} GB of weights, {engine_sentence(aligned)}")
     print(f"  {'':32}  median     least    read and written   share of the copy's speed (median, least)")
-    for label in calls:
+    for label in labels:
         mid, low = statistics.median(times[label]), min(times[label])
-        scale = n_bytes[label] / n_bytes["copy"]
+        scale = on.moved_bytes[label] / on.moved_bytes["copy"]
         shares = scale * statistics.median(times["copy"]) / mid, scale * min(times["copy"]) / low
         print(
-            f"  {labels[label]:32}{mid:8.4f} s{low:8.4f} s   {n_bytes[label] / mid / 1e9:6.1f} GB/s"
+            f"  {labels[label]:32}{mid:8.4f} s{low:8.4f} s   {on.moved_bytes[label] / mid / 1e9:6.1f} GB/s"
             f"         {shares[0]:5.0%}  {shares[1]:5.0%}"
         )
     switch_s = statistics.median(times["switch"])
+    least_s, derive_s = min(times["switch"]), statistics.median(on.derive_s)
+    share = f"{derive_s / switch_s:.0%} of it vLLM's packing"
+    print(f"  {'switch':32}{switch_s:8.4f} s{least_s:8.4f} s   {share}")
     export_s, reload_s = reloading(model, aligned, sft)
     rows = {
         "export, then vLLM's reload_weights": export_s + reload_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -48,3 +49,30 @@ def test_an_installed_wheel_lists_the_presets_from_any_folder(wheel: Path, tmp_p
     assert '"zephyr"' in listed.stdout
     assert '"demo"' in listed.stdout
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "found"),
+    [
+        ("Darwin", "arm64", "", "this is Darwin on arm64"),
+        ("Darwin", "x86_64", "", "this is Darwin on x86_64"),
+        ("Linux", "riscv64", "", "this is Linux on riscv64"),
+        ("Linux", "aarch64", "musl libc (aarch64)", "this Linux has musl"),
+    ],
+)
+def test_set_up_says_in_one_line_what_it_cannot_work_on_before_it_downloads_anything(
+    system: str, machine: str, libc: str, found: str, tmp_path: Path
+) -> None:
+    for name, text in {"uname": f'[ "$1" = -s ] && echo {system} || echo {machine}', "ldd": f"echo '{libc}'"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "setup", tmp_path / ".ci" / "setup")
+    done = subprocess.run(
+        ["bash", str(tmp_path / ".ci" / "setup"), "no-python-is-asked"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"expo-search: {found}; expected Linux")
+    assert not (tmp_path / ".venv").exists()

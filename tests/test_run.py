@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
-from expo_search.run import Checked, check
+from expo_search.errors import SettingsChanged, StudyError
+from expo_search.run import Checked, check, check_stored, pin
+from expo_search.store import Store
 from expo_search.study import load_study
 
 N_ROWS = 20
@@ -23,12 +26,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def checked(n: int | None = None, aligned: str = "aligned", **engine: Any) -> Checked:
+def checked(n: int | None = None, aligned: str = "aligned", reward: str = "auto", **engine: Any) -> Checked:
     prompts = {"source": "prompts.jsonl"} | ({} if n is None else {"n": n})
     overrides = {
         "pair": {"aligned": aligned, "sft": "sft", "reward_model": "reward"},
         "prompts": prompts,
         "sampling": {"max_tokens": 8},
+        "reward": {"arithmetic": reward},
         "engine": {"max_model_len": 128} | engine,
     }
     return check(load_study(overrides=overrides), "sqlite:///test.db", lambda _: None)
@@ -74,3 +78,41 @@ class TestSettings:
     @pytest.mark.usefixtures("home")
     def test_another_number_of_ranks_is_named_since_fingerprints_are_by_rank(self) -> None:
         assert differing(checked(), checked(tensor_parallel=2)) == {"engine.tensor_parallel"}
+
+
+@pytest.mark.usefixtures("home")
+class TestArithmetic:
+    @pytest.fixture
+    def avx2(self, monkeypatch: pytest.MonkeyPatch) -> Checked:
+        """As a machine without bfloat16 instructions checks it."""
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+        return checked()
+
+    def test_it_suits_the_machine_and_is_said_planned_and_kept(
+        self, avx2: Checked, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert (avx2.settings["engine.arithmetic"], avx2.settings["reward.arithmetic"]) == ("float32", "float32")
+        assert avx2.memory.sentence().endswith("computed in float32")
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        other = checked()
+        assert differing(avx2, other) == {"engine.arithmetic", "reward.arithmetic"}
+        assert avx2.memory.device["weights"] > other.memory.device["weights"]
+
+    def test_a_study_of_another_machine_goes_on_as_it_began_or_is_refused_with_the_option_that_does(
+        self, avx2: Checked, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Store("sqlite:///test.db", "custom")
+        pin(store, avx2)
+        store.close()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        there = r"engine\.arithmetic: 'float32' there, 'bfloat16' now.*; --arithmetic float32 goes on as there"
+        with pytest.raises(SettingsChanged, match=there):
+            checked()
+        forced = checked(arithmetic="float32", reward="float32")
+        assert differing(avx2, forced) == set()
+        again = check_stored("sqlite:///test.db", "custom", lambda _: None, trust_remote_code=False)
+        assert differing(avx2, again) == set()
+
+    def test_one_that_cannot_hold_the_weights_is_refused(self) -> None:
+        with pytest.raises(StudyError, match=r"arithmetic float16: weights of .*aligned in bfloat16"):
+            checked(arithmetic="float16")
