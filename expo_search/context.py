@@ -71,13 +71,15 @@ def in_context(spec: StudySpec, aligned: Path) -> StudySpec:
 
 
 def no_room(spec: StudySpec, longest: int, shortest: int) -> StudyError:
-    """The fault of `max_tokens` that leave no prompt any room; prompts are of `shortest` to `longest` tokens."""
+    """The fault of `max_tokens` that leave no prompt any room; prompts are of `shortest` to `longest` tokens.
+
+    What would fit is for all prompts, or for the shortest where the longest fills the context alone.
+    """
     length, asked = spec.engine.max_model_len, spec.sampling.max_tokens
     room = length - longest if length > longest else length - shortest
-    fits = f"give --max-tokens {room} or less" if room > 0 else "give shorter prompts"
     return StudyError(
         where=f"max_tokens {asked}",
         found=f"a context of {length} tokens, and prompts of {shortest} to {longest}",
         expected="room for a prompt and its whole answer",
-        do=f"{fits}, or a longer --max-model-len where the checkpoint allows it",
+        do=f"give --max-tokens {room} or less, or a longer --max-model-len where the checkpoint allows it",
     )

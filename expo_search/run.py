@@ -101,7 +101,8 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
 
     if prompts and not any(fits(prompt) for prompt in prompts):
         lengths = [length(prompt) for prompt in prompts]
-        raise no_room(spec, max(lengths), min(lengths))
+        if min(lengths) < spec.engine.max_model_len:  # else the prompts are at fault, which `search_part` says
+            raise no_room(spec, max(lengths), min(lengths))
     is_given = "n" in spec.prompts.model_fields_set
     n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
     where = f"prompts {spec.prompts.source}"

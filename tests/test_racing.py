@@ -264,6 +264,7 @@ class TestChunks:
         evaluate(CONTROL, 0.0)
         origin = SimpleNamespace(
             spec=spec,
+            settings={},
             pair=SimpleNamespace(sft=checkpoint, aligned=checkpoint),
             trial=evaluate(1, PLACE, best=CONTROL if racing else None),
             alpha=PLACE,

@@ -282,7 +282,18 @@ class TestSecrets:
         capfd.readouterr()
         url = "postgresql+nosuchdriver://me:hunter2@localhost/db"
         for command in (
-            ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"],
+            [
+                "--sft",
+                "sft",
+                "--aligned",
+                "aligned",
+                "--reward-model",
+                "reward",
+                "--prompts",
+                "prompts.jsonl",
+                "--max-tokens",
+                "8",
+            ],
             ["show", "s"],
             ["export", "s", "--out", "out"],
             ["confirm", "s"],
