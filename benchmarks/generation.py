@@ -28,19 +28,18 @@ from expo_search.pairs import resolve_pair
 from expo_search.prompts import load_prompts
 from expo_search.study import load_study, studies_folder
 
-ROUNDS = 2
-
 
 def main() -> None:
     """Measure every way in a process of its own, print them side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="demo")
     parser.add_argument("--n-prompts", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=2, help="of all prompts, after a few that warm up")
     parser.add_argument("--ways", default="float32,bfloat16", help="arithmetics, each with /plain for plain products")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.pair, options.n_prompts, options.one)))
+        print(json.dumps(measure(options.pair, options.n_prompts, options.rounds, options.one)))
         return
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -79,7 +78,7 @@ def report(pair: str, n_prompts: int, results: dict[str, dict[str, Any]]) -> Non
         )
 
 
-def measure(preset: str, n_prompts: int, way: str) -> dict[str, Any]:
+def measure(preset: str, n_prompts: int, rounds: int, way: str) -> dict[str, Any]:
     """Tokens a second in the median of the rounds, seconds of a switch, operations a second of float32 products."""
     arithmetic, _, product = way.partition("/")
     spec = load_study(preset=preset)
@@ -90,7 +89,7 @@ def measure(preset: str, n_prompts: int, way: str) -> dict[str, Any]:
     llm = model._engine._llm
     seconds, switches, n = [], [], 0
     [(body, head, products)] = llm.collective_rpc(_products, args=(n_prompts,))
-    for i in range(1 + ROUNDS):  # the first, of a few, warms up
+    for i in range(1 + rounds):  # the first, of a few, warms up
         switches.append(model.materialize(0.1 * i).seconds)
         if product == "plain":
             llm.collective_rpc(_multiply_plainly)

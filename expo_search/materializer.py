@@ -145,7 +145,7 @@ class LiveWeights:
         if not tensor.numel() and weight.shape.numel() and weight.device.type == "cpu":
             tensor.data = self._scratch.take(weight.shape, weight.live_dtype)  # packed into memory of its own
         elif tensor.data.shape != weight.shape or tensor.data.dtype != weight.live_dtype:
-            # post-load processing widened it: give it load-layout memory again
+            # post-load processing gave it another form: it needs load-layout memory again
             tensor.data = torch.empty(weight.shape, dtype=weight.live_dtype, device=weight.device)
         weight.slots[weight.attribute] = tensor
         return tensor
