@@ -94,8 +94,9 @@ def test_plain_vllm_gives_the_trials_answers_without_any_of_our_code(
     prompts = store.prompts("search")
     stored = store.completions(searched.trial, "search", prompts)
     tokenizer = AutoTokenizer.from_pretrained(exported)
+    multiplied_in = json.loads((exported / "expo.json").read_text())["settings"]["engine.arithmetic"]
     llm = LLM(
-        model=str(exported), max_model_len=128, enforce_eager=True, enable_chunked_prefill=False,
+        model=str(exported), dtype=multiplied_in, max_model_len=128, enforce_eager=True, enable_chunked_prefill=False,
         max_num_batched_tokens=4096, max_num_seqs=16,
     )  # fmt: skip
     ids = [encode_chat(tokenizer, [{"role": "user", "content": p.text}], add_generation_prompt=True) for p in prompts]
