@@ -33,7 +33,7 @@ def main() -> None:
     trials = json.loads(run.stdout)["trials"]
     stages = {k: sum(t[f"{k}_s"] for t in trials) for k in ("switch", "generate", "score", "other")}
     in_trials = sum(stages.values())
-    n_tokens = sum(t["n_generated_tokens"] for t in trials)
+    n_tokens = sum(t["n_generated"] for t in trials)
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{options.pair}, {len(trials)} trials of {trials[0]['n_prompts']} prompts: {wall_s:.0f} s in all")
