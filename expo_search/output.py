@@ -59,6 +59,7 @@ def _send_output_to(log: Path) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed, or nobody reads it any more
             stream.flush()
-    file = os.open(log if log.exists() else os.devnull, os.O_WRONLY | os.O_APPEND)
-    for target in (1, 2):
-        os.dup2(file, target)
+    with suppress(OSError):  # a log that may no longer be written to
+        file = os.open(log if log.exists() else os.devnull, os.O_WRONLY | os.O_APPEND)
+        for target in (1, 2):
+            os.dup2(file, target)

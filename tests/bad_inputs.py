@@ -291,7 +291,8 @@ CASES = [
     Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),
     # the machine
     Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
-    Case("a pair that does not fit in memory", search(arithmetic="bfloat16"), ["1.0 GiB free", "sources"], small_memory),
+    Case("a pair that does not fit in memory", search(arithmetic="bfloat16"), ["1.0 GiB free", "sources"],
+         small_memory),
     Case("no vLLM", search(), ["vllm: not installed", "pip install"], no_vllm),
 ]  # fmt: skip
 
