@@ -53,7 +53,7 @@ def in_context(spec: StudySpec, aligned: Path) -> StudySpec:
     """The spec with a context that the checkpoint allows: what was set, or the smaller of that and the default.
 
     Raises:
-        StudyError: one was set that is longer, or no token is left for a prompt beside `max_tokens`.
+        StudyError: one was set that is longer.
     """
     allowed = allowed_context(aligned, trust_remote_code=spec.trust_remote_code)
     if allowed is None:

@@ -88,7 +88,7 @@ def _settings(spec: StudySpec) -> list[str]:
                 continue
             if key == "racing":
                 words.append("--racing" if value else "--no-racing")
-            elif key in _OPTIONS.get(table, {}):
+            elif key in _OPTIONS.get(table, {}) and (key != "arithmetic" or value == spec.reward.arithmetic):
                 words += [_OPTIONS[table][key], _written(value)]
             elif (table, key, value) not in (
                 ("pair", "max_model_len", spec.engine.max_model_len),
