@@ -22,8 +22,9 @@ import time
 from datetime import date
 from typing import Any
 
+from expo_search.contracts import Completion
 from expo_search.engine import ModelSpec
-from expo_search.evaluator import Completion, VllmModel
+from expo_search.evaluator import VllmModel
 from expo_search.pairs import resolve_pair
 from expo_search.prompts import load_prompts
 from expo_search.study import load_study, studies_folder

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from expo_search.evaluator import Completion, Switch
-from expo_search.prompts import Prompt
+from expo_search.contracts import Completion, Prompt, Switch
 
 KINDS = ("smooth", "cliff", "flat", "no gain", "two bumps")
 _N_FEATURES = 24

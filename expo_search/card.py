@@ -8,7 +8,6 @@ else's business.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from expo_search.beside import CARD, PROVENANCE
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.pairs import Source
 from expo_search.provenance import FORMULA, Origin, public
+from expo_search.text import markdown
 
 PICTURE = "curve.png"
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
@@ -54,12 +54,6 @@ def card(origin: Origin, *, verified: str | None = None) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def plain_text(text: object) -> str:
-    """Text that Markdown and HTML show as it is: one line, without markup, links or control characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@:$])", r"\\\1", line)
-
-
 def _metadata(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str:
     """YAML; every value is written as JSON, which YAML contains."""
     pair = origin.pair
@@ -94,7 +88,7 @@ def _what(origin: Origin) -> str:
         f"# ExPO extrapolation, alpha = {origin.alpha:.6g}\n\n"
         f"The weights are `{FORMULA}` with alpha = {origin.alpha!r} (ExPO, ACL 2025, arXiv 2404.16792): a model "
         f"{place} on the line from its SFT model through it. Nothing was trained. {form}\n\n"
-        f"- aligned: {aligned}\n- sft: {_name(pair.sft)}\n- dtype: {plain_text(origin.out_dtype or 'that of aligned')}"
+        f"- aligned: {aligned}\n- sft: {_name(pair.sft)}\n- dtype: {markdown(origin.out_dtype or 'that of aligned')}"
     )
 
 
@@ -114,9 +108,9 @@ def _why(origin: Origin) -> str:
             f"95 % interval [{e.gain.low:+.4f}, {e.gain.high:+.4f}] on {n} prompts."
         )
     if e.broken:
-        lines.append(f"**It breaks guardrails** of the search: {plain_text(', '.join(e.broken))}.")
+        lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")
     if e.outcome != "complete":
-        lines.append(f"Its trial was stopped early ({plain_text(e.outcome)}), on {n} prompts.")
+        lines.append(f"Its trial was stopped early ({markdown(e.outcome)}), on {n} prompts.")
     return "\n\n".join([*lines, _picture(origin)])
 
 
@@ -150,7 +144,7 @@ def _how(origin: Origin, *, verified: str | None) -> str:
         "verified": f"yes, loaded in a fresh engine: {verified}" if verified else _not_verified(origin),
         "evaluated on": ", ".join(f"{key} {value}" for key, value in origin.evaluated_on.items()),
     }
-    text = "\n".join(f"- {name}: {plain_text(value)}" for name, value in rows.items())
+    text = "\n".join(f"- {name}: {markdown(value)}" for name, value in rows.items())
     again = "; `expo-search reproduce DIR` evaluates this alpha again and compares" if origin.trial else ""
     same = f"`{PROVENANCE}` has all of it{again}."
     recipe = "" if origin.as_adapter else " `mergekit.yaml` makes the same weights, up to rounding, with mergekit."
@@ -177,15 +171,15 @@ def _limits(origin: Origin) -> str:
             if origin.trial and origin.verdict.confirmed is None
             else []
         ),
-        *([f"Answers were also ended at these strings: {plain_text(', '.join(map(repr, stops)))}."] if stops else []),
+        *([f"Answers were also ended at these strings: {markdown(', '.join(map(repr, stops)))}."] if stops else []),
         "Faults of the two source models are its faults as well.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
 def _licence_text(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str:
-    lines = [f"- {plain_text(name)}: {plain_text(licence or 'not stated')}" for name, licence in licences]
-    note = f"\n\nThe preset notes: {plain_text(origin.spec.pair.licence)}." if origin.spec.pair.licence else ""
+    lines = [f"- {markdown(name)}: {markdown(licence or 'not stated')}" for name, licence in licences]
+    note = f"\n\nThe preset notes: {markdown(origin.spec.pair.licence)}." if origin.spec.pair.licence else ""
     return "## Licence of the sources\n\n" + "\n".join(lines) + note
 
 
@@ -212,8 +206,8 @@ def _licence(folder: Path) -> str | None:
 
 
 def _name(source: Source) -> str:
-    revision = f" at {plain_text(source.revision)}" if source.on_hub else ""
-    return plain_text(_shown(source)) + revision
+    revision = f" at {markdown(source.revision)}" if source.on_hub else ""
+    return markdown(_shown(source)) + revision
 
 
 def _shown(source: Source) -> str:

@@ -24,27 +24,17 @@ from expo_search.cli_talk import chat, compare
 from expo_search.errors import ExpoError, StudyError
 from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study
-from expo_search.terminal import (
-    DEFAULT_LOG,
-    Json,
-    Log,
-    Quiet,
-    Storage,
-    TrustRemoteCode,
-    known_study,
-    one_line,
-    say_on,
-    terminal,
-)
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
+from expo_search.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from expo_search.confirm import Confirmation
+    from expo_search.contracts import Prompt
     from expo_search.errors import EngineDied
     from expo_search.objective import Evaluation
     from expo_search.progress import Progress
-    from expo_search.prompts import Prompt
     from expo_search.run import Running
     from expo_search.store import Store
 

@@ -16,18 +16,8 @@ from rich.text import Text
 
 from expo_search.errors import StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import (
-    DEFAULT_LOG,
-    Json,
-    Log,
-    Quiet,
-    Storage,
-    TrustRemoteCode,
-    known_study,
-    plain,
-    say_on,
-    terminal,
-)
+from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
+from expo_search.text import clean
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -99,7 +89,7 @@ def reproduce_model(
         with Progress(err, 2, 0, quiet=quiet) as progress:
             again = reproduce(found, progress, say_on(err, quiet), trust_remote_code=trust_remote_code)
         text = json.dumps(again.as_json(), indent=2) if as_json else again.report()
-        out.print(Text(plain(text)), soft_wrap=True)
+        out.print(Text(clean(text)), soft_wrap=True)
     if not again.same_weights:
         raise typer.Exit(1)
 

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from expo_search.errors import StudyError
 from expo_search.study import DEFAULT_STORAGE
-from expo_search.terminal import Json, Storage, console_on, known_study, plain
+from expo_search.terminal import Json, Storage, console_on, known_study
+from expo_search.text import clean
 
 if TYPE_CHECKING:
     from expo_search.store import Store
@@ -55,7 +56,7 @@ def report_page(
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
     write_report(Store(storage, known_study(study, storage), read_only=True), out, force=force)
-    console_on(sys.stderr).print(Text(plain(f"written to {out}")), soft_wrap=True)
+    console_on(sys.stderr).print(Text(clean(f"written to {out}")), soft_wrap=True)
 
 
 def dashboard(
@@ -74,7 +75,7 @@ def dashboard(
     err = console_on(sys.stderr)
     if host not in _LOOPBACK:
         warning = f"open to everyone who can reach {host}: no password is asked for, and studies can be deleted"
-        err.print(Text(plain(warning)), soft_wrap=True)
+        err.print(Text(clean(warning)), soft_wrap=True)
     err.print(Text(f"{server.url}   (Ctrl-C ends it)"), soft_wrap=True)
     if open_browser:
         webbrowser.open(server.url)
@@ -104,4 +105,4 @@ def print_result(console: Console, store: Store, *, as_json: bool) -> None:
     steps = next_steps(store.name, store.url, verdict)
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
-    console.print(Text(plain("\n".join(["\nNext:", *lines]))), soft_wrap=True)
+    console.print(Text(clean("\n".join(["\nNext:", *lines]))), soft_wrap=True)

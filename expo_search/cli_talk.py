@@ -21,7 +21,7 @@ from expo_search.study import DEFAULT_STORAGE
 from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 
 if TYPE_CHECKING:
-    from expo_search.prompts import Prompt
+    from expo_search.contracts import Prompt
     from expo_search.run import Checked
     from expo_search.store import Store
     from expo_search.talk import Rewarded
@@ -107,7 +107,7 @@ def chat(
 
 def print_answers(console: Console, prompts: Sequence[Prompt], rows: Sequence[Sequence[Rewarded]]) -> None:
     """One table a prompt: a column an alpha where there is room, else one below the other."""
-    from expo_search.samples import clean
+    from expo_search.text import clean
 
     for prompt, row in zip(prompts, rows, strict=True):
         console.print(Text(f"\n{clean(prompt.text)}", style="bold"), soft_wrap=True)
@@ -137,8 +137,8 @@ def _best_alpha(store: Store) -> float:
 
 def _prompts(store: Store, texts: Sequence[str] | None, n: int | None, checked: Checked) -> list[Prompt]:
     """The prompts given, or the first n of the study's. All faults are found before an engine starts."""
-    from expo_search.prompts import Prompt
-    from expo_search.store import storable
+    from expo_search.contracts import Prompt
+    from expo_search.text import storable
 
     if texts and n is not None:
         raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
 from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
-from expo_search.prompts import Prompt, prompts_hash
+from expo_search.prompts import prompts_hash
 from expo_search.statistics import Estimate
 from expo_search.store import Store
 

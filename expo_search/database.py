@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
+from expo_search.text import shown
 
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
-# between the user's name and the last @ before the path; the value of a query's key that sounds like a secret
-_SECRETS = re.compile(r"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>\w*(?:pass|pwd|secret|token)\w*=)[^&]*", re.IGNORECASE)
 
 
 def check_storage(url: str) -> None:
@@ -148,11 +146,6 @@ def sqlite_path(url: str) -> Path | None:
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
     return Path(parsed.database.removeprefix("file:"))
-
-
-def shown(url: str) -> str:
-    """A database URL as messages and commands may show it: passwords and the like are stars."""
-    return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
 
 
 def reading_url(url: str) -> str:

@@ -15,32 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.canary import check_switching
 from expo_search.chat import encode_chat, load_tokenizer
+from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine import ModelSpec, SourcesReport
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
-from expo_search.prompts import Prompt
 from expo_search.watched_engine import WatchedEngine
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. `finish_reason` is "stop", or "length" when it was cut off at max_tokens."""
-
-    prompt: Prompt
-    text: str
-    n_tokens: int
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Switch:
-    """One change of alpha: what it cost and what is live now (see `fingerprint.py`)."""
-
-    alpha: float
-    seconds: float
-    fingerprint: str
 
 
 def same_weights(aligned: Path, sft: Path) -> MaterializeError:

@@ -68,6 +68,6 @@ def not_for_children() -> Iterator[None]:
 
 def same_command(arguments: Sequence[str]) -> str:
     """The command line that goes on, without the password of a database."""
-    from expo_search.database import shown
+    from expo_search.text import shown
 
     return shlex.join(["expo-search", *(shown(a) if "://" in a else a for a in arguments)])

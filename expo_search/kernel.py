@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
-from expo_search.pairs import cache_folder
+from expo_search.folders import cache_folder
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "stream.c"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-shared")

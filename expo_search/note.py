@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 
-from expo_search.database import shown
 from expo_search.judged import Judged
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.report import Verdict
-from expo_search.samples import clean
 from expo_search.study import DEFAULT_STORAGE
+from expo_search.text import clean, markdown, shown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
 _N_BEST = 5
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~&!])")
 
 
 def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
@@ -53,11 +50,6 @@ def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "")
         lines += ["", markdown(artifacts)]
     yours = old.partition(YOURS)[2] if YOURS in old else old and f"\n\n{old}"
     return "\n".join([*lines, "", YOURS]) + (yours or "\n\n(kept when this note is written anew)\n")
-
-
-def markdown(text: str) -> str:
-    """A text as plain text inside Markdown: nothing in it is markup, and it stays on its line."""
-    return _MARKUP.sub(r"\\\1", " ".join(clean(text).split()))
 
 
 def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:

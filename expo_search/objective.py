@@ -11,19 +11,17 @@ and transformers; tests put fakes in their place.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from expo_search.contracts import Completion, Model, Part, Prompt, Rated, Scorer, Switch, Watcher
 from expo_search.degenerate import LOOPS_FROM, repetition
 from expo_search.errors import EngineError
-from expo_search.evaluator import Completion, Switch
-from expo_search.prompts import Prompt
 from expo_search.statistics import (
     Estimate,
     Kind,
-    Rated,
     estimate,
     gain,
     hopeless,
@@ -32,7 +30,7 @@ from expo_search.statistics import (
     rise_beyond_chance,
     win_rate,
 )
-from expo_search.store import Part, Store, Stored
+from expo_search.store import Store, Stored
 from expo_search.study import GuardrailSpec
 
 CONTROL = 0  # the number of the trial at alpha = 0, with which every other trial is paired
@@ -46,34 +44,6 @@ _TRIALS_KEPT = 64  # finished trials whose gains stay in memory
 
 class Stopped(Exception):
     """An evaluation that was asked to stop did so after a chunk, which is stored. No error, and nothing to say."""
-
-
-class Model(Protocol):
-    """A model whose alpha can be changed while it runs. Its methods may raise `EngineDied`."""
-
-    def materialize(self, alpha: float) -> Switch:
-        """Make the weights theta(alpha); from now on `generate` answers with them."""
-
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
-        """One completion a prompt, in any order, between numbers of tokens generated since the last item."""
-
-    def restart(self) -> None:
-        """Start anew after an `EngineDied`; the next call is `materialize`."""
-
-
-class Scorer(Protocol):
-    """Something that rates answers."""
-
-    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
-        """Finite rewards in the order given, higher is better, and how many conversations had to be cut."""
-
-
-class Watcher(Protocol):
-    """What wants to know how an evaluation goes; see `progress.py`."""
-
-    def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None: ...
-    def generated(self, n_tokens: int, n_completions: int) -> None: ...
-    def scored(self, n: int) -> None: ...
 
 
 @dataclass(frozen=True)

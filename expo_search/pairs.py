@@ -16,6 +16,7 @@ from pathlib import Path
 from expo_search.beside import small_files_hash
 from expo_search.checkpoint import open_checkpoint
 from expo_search.errors import ExpoError, PairError
+from expo_search.folders import cache_folder
 from expo_search.remote_code import CONFIGS, check_code, is_commit
 from expo_search.study import PairSpec, PartsSpec, StudySpec, studies_folder
 
@@ -95,13 +96,6 @@ def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
     revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s.on_hub}
     return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions)})
-
-
-def cache_folder() -> Path:
-    """Where built checkpoints are kept: $EXPO_SEARCH_CACHE, else expo-search in the user's cache folder."""
-    if given := os.environ.get("EXPO_SEARCH_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expo-search"
 
 
 def _resolve(

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from expo_search.objective import Evaluation
-from expo_search.terminal import plain
+from expo_search.text import clean
 
 
 class Progress:
@@ -41,7 +41,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line that stays."""
         if not self._quiet:
-            self._console.print(Text(plain(line)), soft_wrap=True)
+            self._console.print(Text(clean(line)), soft_wrap=True)
 
     def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
         self._reset(trial, alpha, n_prompts)

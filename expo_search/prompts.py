@@ -10,26 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
 
 _COLUMNS = ("prompt", "prompt_id", "messages")
 _BATCH_ROWS = 1000
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One request: the first user turn of a conversation. `id` is unique in a data set."""
-
-    id: str
-    text: str
-
-    def seed(self, study_seed: int) -> int:
-        """Sampling seed, 0 .. 2^31 - 1: the same at every alpha (common random numbers), other for other prompts."""
-        return int.from_bytes(hashlib.blake2b(f"{study_seed}:{self.id}".encode(), digest_size=4).digest()) >> 1
 
 
 def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.chat import encode_chat, load_tokenizer
+from expo_search.contracts import Completion
 from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import RewardError
-from expo_search.evaluator import Completion
 from expo_search.study import RewardSpec
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import Any
 from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.checkpoint import Checkpoint, open_checkpoint
 from expo_search.context import in_context, no_room
+from expo_search.contracts import Part, Prompt, Watcher
 from expo_search.database import check_storage, stored_attribute
 from expo_search.dtypes import Dtypes
 from expo_search.engine import INSTALL, ModelSpec, dtypes_of
@@ -25,11 +26,11 @@ from expo_search.evaluator import VllmModel, same_weights
 from expo_search.lock import refuse_if_held
 from expo_search.match import check_pair
 from expo_search.memory import MemoryPlan, Needs, measure_machine, plan_memory
-from expo_search.objective import Objective, Watcher
+from expo_search.objective import Objective
 from expo_search.pairs import LOCAL, Pair, Source, pinned, resolve_pair
-from expo_search.prompts import Prompt, confirm_part, load_prompts, prompts_hash, search_part
+from expo_search.prompts import confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import CONTENTS, SETTINGS, SPEC, Part, Store, compare_settings
+from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
 from expo_search.study import StudySpec, computing_as, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003

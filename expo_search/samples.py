@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from expo_search.contracts import Part
 from expo_search.objective import CONTROL
-from expo_search.store import Part, Store
-
-# Overrides of the writing direction: with them a text can look like another one.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_LONGEST = 20_000  # characters of one text in a file; longer ones are cut, and say so
+from expo_search.store import Store
+from expo_search.text import clean, cut
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,3 @@ def json_lines(rows: Sequence[Sample], *, n_max: int, bytes_max: int) -> tuple[b
 def _lines(rows: Sequence[Sample]) -> Iterator[bytes]:
     for sample in rows:
         yield json.dumps(sample.row(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def clean(text: str) -> str:
-    """A text of a model or a user without what could steer a terminal or a page: control characters but newline and
-    tab, overrides of the writing direction, halves of surrogate pairs. Joiners stay: many scripts need them.
-    """
-    return "".join(
-        c if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in _BIDI) else "�"
-        for c in text.replace("\r\n", "\n")
-    )
-
-
-def cut(text: str, n_max: int = _LONGEST) -> str:
-    """The first n_max characters, and how many are left out."""
-    return text if len(text) <= n_max else f"{text[:n_max]}… ({len(text) - n_max} more characters)"

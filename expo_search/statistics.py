@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from expo_search.contracts import Rated
+
 Kind = Literal["reward", "win-rate", "length-controlled"]
 _LEVEL = 0.05
 _DRAWS = 20_000
@@ -41,14 +43,6 @@ class Estimate:
         from scipy.stats import t
 
         return float(t.ppf(1 - _LEVEL / 2, self.n - 1)) * self.se if self.n > 1 else math.inf
-
-
-@dataclass(frozen=True)
-class Rated:
-    """One answer, as statistics see it: its reward and its length in tokens."""
-
-    reward: float
-    length: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:

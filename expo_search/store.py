@@ -11,35 +11,32 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from expo_search.contracts import Completion, Part, Prompt, Rated
 from expo_search.database import (
     connect_args,
     make_engine,
     only_read,
     reading_engine,
     reading_url,
-    shown,
     speak_our_words,
     sqlite_path,
     store_faults,
     use_write_ahead_log,
 )
 from expo_search.errors import SettingsChanged
-from expo_search.evaluator import Completion
 from expo_search.lock import StudyLock
-from expo_search.prompts import Prompt
-from expo_search.statistics import Rated
 from expo_search.tables import Base, CompletionRow, PromptRow, SwitchRow
+from expo_search.text import shown, storable
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
 
-Part = Literal["search", "confirm"]
 SETTINGS = "expo_settings"
 CONTENTS = "expo_contents"  # times, sizes and hashes of the checkpoints' files, as they were when last loaded
 SPEC = "expo_spec"
@@ -277,8 +274,3 @@ def compare_settings(
             expected="those it was made under",
             do=do,
         )
-
-
-def storable(text: str) -> str:
-    """Lone surrogates and NUL cannot be stored in every database."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "�")

@@ -5,36 +5,21 @@ Both know only the seams `Model`, `Scorer` and `Speaker`; `cli_talk.py` brings t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from expo_search.contracts import Completion, Model, Prompt, Scorer, Speaker
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.evaluator import Completion, Switch
 from expo_search.extrapolate import is_alpha
-from expo_search.objective import Model, Scorer
-from expo_search.prompts import Prompt
-from expo_search.samples import clean
-from expo_search.store import storable
+from expo_search.text import clean, storable
 
 HELP = """\
 /alpha X   go on with the weights at alpha = X; the conversation so far stays
 /reset     forget the conversation
 /quit      end (as Ctrl-D does); Ctrl-C stops the present answer
 /help      this"""
-
-
-class Speaker(Protocol):
-    """A model that can hold a conversation."""
-
-    def materialize(self, alpha: float) -> Switch:
-        """Make the weights theta(alpha)."""
-
-    def stream(
-        self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None
-    ) -> Generator[str, None, None]:
-        """The answer to the last turn, piece by piece; closing the generator stops it."""
 
 
 @dataclass(frozen=True)

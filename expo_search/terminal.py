@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.errors import StoreError
+from expo_search.text import clean
 
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
@@ -23,7 +24,8 @@ DEFAULT_LOG = Path("expo-search.log")
 
 def known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
-    from expo_search.database import check_readable, shown, study_names
+    from expo_search.database import check_readable, study_names
+    from expo_search.text import shown
 
     check_readable(storage)
     names = study_names(storage)
@@ -56,20 +58,6 @@ def console_on(stream: TextIO) -> Console:
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
     def say(line: str) -> None:
         if not quiet:
-            console.print(Text(plain(line)), soft_wrap=True)
+            console.print(Text(clean(line)), soft_wrap=True)
 
     return say
-
-
-def plain(text: str) -> str:
-    """Without control characters: names and messages may come from files that are not ours, answers from any model.
-
-    What moves the cursor, changes colours, rings, or turns the reading direction becomes a space; the two joiners that
-    scripts and emoji are written with stay.
-    """
-    return "".join(c if c.isprintable() or c in "\n\t\u200c\u200d" else " " for c in text)
-
-
-def one_line(text: str) -> str:
-    """`plain`, and on one line whatever a name or a library's message holds."""
-    return " ".join(plain(text).split())

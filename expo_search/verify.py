@@ -8,11 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from expo_search.contracts import Completion
 from expo_search.dtypes import own_dtype
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError
-from expo_search.evaluator import Completion, VllmModel
-from expo_search.store import Stored, storable
+from expo_search.evaluator import VllmModel
+from expo_search.store import Stored
+from expo_search.text import storable
 
 _FEW = 8  # prompts that are repeated first
 

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
-from expo_search.evaluator import Completion, Switch
+from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.objective import Evaluation
-from expo_search.prompts import Prompt
 from expo_search.statistics import Estimate
 
 BEST = 0.37  # the alpha at which the fakes' mean reward is highest

@@ -16,10 +16,9 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from expo_search import artifacts
 from expo_search.artifacts import FIGURE, DashboardUpdates, artifact_folder, artifact_store
-from expo_search.evaluator import Completion
+from expo_search.contracts import Completion, Prompt
 from expo_search.note import YOURS
 from expo_search.objective import Evaluation, Objective
-from expo_search.prompts import Prompt
 from expo_search.search import evaluations, search
 from expo_search.store import Store
 from expo_search.study import SearchSpec

@@ -14,11 +14,12 @@ from fakes import make_evaluation
 from markdown_it import MarkdownIt
 from twins import make_pair, read_all
 
-from expo_search.card import card, plain_text, write_card
+from expo_search.card import card, write_card
 from expo_search.pairs import Pair, Source
 from expo_search.provenance import Origin, mergekit_recipe, public
 from expo_search.report import verdict
 from expo_search.study import load_study
+from expo_search.text import markdown
 
 EVIL = "<script>alert(1)</script> [x](http://evil) ![i](e) `c` | **b**\n# heading\n---\nlicense: mit\n\x1b[31m"
 
@@ -163,8 +164,8 @@ def test_names_inject_no_markup_and_no_metadata(tmp_path: Path) -> None:
 
 
 def test_plain_text_is_one_line_of_what_was_given() -> None:
-    assert plain_text("HuggingFaceH4/zephyr-7b-beta") == "HuggingFaceH4/zephyr-7b-beta"
-    assert plain_text("a\n\n# b <i>") == r"a \# b \<i\>"
+    assert markdown("HuggingFaceH4/zephyr-7b-beta") == "HuggingFaceH4/zephyr-7b-beta"
+    assert markdown("a\n\n# b <i>") == r"a \# b \<i\>"
 
 
 def test_the_picture_lies_beside_the_card(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from twins import make_pair
 
+from expo_search.contracts import Completion, Prompt
 from expo_search.engine import ModelSpec
 from expo_search.errors import EngineDied
-from expo_search.evaluator import Completion, VllmModel
-from expo_search.prompts import Prompt
+from expo_search.evaluator import VllmModel
 from expo_search.study import EngineSpec, SamplingSpec
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(6)]

@@ -23,13 +23,12 @@ from expo_search import assemble
 from expo_search.adapter import open_adapter
 from expo_search.checkpoint import open_checkpoint
 from expo_search.cli_export import size_in_bytes
+from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.evaluator import Completion
 from expo_search.export_study import Wanted, export_study
 from expo_search.hub import check_push, push
 from expo_search.objective import Evaluation
 from expo_search.pairs import Pair, resolve_pair
-from expo_search.prompts import Prompt
 from expo_search.provenance import read_provenance
 from expo_search.run import note_contents, sources_settings
 from expo_search.store import Store

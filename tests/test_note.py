@@ -9,9 +9,10 @@ import pytest
 from fakes import make_evaluation
 
 from expo_search.judged import Judged
-from expo_search.note import YOURS, markdown, markdown_note, next_steps
+from expo_search.note import YOURS, markdown_note, next_steps
 from expo_search.objective import Evaluation
 from expo_search.report import verdict
+from expo_search.text import markdown
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
 BETTER = make_evaluation(1, 0.3, 0.5, 0.05)

@@ -9,10 +9,9 @@ from dataclasses import replace
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_evaluation, make_prompts, unit
 
+from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged
-from expo_search.evaluator import Completion
 from expo_search.objective import Evaluation, Objective
-from expo_search.prompts import Prompt
 from expo_search.statistics import Estimate, estimate
 from expo_search.store import Store
 

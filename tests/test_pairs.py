@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from expo_search.errors import PairError
-from expo_search.pairs import cache_folder, resolve_pair
+from expo_search.folders import cache_folder
+from expo_search.pairs import resolve_pair
 from expo_search.study import PairSpec, PartsSpec, studies_folder
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights

@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from twins import edit, make_reward_model, make_tokenizer
 
+from expo_search.contracts import Completion, Prompt
 from expo_search.errors import RewardError
-from expo_search.evaluator import Completion
-from expo_search.prompts import Prompt
 from expo_search.reward import SequenceRewardModel
 from expo_search.study import RewardSpec
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from fakes import make_prompts
 
-from expo_search.evaluator import Completion
-from expo_search.samples import Sample, clean, cut, json_lines, samples
+from expo_search.contracts import Completion
+from expo_search.samples import Sample, json_lines, samples
 from expo_search.store import Store
+from expo_search.text import clean, cut
 
 
 def make_sample(i: int, text: str = "an answer") -> Sample:

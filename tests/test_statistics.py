@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from expo_search.contracts import Rated
 from expo_search.statistics import (
     Estimate,
     Kind,
-    Rated,
     estimate,
     gain,
     hopeless,

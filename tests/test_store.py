@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from fakes import make_prompts
 
+from expo_search.contracts import Completion, Rated
 from expo_search.database import stored_attribute, study_names
 from expo_search.errors import SettingsChanged, StoreError
-from expo_search.evaluator import Completion
-from expo_search.statistics import Rated
 from expo_search.store import SETTINGS, SPEC, Store, compare_settings
 
 PROMPTS = make_prompts(4)

@@ -18,8 +18,8 @@ from fakes import make_prompts
 from sqlalchemy.orm import Session
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.contracts import Completion
 from expo_search.errors import StoreError
-from expo_search.evaluator import Completion
 from expo_search.lock import refuse_if_held
 from expo_search.run import check
 from expo_search.store import Store

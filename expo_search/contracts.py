@@ -1,0 +1,93 @@
+"""The seam between the search and whatever answers and rates: prompts, completions, switches, and three Protocols.
+
+`objective` and the search know a model and a scorer only through this module; anything with these methods can take
+their places. It imports nothing of the package and nothing heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Part = Literal["search", "confirm"]  # which prompts: those of the search, or the fresh ones of a confirmation
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: the first user turn of a conversation. `id` is unique in a data set."""
+
+    id: str
+    text: str
+
+    def seed(self, study_seed: int) -> int:
+        """Sampling seed, 0 .. 2^31 - 1: the same at every alpha (common random numbers), other for other prompts."""
+        return int.from_bytes(hashlib.blake2b(f"{study_seed}:{self.id}".encode(), digest_size=4).digest()) >> 1
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `finish_reason` is "stop", or "length" when it was cut off at max_tokens."""
+
+    prompt: Prompt
+    text: str
+    n_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One change of alpha: what it cost and what is live now (see `fingerprint.py`)."""
+
+    alpha: float
+    seconds: float
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One answer, as statistics see it: its reward and its length in tokens."""
+
+    reward: float
+    length: int
+
+
+class Model(Protocol):
+    """A model whose alpha can be changed while it runs. Its methods may raise `EngineDied`."""
+
+    def materialize(self, alpha: float) -> Switch:
+        """Make the weights theta(alpha); from now on `generate` answers with them."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+        """One completion a prompt, in any order, between numbers of tokens generated since the last item."""
+
+    def restart(self) -> None:
+        """Start anew after an `EngineDied`; the next call is `materialize`."""
+
+
+class Scorer(Protocol):
+    """Something that rates answers."""
+
+    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+        """Finite rewards in the order given, higher is better, and how many conversations had to be cut."""
+
+
+class Watcher(Protocol):
+    """What wants to know how an evaluation goes; see `progress.py`."""
+
+    def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None: ...
+    def generated(self, n_tokens: int, n_completions: int) -> None: ...
+    def scored(self, n: int) -> None: ...
+
+
+class Speaker(Protocol):
+    """A model that can hold a conversation."""
+
+    def materialize(self, alpha: float) -> Switch:
+        """Make the weights theta(alpha)."""
+
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None
+    ) -> Generator[str, None, None]:
+        """The answer to the last turn, piece by piece; closing the generator stops it."""

@@ -1,0 +1,13 @@
+"""Folders of this package outside a project: what is built or compiled once, for every study of a user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where built checkpoints are kept: $EXPO_SEARCH_CACHE, else expo-search in the user's cache folder."""
+    if given := os.environ.get("EXPO_SEARCH_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "expo-search"

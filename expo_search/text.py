@@ -1,0 +1,52 @@
+"""Text that is not ours (of models, users, libraries, other people's files), made safe to show, to store, to log."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Overrides of the writing direction: with them a text can look like another one.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
+# of Markdown and HTML, and what GitHub's Markdown makes a link of by itself: addresses, and `www.`
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#!|~&@$]|:(?=//)|^\+|(?<=www)\.)")
+_LONGEST = 20_000  # characters of one text in a file; longer ones are cut, and say so
+# between the user's name and the last @ before the path; the value of a query's key that sounds like a secret
+_SECRETS = re.compile(r"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>\w*(?:pass|pwd|secret|token)\w*=)[^&]*", re.IGNORECASE)
+
+
+def clean(text: str) -> str:
+    """A text without what could steer a terminal or a page; U+FFFD shows where something was taken out.
+
+    Taken out are control characters but newline and tab, Unicode's line and paragraph separators, overrides of the
+    writing direction, halves of surrogate pairs. Joiners stay: many scripts need them.
+    """
+    return "".join(
+        c if c in "\n\t" or (unicodedata.category(c) not in _STEERING and c not in _BIDI) else "�"
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def cut(text: str, n_max: int = _LONGEST) -> str:
+    """The first n_max characters, and how many are left out."""
+    return text if len(text) <= n_max else f"{text[:n_max]}… ({len(text) - n_max} more characters)"
+
+
+def one_line(text: str) -> str:
+    """`clean`, and on one line whatever a name or a library's message holds."""
+    return " ".join(clean(text).split())
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown and HTML show as it is, on one line: nothing in it is markup or a link."""
+    return _MARKUP.sub(r"\\\1", one_line(str(text)))
+
+
+def storable(text: str) -> str:
+    """Lone surrogates and NUL cannot be stored in every database."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")
+
+
+def shown(url: str) -> str:
+    """A database URL as messages and commands may show it: passwords and the like are stars."""
+    return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
