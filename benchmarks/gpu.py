@@ -29,10 +29,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from expo_search.extrapolate import Extrapolator, plain_theta
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
 from expo_search.pieces import PIECE, PieceReader
 from expo_search.storage import host_memory, keeping_storage
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
+from expo_search.weights.formula import Extrapolator, plain_theta
 
 ALPHAS = (0.0, 0.3, -0.4, 1.0, 8.0, 25.0, 1e-8, -1e30)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -271,7 +271,7 @@ def check_weights(live: Switch) -> int:
 def gpu_kernel(device: torch.device) -> Any:
     """The Triton kernel; None without Triton, without a GPU, or where it does not give the reference's bits."""
     try:
-        from expo_search.kernel_gpu import load_gpu_kernel
+        from expo_search.weights.gpu_kernel import load_gpu_kernel
     except ImportError:
         return None
     return load_gpu_kernel(device)

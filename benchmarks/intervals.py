@@ -20,7 +20,7 @@ from landscapes import Recorded
 from numpy.typing import NDArray
 
 from expo_search.contracts import Rated
-from expo_search.statistics import Kind, gain
+from expo_search.stats.paired import Kind, gain
 
 SIZES = (16, 48, 192)
 ALPHAS = (-0.5, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from expo_search.degenerate import repetition
 from expo_search.run import check, start
+from expo_search.stats.repetition import repetition
 from expo_search.study import load_study
 
 ALPHAS = (

@@ -135,7 +135,7 @@ class Switches:
     def __init__(self, model: VllmModel) -> None:
         import torch
 
-        from expo_search.kernel import Kernel, load_kernel
+        from expo_search.weights.cpu_kernel import Kernel, load_kernel
 
         self._rpc = model._engine._llm.collective_rpc
         [weights] = self._rpc(lambda worker: worker._expo()[0]._weights)

@@ -74,10 +74,10 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.extrapolate import is_alpha
     from expo_search.run import check_stored, start_model
     from expo_search.store import Store
     from expo_search.talk import HELP, Chat
+    from expo_search.weights.formula import is_alpha
 
     if alpha is not None and not is_alpha(alpha):
         raise StudyError(

@@ -21,7 +21,6 @@ from expo_search.engine import ModelSpec
 from expo_search.environment import ENVIRONMENT, environment
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.export import Format, check_target, export, n_bytes_of, writing
-from expo_search.extrapolate import is_alpha
 from expo_search.hub import check_push, push
 from expo_search.objective import CONTROL, Evaluation, looks
 from expo_search.pairs import resolve_pair
@@ -32,6 +31,7 @@ from expo_search.search import evaluations
 from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
 from expo_search.study import computing_as, stored_spec
 from expo_search.verify import engine_dtype, trial_dtype, verify
+from expo_search.weights.formula import is_alpha
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from expo_search.objective import Evaluation
 from expo_search.report import Verdict
 from expo_search.scene import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, Band, Scene, Style, half_bar
-from expo_search.statistics import Estimate
+from expo_search.stats.paired import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from expo_search.confirm import Confirmation, confirmations
-from expo_search.fit import collapsed
 from expo_search.objective import Evaluation
 from expo_search.report import Verdict, verdict
 from expo_search.sampler import posterior
 from expo_search.scene import Band
 from expo_search.search import evaluations
 from expo_search.search_again import search_again
+from expo_search.stats.gain_curve import collapsed
 from expo_search.store import SPEC, Store
 from expo_search.study import SearchSpec
 

@@ -31,13 +31,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
-from expo_search.extrapolate import Extrapolator
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
-from expo_search.kernel import Kernel, load_kernel
 from expo_search.loader import Weight, weights_of
 from expo_search.pieces import Piece, PieceReader
 from expo_search.sources import Sources
 from expo_search.storage import Scratch, keeping_storage
+from expo_search.weights.cpu_kernel import Kernel, load_kernel
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
+from expo_search.weights.formula import Extrapolator
 
 
 class ExpoWorker:
@@ -227,7 +227,7 @@ def _gpu_kernel(device: torch.device) -> Any:
     if device.type != "cuda":
         return None
     try:
-        from expo_search.kernel_gpu import load_gpu_kernel
+        from expo_search.weights.gpu_kernel import load_gpu_kernel
     except ImportError:  # no Triton
         return None
     return load_gpu_kernel(device)

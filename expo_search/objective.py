@@ -17,9 +17,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from expo_search.contracts import Completion, Model, Part, Prompt, Rated, Scorer, Switch, Watcher
-from expo_search.degenerate import LOOPS_FROM, repetition
 from expo_search.errors import EngineError
-from expo_search.statistics import (
+from expo_search.stats.paired import (
     Estimate,
     Kind,
     estimate,
@@ -30,6 +29,7 @@ from expo_search.statistics import (
     rise_beyond_chance,
     win_rate,
 )
+from expo_search.stats.repetition import LOOPS_FROM, repetition
 from expo_search.store import Store, Stored
 from expo_search.study import GuardrailSpec
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from expo_search.fingerprint import WORDS_PER_BLOCK
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK
 
 PIECE = 1 << 24  # elements: 32 MiB of bfloat16, long enough to copy at full rate; whole fingerprint blocks
 _CACHED_PIECE = 1 << 20  # on a CPU: what is computed from a piece stays in the caches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from expo_search.objective import Evaluation
 from expo_search.report import Verdict
 from expo_search.scene import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, AlphaAxis, Band, Scene, Style, half_bar
-from expo_search.statistics import Estimate
+from expo_search.stats.paired import Estimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from expo_search import __version__
 from expo_search.beside import PROVENANCE
 from expo_search.errors import StudyError
-from expo_search.extrapolate import is_alpha
 from expo_search.objective import Evaluation
 from expo_search.pairs import LOCAL, Pair, Source, pinned
 from expo_search.report import Verdict, as_json, confirmation_json
 from expo_search.store import Stored
 from expo_search.study import DEFAULT_STORAGE, Finite, StudySpec
 from expo_search.text import shown
+from expo_search.weights.formula import is_alpha
 
 FORMULA = "aligned + alpha * (aligned - sft)"
 _FORMAT = 1

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.report import Verdict
-from expo_search.statistics import Estimate, Kind
+from expo_search.stats.paired import Estimate, Kind
 
 GAIN: dict[Kind, str] = {
     "reward": "gain over alpha = 0: mean reward",

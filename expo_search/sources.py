@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from expo_search.extrapolate import plain_theta, single
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.loader import Weight
 from expo_search.pieces import PieceReader
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
+from expo_search.weights.formula import plain_theta, single
 
 _NEARLY_MAX = 0.99  # of a dtype's largest number: a bound above this is looked at element by element
 

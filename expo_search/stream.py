@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from expo_search.checkpoint import Checkpoint
 from expo_search.dtypes import STORED, TORCH_DTYPES
 from expo_search.errors import CheckpointError
-from expo_search.extrapolate import plain_theta, single
 from expo_search.header import TensorInfo
 from expo_search.match import PairCheck
 from expo_search.shards import ShardWriter, known_dtype
+from expo_search.weights.formula import plain_theta, single
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class _Work:
     """What becomes of each piece. `sources`: sft's tensor for each of aligned's, by name."""
 
     def __init__(self, files: _Files, writer: ShardWriter, alpha: float, sources: Mapping[str, TensorInfo]) -> None:
-        from expo_search.kernel import load_kernel
+        from expo_search.weights.cpu_kernel import load_kernel
 
         self._files, self._writer, self._alpha, self._sources = files, writer, single(alpha), sources
         self._kernel = load_kernel()
@@ -107,7 +107,7 @@ class _Work:
         return theta.nbytes
 
     def _stream(self, piece: _Piece) -> int:
-        from expo_search.kernel import ALIGNED_ENDED, STREAM_BYTES, TOO_LARGE, Place
+        from expo_search.weights.cpu_kernel import ALIGNED_ENDED, STREAM_BYTES, TOO_LARGE, Place
 
         assert self._kernel is not None
         t, source, first, n = piece

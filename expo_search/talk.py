@@ -12,8 +12,8 @@ from typing import Any
 
 from expo_search.contracts import Completion, Model, Prompt, Scorer, Speaker
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.extrapolate import is_alpha
 from expo_search.text import clean, storable
+from expo_search.weights.formula import is_alpha
 
 HELP = """\
 /alpha X   go on with the weights at alpha = X; the conversation so far stays

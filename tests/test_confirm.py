@@ -17,7 +17,7 @@ from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
 from expo_search.objective import Objective, Stopped
 from expo_search.search import search
-from expo_search.statistics import Kind, estimate, gain
+from expo_search.stats.paired import Kind, estimate, gain
 from expo_search.store import Store
 from expo_search.study import SearchSpec
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_search.degenerate import LOOPS_FROM, WINDOW, repetition
+from expo_search.stats.repetition import LOOPS_FROM, WINDOW, repetition
 
 ENGLISH = (
     "Photosynthesis is how plants turn light into food. Chlorophyll in the leaves absorbs sunlight, and with its "

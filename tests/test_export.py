@@ -70,7 +70,7 @@ class TestWeights:
     def test_they_are_the_same_where_there_is_no_compiler(
         self, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+        monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         out = write(*pair, 0.7, tmp_path / "out")
         assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline"))
 
@@ -96,7 +96,7 @@ class TestWeights:
         edit(pair[0], lambda _, t: t.to(aligned))
         edit(pair[1], lambda _, t: t.to(sft))
         if not compiled:
-            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         out = write(*pair, 0.7, tmp_path / "out")
         a, s, theta = (read_all(folder) for folder in (*pair, out))
         for name, tensor in theta.items():
@@ -116,7 +116,7 @@ class TestWeights:
     ) -> None:
         aligned, sft = pair
         if not compiled:
-            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         shorter = shrink_vocabulary(sft, tmp_path / "shorter", by=5)
         padded = pad_vocabulary_with(aligned, shorter, tmp_path / "padded")
         out = write(aligned, shorter, 0.7, tmp_path / "out")
@@ -130,7 +130,7 @@ class TestWeights:
         n = 5 * (1 << 20) + 1
         make_flat_pair(tmp_path, n)
         if not compiled:
-            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         seen: list[int] = []
         out = write(tmp_path / "aligned", tmp_path / "sft", 0.7, tmp_path / "out", on_bytes=seen.append)
         a, s, theta = (read_all(folder) for folder in (tmp_path / "aligned", tmp_path / "sft", out))
@@ -149,7 +149,7 @@ class TestWeights:
         file = tmp_path / role / "model.safetensors"
         os.truncate(file, file.stat().st_size - 1)
         if not compiled:
-            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         with refused(f"{file}: an end of file inside a tensor", CheckpointError):
             export(*sources, 0.7, tmp_path / "out", Format())
         assert not (tmp_path / "out").exists()
@@ -188,7 +188,7 @@ class TestWeights:
         make_flat_pair(tmp_path, 1001)
         edit(tmp_path / role, lambda name, t: t.index_fill(0, torch.tensor([7]), number) if name == "weight" else t)
         if not compiled:
-            monkeypatch.setattr("expo_search.kernel.load_kernel", lambda: None)
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         found = f"tensor weight of {tmp_path / role}/model.safetensors: numbers that are not finite"
         with refused(found, CheckpointError):
             write(tmp_path / "aligned", tmp_path / "sft", 0.7, tmp_path / "out")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from expo_search import extrapolate
-from expo_search.extrapolate import Extrapolator, plain_theta
+from expo_search.weights import formula as extrapolate
+from expo_search.weights.formula import Extrapolator, plain_theta
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter, digest, keys
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK, Fingerprinter, digest, keys
 
 MASK = 2**64 - 1
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fakes import make_evaluation
 
-from expo_search.fit import Fit, collapsed, fit, noise_covariance
 from expo_search.objective import Evaluation, Outcome
+from expo_search.stats.gain_curve import Fit, collapsed, fit, noise_covariance
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
 ALPHAS = [0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0]

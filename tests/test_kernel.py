@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from expo_search.extrapolate import plain_theta
-from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
-from expo_search.kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, load_kernel
+from expo_search.weights.cpu_kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, load_kernel
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK, Fingerprinter
+from expo_search.weights.formula import plain_theta
 
 BLOCK = 2 * WORDS_PER_BLOCK  # elements
 

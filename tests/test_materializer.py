@@ -28,12 +28,12 @@ from expo_search.dtypes import has_instructions
 from expo_search.engine import ModelSpec
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.evaluator import VllmModel
-from expo_search.extrapolate import plain_theta
 from expo_search.loader import Weight
 from expo_search.match import check_pair
 from expo_search.materializer import LiveWeights
 from expo_search.pieces import PieceReader
 from expo_search.study import EngineSpec, SamplingSpec
+from expo_search.weights.formula import plain_theta
 
 ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
 TEXT = "Name three rivers, then say why the second one is the longest of them all."

@@ -28,7 +28,7 @@ def test_the_presets_and_the_demo_ship_inside_the_wheel(wheel: Path) -> None:
     shipped = {name.removeprefix("expo_search/studies/") for name in names if name.startswith("expo_search/studies/")}
     tracked = {p.name for p in (ROOT / "studies").glob("*.toml")}
     assert tracked <= shipped
-    assert {"expo_search/kernel.c", "expo_search/stream.c"} <= set(names)
+    assert {"expo_search/weights/cpu_switch.c", "expo_search/weights/cpu_stream.c"} <= set(names)
     assert {"demo/prompts.jsonl", "demo/aligned/adapter_config.json", "demo/reward/adapter_config.json"} <= shipped
     assert not [name for name in names if "/tests/" in name or name.startswith("tests/")]
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expo_search.extrapolate import Extrapolator, plain_theta
-from expo_search.fingerprint import WORDS_PER_BLOCK, Fingerprinter
 from expo_search.pieces import PieceReader
 from expo_search.sources import Sources
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK, Fingerprinter
+from expo_search.weights.formula import Extrapolator, plain_theta
 
 C = 4 * WORDS_PER_BLOCK  # elements of a piece
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, E
 from expo_search.report import verdict
 from expo_search.sampler import n_explore
 from expo_search.search import FIRST_STEP, evaluations, search, why_done
-from expo_search.statistics import Kind, estimate, hopeless, mean_covariance, prompt_gains
+from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
 from expo_search.store import Store
 from expo_search.study import GuardrailSpec, SearchSpec, load_study
 

@@ -25,7 +25,7 @@ from expo_search.provenance import read_provenance
 from expo_search.reproduce import Reproduction, reproduce
 from expo_search.run import check, start
 from expo_search.search import evaluations, search
-from expo_search.statistics import Estimate
+from expo_search.stats.paired import Estimate
 from expo_search.store import Store
 from expo_search.study import StudySpec, load_study
 from expo_search.verify import engine_dtype, verify

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from expo_search.contracts import Rated
-from expo_search.statistics import (
+from expo_search.stats.paired import (
     Estimate,
     Kind,
     estimate,

@@ -7,7 +7,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expo_search.statistics import estimate, paired_difference
+from expo_search.stats.paired import estimate, paired_difference
 
 # products and sums of these stay well inside the range of a float, so that rounding is all that can differ
 rewards = st.floats(-1e6, 1e6, allow_subnormal=False)

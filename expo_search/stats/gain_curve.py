@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from expo_search.statistics import Estimate
+from expo_search.stats.paired import Estimate
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]

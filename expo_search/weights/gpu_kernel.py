@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from expo_search.extrapolate import plain_theta, single
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
+from expo_search.weights.formula import plain_theta, single
 
 _STRIP = 1024  # words that one program handles at a time
 

@@ -1,4 +1,4 @@
-"""The formula in C, compiled once with the machine's `cc`: a weight in memory (`kernel.c`), and files (`stream.c`).
+"""The formula in C, compiled once with the machine's `cc`: a weight in memory (`cpu_switch.c`), and files (`cpu_stream.c`).
 
 In memory, a bfloat16 weight is switched in one pass; torch needs several over the float32 widenings, and one more for
 the fingerprint. From files, all is done without the interpreter. Where there is no C compiler the torch versions do
@@ -22,21 +22,21 @@ from pathlib import Path
 
 import torch
 
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
 from expo_search.folders import cache_folder
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "stream.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_switch.c", "cpu_stream.c"))
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-shared")
 _EXACT = ("-ffp-contract=off", "-fno-fast-math")  # last: no flag of a user's may change the bits
 _WIDE = ("-mprefer-vector-width=512",)  # x86: compilers else keep to half of an AVX512 register
 _CHUNK_BLOCKS = 1 << 5  # blocks of the fingerprint that a thread takes at a time: 50 us of work
 STREAM_BYTES = (2 << 17) + (1 << 20)  # two pieces as read, and 1 MiB written at a time
-ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in stream.c
-_STREAMED_DTYPES = ("BF16", "F16", "F32")  # as safetensors spells them, in the order of stream.c
+ALIGNED_ENDED, SFT_ENDED, TOO_LARGE = -1, -2, -3  # faults of `Kernel.stream`, as in cpu_stream.c
+_STREAMED_DTYPES = ("BF16", "F16", "F32")  # as safetensors spells them, in the order of cpu_stream.c
 
 
 class Place(ctypes.Structure):
-    """`struct place` of stream.c: an open file's descriptor, a byte in it, and how its numbers are held."""
+    """`struct place` of cpu_stream.c: an open file's descriptor, a byte in it, and how its numbers are held."""
 
     _fields_ = (("file", ctypes.c_int64), ("offset", ctypes.c_int64), ("dtype", ctypes.c_int64))
 
