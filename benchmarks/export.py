@@ -26,12 +26,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from switch import random_pair
 
-from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.checkpoint.atomic_folder import sync_files
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.config.spec import load_study
 from expo_search.dtypes import STORED
 from expo_search.export import Format, export
-from expo_search.pairs import resolve_pair
-from expo_search.publish import sync_files
-from expo_search.study import load_study
+from expo_search.inputs.pair import resolve_pair
 from expo_search.weights.cpu_kernel import load_kernel
 
 REPEATS, ALPHA = 10, 0.37

@@ -22,12 +22,12 @@ import time
 from datetime import date
 from typing import Any
 
+from expo_search.config.spec import load_study, studies_folder
 from expo_search.contracts import Completion
-from expo_search.engine import ModelSpec
-from expo_search.evaluator import VllmModel
-from expo_search.pairs import resolve_pair
-from expo_search.prompts import load_prompts
-from expo_search.study import load_study, studies_folder
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
+from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.prompts import load_prompts
 
 
 def main() -> None:

@@ -54,16 +54,16 @@ class Stage:
 
 
 STAGES = {
-    "load": Stage("expo_search.watched_engine:WatchedEngine._start", 1, 3.0),
-    "switch": Stage("expo_search.evaluator:VllmModel.materialize", 3, 0.05),
-    "generate": Stage("expo_search.watched_engine:WatchedEngine.step", 40, 0.02),
+    "load": Stage("expo_search.engine.watched:WatchedEngine._start", 1, 3.0),
+    "switch": Stage("expo_search.engine.model:VllmModel.materialize", 3, 0.05),
+    "generate": Stage("expo_search.engine.watched:WatchedEngine.step", 40, 0.02),
     "score": Stage("expo_search.reward:SequenceRewardModel.score", 3, 0.1),
     "commit": Stage("sqlalchemy.engine:Connection._commit_impl", 60, 0.002),
     "upload": Stage("expo_search.artifacts:DashboardUpdates._put", 4, 0.05),
     "ask": Stage("optuna.study:Study.ask", 2, 0.02),
     "tell": Stage("optuna.study:Study.tell", 2, 0.02),
 }
-EXPORTING = Stage("expo_search.shards:ShardWriter.written", 20, 0.005)
+EXPORTING = Stage("expo_search.checkpoint.shard_writer:ShardWriter.written", 20, 0.005)
 
 
 def replace(method: str, make: Any) -> None:
@@ -92,7 +92,7 @@ def armed(original: Any, nth: int, delay_s: float) -> Any:
 def child(settings: dict[str, Any], arguments: list[str]) -> None:
     """The command, with one method armed and what is asked of the engine written down."""
     from expo_search import cli
-    from expo_search.evaluator import VllmModel
+    from expo_search.engine.model import VllmModel
 
     if settings["method"]:
         replace(settings["method"], lambda original: armed(original, settings["nth"], settings["delay_s"]))
@@ -114,8 +114,8 @@ def child(settings: dict[str, Any], arguments: list[str]) -> None:
 
 def preload() -> None:
     """Import what every run needs, with the settings of an engine in its own process."""
-    from expo_search.engine import engine_settings
-    from expo_search.study import EngineSpec
+    from expo_search.config.spec import EngineSpec
+    from expo_search.engine.start import engine_settings
 
     os.environ.update(engine_settings(EngineSpec(), cuda=False, gpu_memory_utilization=0.0)[0])
     for name in ("vllm", "vllm.v1.engine.llm_engine", "optuna", "expo_search.run", "expo_search.artifacts"):

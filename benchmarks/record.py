@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from expo_search.config.spec import load_study
 from expo_search.run import check, start
 from expo_search.stats.repetition import repetition
-from expo_search.study import load_study
 
 ALPHAS = (
     0, 5, 16, 8, 2, 4, 1, 10, 3, 6, 0.5, 12, 7, -0.5, 24, 1.5, 20, 32, -1, 9, 2.5, 14, 0.25, 3.5, 4.5, 5.5, 11, 0.75,

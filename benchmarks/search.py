@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 from landscapes import KINDS, Recorded, World, simulate
 
+from expo_search.config.spec import SearchSpec
 from expo_search.confirm import confirm
 from expo_search.objective import Evaluation, Objective
 from expo_search.report import verdict
 from expo_search.search import search
 from expo_search.store import Store
-from expo_search.study import SearchSpec
 
 STRATEGIES = ("expo", "grid", "random", "tpe", "gp")
 TABLE = "recorded"

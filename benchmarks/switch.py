@@ -26,12 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from expo_search.checkpoint import open_checkpoint
-from expo_search.engine import ModelSpec, dtypes_of
-from expo_search.evaluator import VllmModel
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec, load_study
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.export import Format, export
-from expo_search.pairs import resolve_pair
-from expo_search.study import EngineSpec, RewardSpec, SamplingSpec, load_study
+from expo_search.inputs.pair import resolve_pair
 
 ROUNDS = 15
 LOADING: dict[str, float] = {}
@@ -54,7 +54,7 @@ def register_timed_loader() -> None:
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-    from expo_search.loader import ExpoLoader
+    from expo_search.engine.worker.loader import ExpoLoader
 
     @register_model_loader("expo-timed")
     class TimedLoader(ExpoLoader):

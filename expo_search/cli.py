@@ -21,9 +21,9 @@ from expo_search import __version__
 from expo_search.cli_export import export_model, reproduce_model
 from expo_search.cli_inspect import dashboard, print_result, report_page, show
 from expo_search.cli_talk import chat, compare
+from expo_search.config.spec import DEFAULT_STORAGE, StudySpec, load_study
 from expo_search.errors import ExpoError, StudyError
 from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
-from expo_search.study import DEFAULT_STORAGE, StudySpec, load_study
 from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 from expo_search.text import one_line
 
@@ -261,8 +261,8 @@ def _search(
 
 def _to_confirm(store: Store, fresh: Sequence[Prompt]) -> Evaluation | None:
     """The trial that the verdict recommends, unless it is confirmed on these prompts already."""
+    from expo_search.inputs.prompts import prompts_hash
     from expo_search.judged import judge
-    from expo_search.prompts import prompts_hash
 
     found = judge(store).verdict
     done = found.confirmed is not None and found.confirmed.prompts == prompts_hash(fresh)
@@ -296,7 +296,7 @@ def _on_failure(progress: Progress) -> Callable[[EngineDied], None]:
 @app.command("pairs")
 def list_pairs(as_json: Json = False) -> None:
     """List the presets."""
-    from expo_search.study import preset_names
+    from expo_search.config.spec import preset_names
 
     names = {name: file for name, file in preset_names().items() if file.stem == name}
     specs = {name: load_study(preset=name, trust_remote_code=True) for name in names}

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import StudyError
-from expo_search.study import DEFAULT_STORAGE
 from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 from expo_search.text import clean
 

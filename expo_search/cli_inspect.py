@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import StudyError
-from expo_search.study import DEFAULT_STORAGE
 from expo_search.terminal import Json, Storage, console_on, known_study
 from expo_search.text import clean
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import PromptsError, StudyError
-from expo_search.study import DEFAULT_STORAGE
 from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 
 if TYPE_CHECKING:

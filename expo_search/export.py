@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from expo_search.beside import CARD, PROVENANCE, TOKENIZER_FILES, copy_small_files, set_dtype
-from expo_search.checkpoint import INDEX, Checkpoint
+from expo_search.checkpoint.atomic_folder import published
+from expo_search.checkpoint.extrapolated import theta_specs, write_theta
+from expo_search.checkpoint.folder import INDEX, Checkpoint
+from expo_search.checkpoint.pair_check import check_pair
+from expo_search.checkpoint.shard_writer import ShardWriter
+from expo_search.checkpoint.side_files import CARD, PROVENANCE, TOKENIZER_FILES, copy_small_files, set_dtype
 from expo_search.errors import StudyError
-from expo_search.match import check_pair
-from expo_search.publish import published
-from expo_search.shards import ShardWriter
-from expo_search.stream import theta_specs, write_theta
 
 _SLACK_BYTES = 64 << 20  # tokenizer, card, the file system's own
 _WRITTEN = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from expo_search.config.spec import SearchSpec
 from expo_search.confirm import Confirmation, confirmations
 from expo_search.objective import Evaluation
 from expo_search.report import Verdict, verdict
@@ -15,7 +16,6 @@ from expo_search.search import evaluations
 from expo_search.search_again import search_again
 from expo_search.stats.gain_curve import collapsed
 from expo_search.store import SPEC, Store
-from expo_search.study import SearchSpec
 
 _LEAST = 3  # alphas through which a fit says more than its own assumptions
 _TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal distribution

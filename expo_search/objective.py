@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from expo_search.config.spec import GuardrailSpec
 from expo_search.contracts import Completion, Model, Part, Prompt, Rated, Scorer, Switch, Watcher
 from expo_search.errors import EngineError
 from expo_search.stats.paired import (
@@ -31,7 +32,6 @@ from expo_search.stats.paired import (
 )
 from expo_search.stats.repetition import LOOPS_FROM, repetition
 from expo_search.store import Store, Stored
-from expo_search.study import GuardrailSpec
 
 CONTROL = 0  # the number of the trial at alpha = 0, with which every other trial is paired
 Outcome = Literal["complete", "hopeless", "degenerate", "enough"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from expo_search.config.spec import SearchSpec
 from expo_search.confirm import Confirmation
 from expo_search.errors import StudyError
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.sampler import bounds, winner
 from expo_search.stats.gain_curve import collapsed, noise_covariance
 from expo_search.stats.paired import Estimate, Kind, simultaneous
-from expo_search.study import SearchSpec
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from expo_search.config.spec import computing_as, stored_spec
 from expo_search.contracts import Watcher
-from expo_search.environment import differences, environment
+from expo_search.engine.machine import differences, environment
 from expo_search.errors import StudyError
 from expo_search.objective import CONTROL, Evaluation
 from expo_search.provenance import text_hash
 from expo_search.run import check, start
 from expo_search.store import Store, compare_settings
-from expo_search.study import computing_as, stored_spec
 
 Grade = Literal["identical", "same weights, other environment", "different"]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.chat import encode_chat, load_tokenizer
+from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion
 from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import RewardError
-from expo_search.study import RewardSpec
+from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

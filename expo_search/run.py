@@ -13,25 +13,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from expo_search.chat import encode_chat, load_tokenizer
-from expo_search.checkpoint import Checkpoint, open_checkpoint
-from expo_search.context import in_context, no_room
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.checkpoint.pair_check import check_pair
+from expo_search.config.spec import StudySpec, computing_as, stored_spec, studies_folder
 from expo_search.contracts import Part, Prompt, Watcher
 from expo_search.database import check_storage, stored_attribute
 from expo_search.dtypes import Dtypes
-from expo_search.engine import INSTALL, ModelSpec, dtypes_of
-from expo_search.environment import ENVIRONMENT, environment
+from expo_search.engine.context_length import in_context, no_room
+from expo_search.engine.machine import ENVIRONMENT, environment
+from expo_search.engine.memory_plan import MemoryPlan, Needs, measure_machine, plan_memory
+from expo_search.engine.model import VllmModel, same_weights
+from expo_search.engine.start import INSTALL, ModelSpec, dtypes_of
 from expo_search.errors import EngineDied, EngineError
-from expo_search.evaluator import VllmModel, same_weights
+from expo_search.inputs.chat_template import encode_chat, load_tokenizer
+from expo_search.inputs.pair import LOCAL, Pair, Source, pinned, resolve_pair
+from expo_search.inputs.prompts import confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.lock import refuse_if_held
-from expo_search.match import check_pair
-from expo_search.memory import MemoryPlan, Needs, measure_machine, plan_memory
 from expo_search.objective import Objective
-from expo_search.pairs import LOCAL, Pair, Source, pinned, resolve_pair
-from expo_search.prompts import confirm_part, load_prompts, prompts_hash, search_part
 from expo_search.reward import SequenceRewardModel, check_labels
 from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
-from expo_search.study import StudySpec, computing_as, stored_spec, studies_folder
 
 CONFIRM_SEED_STEP = 1_000_003
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation

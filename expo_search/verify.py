@@ -10,9 +10,9 @@ from typing import Any
 
 from expo_search.contracts import Completion
 from expo_search.dtypes import own_dtype
-from expo_search.engine import ModelSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError
-from expo_search.evaluator import VllmModel
 from expo_search.store import Stored
 from expo_search.text import storable
 

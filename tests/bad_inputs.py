@@ -18,7 +18,7 @@ import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
 from expo_search import run
-from expo_search.memory import Machine
+from expo_search.engine.memory_plan import Machine
 from expo_search.store import Store
 
 Spoil = Callable[[Path, pytest.MonkeyPatch], None]

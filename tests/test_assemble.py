@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from twins import make_pair, read_all
 
-from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
-from expo_search.beside import TOKENIZER_FILES
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.side_files import TOKENIZER_FILES
+from expo_search.config.spec import PairSpec, load_study
 from expo_search.errors import PairError
-from expo_search.pairs import Pair, Source, pinned, resolve_pair
-from expo_search.study import PairSpec, load_study
+from expo_search.inputs.pair import Pair, Source, pinned, resolve_pair
 
 LAYERS = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from expo_search.canary import check_switching
+from expo_search.engine.canary import check_switching
 from expo_search.errors import MaterializeError
 
 

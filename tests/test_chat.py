@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from twins import make_tokenizer as make_byte_tokenizer
 
-from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.errors import PairError
+from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 WORDS = [
     "<unk>",

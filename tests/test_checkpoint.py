@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from expo_search.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
+from expo_search.checkpoint.folder import INDEX, SINGLE, Checkpoint, open_checkpoint
+from expo_search.checkpoint.pair_check import check_pair
 from expo_search.errors import CheckpointError
-from expo_search.match import check_pair
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 10, "tie_word_embeddings": False}
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from test_checkpoint import fault_of, make
 
-from expo_search.checkpoint import SINGLE, open_checkpoint
+from expo_search.checkpoint.folder import SINGLE, open_checkpoint
 
 
 def raw(folder: Path, header: bytes, data: bytes = bytes(8), *, length: int | None = None) -> Path:

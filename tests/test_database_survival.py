@@ -20,13 +20,13 @@ import pytest
 import sqlalchemy as sa
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 
+from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.database import check_storage
 from expo_search.errors import StoreError
 from expo_search.objective import Evaluation, Objective
 from expo_search.search import search
 from expo_search.store import Store
-from expo_search.study import SearchSpec
 from expo_search.text import shown
 
 PROMPTS = make_prompts(4)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from expo_search.config.spec import EngineSpec, PairSpec, RewardSpec, StudySpec, computing_as
 from expo_search.dtypes import Dtypes, arithmetic, has_instructions, reward_arithmetic, weights_dtype
 from expo_search.errors import StudyError
-from expo_search.study import EngineSpec, PairSpec, RewardSpec, StudySpec, computing_as
 
 AVX2 = {"avx2": True, "avx512_bf16": False}
 GENOA = {"avx2": True, "avx512_f": True, "avx512_bf16": True}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search.engine import ModelSpec
-from expo_search.evaluator import VllmModel
-from expo_search.study import EngineSpec, SamplingSpec
+from expo_search.config.spec import EngineSpec, SamplingSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
 
 PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
 SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2", "--tolerance", "0"]

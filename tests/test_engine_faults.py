@@ -12,11 +12,11 @@ import psutil
 import pytest
 from twins import make_pair
 
+from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt
-from expo_search.engine import ModelSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
 from expo_search.errors import EngineDied
-from expo_search.evaluator import VllmModel
-from expo_search.study import EngineSpec, SamplingSpec
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(6)]
 SAMPLING = SamplingSpec(max_tokens=40)

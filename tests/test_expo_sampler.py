@@ -18,9 +18,9 @@ from fakes import make_evaluation, normal
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from expo_search.config.spec import SearchSpec
 from expo_search.objective import Evaluation, Outcome
 from expo_search.sampler import WIDEST, ExpoSampler, bounds, bracketing, first_step, propose, settled, winner
-from expo_search.study import SearchSpec
 
 SE = 0.02
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from expo_search.checkpoint import INDEX, SINGLE, open_checkpoint
-from expo_search.shards import TORCH_DTYPES, ShardWriter
+from expo_search.checkpoint.folder import INDEX, SINGLE, open_checkpoint
+from expo_search.checkpoint.shard_writer import TORCH_DTYPES, ShardWriter
 
 SHAPES = {"model.embed_tokens.weight": (10, 4), "lm_head.weight": (10, 4), "model.norm.weight": (4,)}
 NAMES = {torch.bfloat16: "BF16", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL"}
@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_made_leaves_none_open(tmp_path: Path, monkeypatch
         return opened[-1]
 
     real = os.open
-    monkeypatch.setattr("expo_search.shards.os.open", no_third)
+    monkeypatch.setattr("expo_search.checkpoint.shard_writer.os.open", no_third)
     with pytest.raises(OSError, match="Too many open files"):
         write(tmp_path, tensors(), max_shard_bytes=1)
     monkeypatch.undo()

@@ -19,20 +19,20 @@ from test_assemble import write_lora
 from transformers import AutoTokenizer
 from twins import edit, make_pair, make_reward_model, read_all
 
-from expo_search import assemble
-from expo_search.adapter import open_adapter
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint import build as assemble
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.lora import open_adapter
 from expo_search.cli_export import size_in_bytes
+from expo_search.config.spec import PairSpec, load_study, stored_spec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.export_study import Wanted, export_study
 from expo_search.hub import check_push, push
+from expo_search.inputs.pair import Pair, resolve_pair
 from expo_search.objective import Evaluation
-from expo_search.pairs import Pair, resolve_pair
 from expo_search.provenance import read_provenance
 from expo_search.run import note_contents, sources_settings
 from expo_search.store import Store
-from expo_search.study import PairSpec, load_study, stored_spec
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
 

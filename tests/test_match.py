@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from twins import make_pair, make_reward_model
 
-from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.checkpoint.pair_check import check_pair
 from expo_search.errors import CheckpointError
-from expo_search.match import check_pair
 
 
 def checkpoint(architecture: str, path: str = "x") -> Checkpoint:

@@ -22,17 +22,17 @@ from twins import (
     shrink_vocabulary,
 )
 
-from expo_search import loader, materializer
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.pair_check import check_pair
+from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.dtypes import has_instructions
-from expo_search.engine import ModelSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
+from expo_search.engine.worker import loader, materializer
+from expo_search.engine.worker.loader import Weight
+from expo_search.engine.worker.materializer import LiveWeights
+from expo_search.engine.worker.source_pieces import PieceReader
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
-from expo_search.evaluator import VllmModel
-from expo_search.loader import Weight
-from expo_search.match import check_pair
-from expo_search.materializer import LiveWeights
-from expo_search.pieces import PieceReader
-from expo_search.study import EngineSpec, SamplingSpec
 from expo_search.weights.formula import plain_theta
 
 ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
@@ -300,7 +300,7 @@ class TestCanary:
     def test_packed_weights_that_are_not_derived_again(
         self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("expo_search.materializer._derive_again", lambda *_: None)
+        monkeypatch.setattr("expo_search.engine.worker.materializer._derive_again", lambda *_: None)
         with pytest.raises((MaterializeError, EngineError)):
             engine(*pair)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from expo_search.checkpoint import Checkpoint
+from expo_search.checkpoint.folder import Checkpoint
+from expo_search.checkpoint.header import TensorInfo
+from expo_search.config.spec import EngineSpec
 from expo_search.dtypes import Dtypes
+from expo_search.engine.memory_plan import Machine, MemoryPlan, Needs, measure_machine, plan_memory
 from expo_search.errors import EngineError
-from expo_search.header import TensorInfo
-from expo_search.memory import Machine, MemoryPlan, Needs, measure_machine, plan_memory
-from expo_search.study import EngineSpec
 
 GIB = 2**30
 # a 7B-shaped pair in bfloat16, a 7B reward model, 128 KiB of keys and values a token in 8 heads

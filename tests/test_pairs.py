@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from expo_search.config.spec import PairSpec, PartsSpec, studies_folder
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
-from expo_search.pairs import resolve_pair
-from expo_search.study import PairSpec, PartsSpec, studies_folder
+from expo_search.inputs.pair import resolve_pair
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights
 INSTALLED = {
@@ -63,7 +63,7 @@ def test_a_path_that_is_no_folder_and_no_hub_id_is_named_with_its_role(
 
 def test_a_hub_that_cannot_be_reached_says_which_file_and_that_a_local_path_works(tmp_path: Path) -> None:
     code = (
-        "from expo_search.pairs import *\n"
+        "from expo_search.inputs.pair import *\n"
         "spec = PairSpec(aligned='no-one/nothing', sft='c/d', reward_model='e/f')\n"
         "try: resolve_pair(spec, trust_remote_code=False, say=print)\n"
         "except PairError as fault: print(fault)\n"

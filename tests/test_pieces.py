@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from expo_search.pieces import PieceReader
-from expo_search.sources import Sources
+from expo_search.engine.worker.source_pieces import PieceReader
+from expo_search.engine.worker.source_report import Sources
 from expo_search.weights.fingerprint import WORDS_PER_BLOCK, Fingerprinter
 from expo_search.weights.formula import Extrapolator, plain_theta
 

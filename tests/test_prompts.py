@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
-from expo_search.prompts import confirm_part, load_prompts, prompts_hash, search_part
+from expo_search.inputs.prompts import confirm_part, load_prompts, prompts_hash, search_part
 
 ROWS = [{"prompt": f"Question {i}?", "prompt_id": f"q{i}"} for i in range(40)]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
+from expo_search.config.spec import GuardrailSpec, SearchSpec, load_study
 from expo_search.contracts import Rated
 from expo_search.export_study import _verify
 from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Evaluation, Objective, Stopped, looks
@@ -23,7 +24,6 @@ from expo_search.sampler import n_explore
 from expo_search.search import FIRST_STEP, evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
 from expo_search.store import Store
-from expo_search.study import GuardrailSpec, SearchSpec, load_study
 
 PROMPTS = make_prompts(64)
 LOOKS = [16, 32, 64]

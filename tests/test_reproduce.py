@@ -16,10 +16,11 @@ from test_assemble import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import edit, make_pair, make_reward_model, write_prompts
 
-from expo_search.chat import encode_chat
-from expo_search.engine import ModelSpec
+from expo_search.config.spec import StudySpec, load_study
+from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.export_study import Wanted, export_study
+from expo_search.inputs.chat_template import encode_chat
 from expo_search.objective import Evaluation
 from expo_search.provenance import read_provenance
 from expo_search.reproduce import Reproduction, reproduce
@@ -27,7 +28,6 @@ from expo_search.run import check, start
 from expo_search.search import evaluations, search
 from expo_search.stats.paired import Estimate
 from expo_search.store import Store
-from expo_search.study import StudySpec, load_study
 from expo_search.verify import engine_dtype, verify
 
 

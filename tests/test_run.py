@@ -9,10 +9,10 @@ import pytest
 import torch
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
+from expo_search.config.spec import load_study
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.run import Checked, check, check_stored, pin
 from expo_search.store import Store
-from expo_search.study import load_study
 
 N_ROWS = 20
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, end_process, make_prompts
 
+from expo_search.config.spec import SearchSpec
 from expo_search.errors import SettingsChanged, StoreError
 from expo_search.objective import Evaluation, Objective
 from expo_search.sampler import N_START
 from expo_search.search import evaluations, search
 from expo_search.store import Store
-from expo_search.study import SearchSpec
 
 PROMPTS = make_prompts(4)
 RANDOM = SearchSpec(sampler="random", seed=5)

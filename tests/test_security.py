@@ -15,15 +15,15 @@ from twins import make_pair, make_reward_model, make_tokenizer, write_prompts
 
 import expo_search
 from expo_search import cli
-from expo_search.chat import load_tokenizer
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.remote_code import is_commit
+from expo_search.config.spec import PairSpec, PartsSpec, RewardSpec, load_study
 from expo_search.errors import ExpoError, PairError, RewardError, StudyError
-from expo_search.pairs import resolve_pair
-from expo_search.prompts import load_prompts
-from expo_search.remote_code import is_commit
+from expo_search.inputs.chat_template import load_tokenizer
+from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.prompts import load_prompts
 from expo_search.reward import SequenceRewardModel
 from expo_search.store import Store
-from expo_search.study import PairSpec, PartsSpec, RewardSpec, load_study
 from expo_search.text import clean, one_line
 
 PACKAGE = Path(expo_search.__file__).parent

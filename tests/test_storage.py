@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expo_search.storage import Scratch, host_memory, keeping_storage
+from expo_search.engine.worker.live_memory import Scratch, host_memory, keeping_storage
 
 
 class Packed(nn.Module):

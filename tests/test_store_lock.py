@@ -18,12 +18,12 @@ from fakes import make_prompts
 from sqlalchemy.orm import Session
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.config.spec import load_study
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError
 from expo_search.lock import refuse_if_held
 from expo_search.run import check
 from expo_search.store import Store
-from expo_search.study import load_study
 from expo_search.tables import LockRow
 
 ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from expo_search.config.spec import StudySpec, load_study
 from expo_search.errors import StudyError
-from expo_search.study import StudySpec, load_study
 
 PAIR = {"aligned": "a/b", "sft": "c/d", "reward_model": "e/f"}
 PAIR_TOML = '[pair]\naligned = "a/b"\nsft = "c/d"\nreward_model = "e/f"\n'

@@ -22,11 +22,11 @@ from rich.console import Console
 from twins import make_pair, make_reward_model, write_prompts
 
 from expo_search.cli_talk import _Interrupt, _lines, _prompts, chat, print_answers
+from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt, Switch
-from expo_search.engine import ModelSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.evaluator import VllmModel
-from expo_search.study import EngineSpec, SamplingSpec
 from expo_search.talk import Chat, Rewarded, compare, parse_alphas
 
 NOT_TEXT = "caf\udce9"  # "café" in Latin-1, as Python hands on an argument that is not UTF-8

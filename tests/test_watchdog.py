@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied
-from expo_search.watchdog import Watchdog
 
 
 def never(_: EngineDied) -> None:
@@ -102,7 +102,7 @@ def test_a_signal_that_comes_when_nothing_is_watched_harms_nothing(watchdog: Wat
 
 STUCK = """
 import hashlib, sys
-import expo_search.watchdog as w
+import expo_search.engine.watchdog as w
 from expo_search.cli import _give_up_on
 from expo_search.terminal import console_on
 w.GRACE_S = 0.5

@@ -1,4 +1,4 @@
-"""The formula in C, compiled once with the machine's `cc`: a weight in memory (`cpu_switch.c`), and files (`cpu_stream.c`).
+"""The formula in C, compiled once with the machine's `cc`: in memory (`cpu_switch.c`), of files (`cpu_stream.c`).
 
 In memory, a bfloat16 weight is switched in one pass; torch needs several over the float32 widenings, and one more for
 the fingerprint. From files, all is done without the interpreter. Where there is no C compiler the torch versions do

@@ -1,4 +1,4 @@
-"""The switch of bfloat16 weights on a GPU in one pass over memory: the arithmetic of `kernel.c`, in Triton.
+"""The switch of bfloat16 weights on a GPU in one pass over memory: the arithmetic of `cpu_switch.c`, in Triton.
 
 The torch versions (`extrapolate.py`, `fingerprint.py`) move about ten times the bytes. They stay the reference: before
 the kernel is used it must give their bits on the device at hand, and where it does not they do the work.
@@ -23,7 +23,7 @@ def _switch(  # type: ignore[no-untyped-def]
     out, aligned, sft, alpha, keys, sums, n_words, COPY: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr
 ):
     # One program does one block of the fingerprint, two elements in each 32-bit word. Theta is computed in the upper
-    # halves of float32 and rounded to nearest even by integer arithmetic, as in kernel.c.
+    # halves of float32 and rounded to nearest even by integer arithmetic, as in cpu_switch.c.
     block = tl.program_id(0)
     total = tl.zeros([STRIP], dtype=tl.int64)
     for start in range(0, BLOCK, STRIP):

@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
+from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from training import conversation_ids, load_reward_model, read_preferences, rewards, token_ids
 
+from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt
-from expo_search.engine import ModelSpec
-from expo_search.evaluator import VllmModel
-from expo_search.study import EngineSpec, SamplingSpec
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_search.checkpoint.header import TensorInfo, read_header
 from expo_search.errors import CheckpointError
-from expo_search.header import TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch

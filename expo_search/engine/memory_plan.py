@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from expo_search.checkpoint import Checkpoint
+from expo_search.checkpoint.folder import Checkpoint
+from expo_search.config.spec import EngineSpec
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES, Dtypes, Float
 from expo_search.errors import EngineError
-from expo_search.study import EngineSpec
 
 Where = Literal["gpu", "host"]
 _GIB = 1 << 30
@@ -172,7 +172,7 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> M
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }
         return MemoryPlan(everything, {}, "host", None, needs.arithmetic)
-    from expo_search.pieces import STAGING_BYTES
+    from expo_search.engine.worker.source_pieces import STAGING_BYTES
 
     on_gpu = where == "gpu"
     scratch = _SWITCH_BYTES + 2 * needs.largest_experts // ranks + (0 if on_gpu else STAGING_BYTES)

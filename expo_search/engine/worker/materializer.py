@@ -31,10 +31,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
-from expo_search.loader import Weight, weights_of
-from expo_search.pieces import Piece, PieceReader
-from expo_search.sources import Sources
-from expo_search.storage import Scratch, keeping_storage
+from expo_search.engine.worker.live_memory import Scratch, keeping_storage
+from expo_search.engine.worker.loader import Weight, weights_of
+from expo_search.engine.worker.source_pieces import Piece, PieceReader
+from expo_search.engine.worker.source_report import Sources
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator

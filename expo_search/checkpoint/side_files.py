@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from expo_search.checkpoint import INDEX
-from expo_search.remote_code import CONFIGS
+from expo_search.checkpoint.folder import INDEX
+from expo_search.checkpoint.remote_code import CONFIGS
 
 PROVENANCE = "expo.json"
 CARD = "README.md"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from expo_search.engine import ModelSpec, start_engine
+from expo_search.engine.start import ModelSpec, start_engine
+from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied, ExpoError
-from expo_search.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput, SamplingParams

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.beside import TOKENIZER_FILES
-from expo_search.checkpoint import Checkpoint
+from expo_search.checkpoint.folder import Checkpoint
+from expo_search.checkpoint.header import TensorInfo, read_header
+from expo_search.checkpoint.shard_writer import ShardWriter, known_dtype
+from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.dtypes import TORCH_DTYPES
 from expo_search.errors import PairError
-from expo_search.header import TensorInfo, read_header
-from expo_search.shards import ShardWriter, known_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@
 
 The formula is elementwise, so a tensor can be cut anywhere, and doing it before vLLM fuses and shards gives the same
 bits as doing it after. Pieces are small enough to stay in a core's cache between reading, computing and writing: the
-compiled kernel does all three (`stream.c`), and torch does what the kernel does not know.
+compiled kernel does all three (`cpu_stream.c`), and torch does what the kernel does not know.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from threading import Lock, local
 from typing import TYPE_CHECKING, NamedTuple
 
-from expo_search.checkpoint import Checkpoint
+from expo_search.checkpoint.folder import Checkpoint
+from expo_search.checkpoint.header import TensorInfo
+from expo_search.checkpoint.pair_check import PairCheck
+from expo_search.checkpoint.shard_writer import ShardWriter, known_dtype
 from expo_search.dtypes import STORED, TORCH_DTYPES
 from expo_search.errors import CheckpointError
-from expo_search.header import TensorInfo
-from expo_search.match import PairCheck
-from expo_search.shards import ShardWriter, known_dtype
 from expo_search.weights.formula import plain_theta, single
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.canary import check_switching
-from expo_search.chat import encode_chat, load_tokenizer
 from expo_search.contracts import Completion, Prompt, Switch
-from expo_search.engine import ModelSpec, SourcesReport
+from expo_search.engine.canary import check_switching
+from expo_search.engine.start import ModelSpec, SourcesReport
+from expo_search.engine.watched import WatchedEngine
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
-from expo_search.watched_engine import WatchedEngine
+from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams

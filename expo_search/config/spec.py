@@ -212,8 +212,9 @@ class StudySpec(_Table):
 
 def studies_folder() -> Path:
     """The folder of presets: inside an installed package, beside the package in a source tree."""
-    installed = Path(__file__).parent / "studies"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "studies"
+    package = Path(__file__).parent.parent
+    installed = package / "studies"
+    return installed if installed.is_dir() else package.parent / "studies"
 
 
 @cache

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from expo_search.loader import Weight
-from expo_search.pieces import PieceReader
+from expo_search.engine.worker.loader import Weight
+from expo_search.engine.worker.source_pieces import PieceReader
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import plain_theta, single
 

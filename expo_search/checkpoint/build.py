@@ -21,11 +21,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.adapter import check_fits, merged, open_adapter, write_merged
-from expo_search.beside import copy_small_files, copy_tokenizer
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint.atomic_folder import published
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.lora import check_fits, merged, open_adapter, write_merged
+from expo_search.checkpoint.side_files import copy_small_files, copy_tokenizer
 from expo_search.errors import PairError
-from expo_search.publish import published
 
 if TYPE_CHECKING:
     from torch import Tensor

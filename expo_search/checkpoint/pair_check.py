@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expo_search.checkpoint import Checkpoint
+from expo_search.checkpoint.folder import Checkpoint
 from expo_search.errors import CheckpointError
 
 if TYPE_CHECKING:

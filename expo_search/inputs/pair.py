@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from expo_search.beside import small_files_hash
-from expo_search.checkpoint import open_checkpoint
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.remote_code import CONFIGS, check_code, is_commit
+from expo_search.checkpoint.side_files import small_files_hash
+from expo_search.config.spec import PairSpec, PartsSpec, StudySpec, studies_folder
 from expo_search.errors import ExpoError, PairError
 from expo_search.folders import cache_folder
-from expo_search.remote_code import CONFIGS, check_code, is_commit
-from expo_search.study import PairSpec, PartsSpec, StudySpec, studies_folder
 
 LOCAL = "local"
 _WANTED = (
@@ -161,8 +161,8 @@ def _from_hub(
 
 def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
     """The base with the adapter merged in: built once in the cache for exactly these two."""
-    from expo_search.adapter import check_fits, open_adapter
-    from expo_search.assemble import merge_adapter
+    from expo_search.checkpoint.build import merge_adapter
+    from expo_search.checkpoint.lora import check_fits, open_adapter
 
     checkpoint, lora = open_checkpoint(base.path, role="aligned"), open_adapter(adapter.path)
     check_fits(lora, checkpoint)
@@ -178,7 +178,7 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
 
 def _assemble(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
     """Build the three folders once for this exact content; later calls find them."""
-    from expo_search.assemble import dequantise_gguf, merge_adapter, merge_reward_adapter
+    from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
 
     gguf = _package_file(parts)
     adapters = {

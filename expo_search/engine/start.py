@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.errors import EngineError
 from expo_search.interrupt import not_for_children
-from expo_search.study import EngineSpec, RewardSpec, SamplingSpec
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -128,7 +128,7 @@ def start_engine(spec: ModelSpec) -> LLM:
         torch._dynamo.config.disable = "TORCHDYNAMO_DISABLE" in environment  # it may have been imported before
         from vllm import LLM
 
-        import expo_search.loader  # registers the load format here; workers do it as they import the extension
+        from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
     except ImportError as fault:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
@@ -147,13 +147,13 @@ def start_engine(spec: ModelSpec) -> LLM:
                 max_model_len=spec.engine.max_model_len,
                 tensor_parallel_size=spec.engine.tensor_parallel,
                 seed=spec.seed,
-                load_format=spec.load_format or expo_search.loader.LOAD_FORMAT,
+                load_format=spec.load_format or loader.LOAD_FORMAT,
                 model_loader_extra_config={
-                    expo_search.loader.SFT_OPTION: str(spec.sft),
-                    expo_search.loader.HOST_OPTION: spec.sources_on_host,
-                    expo_search.loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
+                    loader.SFT_OPTION: str(spec.sft),
+                    loader.HOST_OPTION: spec.sources_on_host,
+                    loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
                 },
-                worker_extension_cls="expo_search.materializer.ExpoWorker",
+                worker_extension_cls="expo_search.engine.worker.materializer.ExpoWorker",
                 disable_log_stats=True,
                 **settings,
             )

@@ -19,10 +19,10 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from expo_search.checkpoint import INDEX, SINGLE
+from expo_search.checkpoint.folder import INDEX, SINGLE
+from expo_search.checkpoint.header import TensorInfo
 from expo_search.dtypes import TORCH_DTYPES
 from expo_search.errors import CheckpointError
-from expo_search.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch

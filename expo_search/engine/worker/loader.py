@@ -30,11 +30,11 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from expo_search.checkpoint import Checkpoint, open_checkpoint
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
+from expo_search.engine.worker.live_memory import host_memory
 from expo_search.errors import MaterializeError
-from expo_search.match import PairCheck, check_pair, with_rows_of
-from expo_search.storage import host_memory
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"

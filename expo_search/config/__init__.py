@@ -1,0 +1,4 @@
+"""A study file, or a preset with options laid over it -> `StudySpec`.
+
+May import: root.
+"""
