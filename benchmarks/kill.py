@@ -57,7 +57,7 @@ STAGES = {
     "load": Stage("expo_search.engine.watched:WatchedEngine._start", 1, 3.0),
     "switch": Stage("expo_search.engine.model:VllmModel.materialize", 3, 0.05),
     "generate": Stage("expo_search.engine.watched:WatchedEngine.step", 40, 0.02),
-    "score": Stage("expo_search.reward:SequenceRewardModel.score", 3, 0.1),
+    "score": Stage("expo_search.evaluation.reward_model:SequenceRewardModel.score", 3, 0.1),
     "commit": Stage("sqlalchemy.engine:Connection._commit_impl", 60, 0.002),
     "upload": Stage("expo_search.artifacts:DashboardUpdates._put", 4, 0.05),
     "ask": Stage("optuna.study:Study.ask", 2, 0.02),
@@ -118,7 +118,7 @@ def preload() -> None:
     from expo_search.engine.start import engine_settings
 
     os.environ.update(engine_settings(EngineSpec(), cuda=False, gpu_memory_utilization=0.0)[0])
-    for name in ("vllm", "vllm.v1.engine.llm_engine", "optuna", "expo_search.run", "expo_search.artifacts"):
+    for name in ("vllm", "vllm.v1.engine.llm_engine", "optuna", "expo_search.session.running", "expo_search.artifacts"):
         importlib.import_module(name)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from expo_search.config.spec import load_study
-from expo_search.run import check, start
+from expo_search.session.running import check, start
 from expo_search.stats.repetition import repetition
 
 ALPHAS = (

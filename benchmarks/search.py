@@ -23,11 +23,11 @@ import numpy as np
 from landscapes import KINDS, Recorded, World, simulate
 
 from expo_search.config.spec import SearchSpec
-from expo_search.confirm import confirm
-from expo_search.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Evaluation, Objective
 from expo_search.report import verdict
-from expo_search.search import search
-from expo_search.store import Store
+from expo_search.search.confirm import confirm
+from expo_search.search.loop import search
+from expo_search.store.study_store import Store
 
 STRATEGIES = ("expo", "grid", "random", "tpe", "gp")
 TABLE = "recorded"

@@ -30,13 +30,13 @@ from expo_search.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from expo_search.confirm import Confirmation
     from expo_search.contracts import Prompt
     from expo_search.errors import EngineDied
-    from expo_search.objective import Evaluation
-    from expo_search.progress import Progress
-    from expo_search.run import Running
-    from expo_search.store import Store
+    from expo_search.evaluation.objective import Evaluation
+    from expo_search.search.confirm import Confirmation
+    from expo_search.session.progress import Progress
+    from expo_search.session.running import Running
+    from expo_search.store.study_store import Store
 
 app = typer.Typer(
     add_completion=False,
@@ -203,11 +203,11 @@ def _search(
     spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
 ) -> None:
     from expo_search.artifacts import DashboardUpdates, artifact_folder
-    from expo_search.progress import Progress
-    from expo_search.run import check, pin, start
-    from expo_search.search import evaluations, why_done
-    from expo_search.search import search as run_search
-    from expo_search.store import Store
+    from expo_search.search.loop import evaluations, why_done
+    from expo_search.search.loop import search as run_search
+    from expo_search.session.progress import Progress
+    from expo_search.session.running import check, pin, start
+    from expo_search.store.study_store import Store
 
     with terminal(log) as (out, err):
         say = say_on(err, quiet)
@@ -274,8 +274,8 @@ def _confirm(
 ) -> Confirmation | None:
     """Confirm a trial and show it in the dashboard. None: it was asked to stop before the end."""
     from expo_search.artifacts import DashboardUpdates, artifact_folder
-    from expo_search.confirm import confirm
-    from expo_search.objective import Stopped
+    from expo_search.evaluation.objective import Stopped
+    from expo_search.search.confirm import confirm
 
     store = running.store
     progress.say(f"confirming alpha = {winner.alpha:.4g} on {len(fresh)} fresh prompts")
@@ -335,10 +335,10 @@ def confirm_winner(
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     from expo_search import report
-    from expo_search.progress import Progress
-    from expo_search.run import check_stored, start
-    from expo_search.search import evaluations
-    from expo_search.store import Store
+    from expo_search.search.loop import evaluations
+    from expo_search.session.progress import Progress
+    from expo_search.session.running import check_stored, start
+    from expo_search.store.study_store import Store
 
     name = known_study(study, storage)
     with terminal(log) as (out, err):
@@ -369,7 +369,7 @@ def _give_up_on(console: Console) -> Callable[[ExpoError], None]:
 
 
 def _study_names(storage: str) -> list[str]:
-    from expo_search.database import study_names
+    from expo_search.store.database import study_names
 
     return study_names(storage)
 

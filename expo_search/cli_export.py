@@ -80,9 +80,9 @@ def reproduce_model(
     as_json: Json = False,
 ) -> None:
     """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
-    from expo_search.progress import Progress
     from expo_search.provenance import read_provenance
     from expo_search.reproduce import reproduce
+    from expo_search.session.progress import Progress
 
     found = read_provenance(exported)
     with terminal(log) as (out, err):

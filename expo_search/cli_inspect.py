@@ -18,7 +18,7 @@ from expo_search.terminal import Json, Storage, console_on, known_study
 from expo_search.text import clean
 
 if TYPE_CHECKING:
-    from expo_search.store import Store
+    from expo_search.store.study_store import Store
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -31,8 +31,8 @@ def show(
 ) -> None:
     """Show a study's trials, curve and verdict."""
     from expo_search.csv_report import trials_csv
-    from expo_search.search import evaluations
-    from expo_search.store import Store
+    from expo_search.search.loop import evaluations
+    from expo_search.store.study_store import Store
 
     if as_csv and as_json:
         raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
@@ -51,7 +51,7 @@ def report_page(
 ) -> None:
     """Write a study on one HTML page that needs no network: verdict, curve, trials, answers, settings."""
     from expo_search.html_report import write_report
-    from expo_search.store import Store
+    from expo_search.store.study_store import Store
 
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
@@ -68,7 +68,7 @@ def dashboard(
 ) -> None:
     """Serve the studies of a database, their notes, figures and answers, to a browser; also while a search runs."""
     from expo_search.dashboard import open_dashboard
-    from expo_search.database import study_names
+    from expo_search.store.database import study_names
 
     name = None if study is None and len(study_names(storage)) > 1 else known_study(study, storage)
     server = open_dashboard(storage, name, host, port)

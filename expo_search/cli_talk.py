@@ -22,9 +22,9 @@ from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRe
 
 if TYPE_CHECKING:
     from expo_search.contracts import Prompt
-    from expo_search.run import Checked
-    from expo_search.store import Store
-    from expo_search.talk import Rewarded
+    from expo_search.evaluation.compare import Rewarded
+    from expo_search.session.running import Checked
+    from expo_search.store.study_store import Store
 
 _COLUMN_LEAST = 28  # characters; with less room for each, answers stand below each other
 _N_PROMPTS = 5
@@ -42,10 +42,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
-    from expo_search.run import check_stored, start_models
-    from expo_search.store import Store
-    from expo_search.talk import compare as run_compare
-    from expo_search.talk import parse_alphas
+    from expo_search.evaluation.compare import compare as run_compare
+    from expo_search.evaluation.compare import parse_alphas
+    from expo_search.session.running import check_stored, start_models
+    from expo_search.store.study_store import Store
 
     given = None if alphas is None else parse_alphas(alphas)
     name = known_study(study, storage)
@@ -74,9 +74,9 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.run import check_stored, start_model
-    from expo_search.store import Store
-    from expo_search.talk import HELP, Chat
+    from expo_search.evaluation.compare import HELP, Chat
+    from expo_search.session.running import check_stored, start_model
+    from expo_search.store.study_store import Store
     from expo_search.weights.formula import is_alpha
 
     if alpha is not None and not is_alpha(alpha):

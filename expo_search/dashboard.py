@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from expo_search.artifacts import artifact_folder, artifact_store
-from expo_search.database import connect_args, store_faults
 from expo_search.errors import StoreError, StudyError
+from expo_search.store.database import connect_args, store_faults
 from expo_search.text import shown
 
 if TYPE_CHECKING:

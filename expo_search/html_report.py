@@ -19,13 +19,13 @@ from typing import Any
 
 from expo_search import __version__
 from expo_search.errors import StudyError
+from expo_search.evaluation.objective import CONTROL, Evaluation
 from expo_search.figures import curve_svg
 from expo_search.judged import judge
 from expo_search.note import next_steps
-from expo_search.objective import CONTROL, Evaluation
 from expo_search.report import Verdict, confirmation_sentence, stage_seconds
 from expo_search.samples import Sample, samples
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 
 _IN_ORDER, _EXTREMES = 20, 5  # answers of the best trial: the first ones, and those that gained or lost most

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from expo_search.config.spec import SearchSpec
-from expo_search.confirm import Confirmation, confirmations
-from expo_search.objective import Evaluation
+from expo_search.evaluation.objective import Evaluation
 from expo_search.report import Verdict, verdict
-from expo_search.sampler import posterior
 from expo_search.scene import Band
-from expo_search.search import evaluations
+from expo_search.search.confirm import Confirmation, confirmations
+from expo_search.search.expo_sampler import posterior
+from expo_search.search.loop import evaluations
 from expo_search.search_again import search_again
 from expo_search.stats.gain_curve import collapsed
-from expo_search.store import SPEC, Store
+from expo_search.store.study_store import SPEC, Store
 
 _LEAST = 3  # alphas through which a fit says more than its own assumptions
 _TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal distribution

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.evaluation.objective import CONTROL, Evaluation
 from expo_search.judged import Judged
-from expo_search.objective import CONTROL, Evaluation
 from expo_search.report import Verdict
 from expo_search.text import clean, markdown, shown
 

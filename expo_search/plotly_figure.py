@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from expo_search.objective import Evaluation
+from expo_search.evaluation.objective import Evaluation
 from expo_search.report import Verdict
 from expo_search.scene import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, AlphaAxis, Band, Scene, Style, half_bar
 from expo_search.stats.paired import Estimate

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from expo_search.config.spec import SearchSpec
-from expo_search.confirm import Confirmation
 from expo_search.errors import StudyError
-from expo_search.objective import CONTROL, Evaluation
-from expo_search.sampler import bounds, winner
+from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.search.confirm import Confirmation
+from expo_search.search.expo_sampler import bounds, winner
 from expo_search.stats.gain_curve import collapsed, noise_covariance
 from expo_search.stats.paired import Estimate, Kind, simultaneous
 

@@ -16,10 +16,10 @@ from expo_search.config.spec import computing_as, stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
 from expo_search.errors import StudyError
-from expo_search.objective import CONTROL, Evaluation
+from expo_search.evaluation.objective import CONTROL, Evaluation
 from expo_search.provenance import text_hash
-from expo_search.run import check, start
-from expo_search.store import Store, compare_settings
+from expo_search.session.running import check, start
+from expo_search.store.study_store import Store, compare_settings
 
 Grade = Literal["identical", "same weights, other environment", "different"]
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from expo_search.config.spec import DEFAULT_STORAGE, SearchSpec, StudySpec, load_study, preset_names
 from expo_search.errors import ExpoError
-from expo_search.sampler import WIDEST
+from expo_search.search.expo_sampler import WIDEST
 from expo_search.text import shown
 
 _N_TRIALS = 20  # of a search that is not told another number

@@ -24,7 +24,7 @@ DEFAULT_LOG = Path("expo-search.log")
 
 def known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
-    from expo_search.database import check_readable, study_names
+    from expo_search.store.database import check_readable, study_names
     from expo_search.text import shown
 
     check_readable(storage)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
-from expo_search import run
 from expo_search.engine.memory_plan import Machine
-from expo_search.store import Store
+from expo_search.session import running as run
+from expo_search.store.study_store import Store
 
 Spoil = Callable[[Path, pytest.MonkeyPatch], None]
 INDEX = "model.safetensors.index.json"

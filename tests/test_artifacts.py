@@ -18,10 +18,10 @@ from expo_search import artifacts
 from expo_search.artifacts import FIGURE, DashboardUpdates, artifact_folder, artifact_store
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
+from expo_search.evaluation.objective import Evaluation, Objective
 from expo_search.note import YOURS
-from expo_search.objective import Evaluation, Objective
-from expo_search.search import evaluations, search
-from expo_search.store import Store
+from expo_search.search.loop import evaluations, search
+from expo_search.store.study_store import Store
 
 SPEC = SearchSpec(alpha_min=0.0, alpha_max=1.0, sampler="random", racing=False)
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(1)) `\x1b[31m`"

@@ -13,7 +13,7 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.config.spec import load_study
 from expo_search.engine.context_length import allowed_context
 from expo_search.errors import StudyError
-from expo_search.run import Checked, check
+from expo_search.session.running import Checked, check
 
 
 @pytest.fixture

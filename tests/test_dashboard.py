@@ -22,8 +22,8 @@ from test_artifacts import Run
 from expo_search import dashboard
 from expo_search.dashboard import open_dashboard
 from expo_search.errors import StoreError, StudyError
-from expo_search.search import evaluations
-from expo_search.store import Store
+from expo_search.search.loop import evaluations
+from expo_search.store.study_store import Store
 
 
 @contextmanager

@@ -22,11 +22,11 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
-from expo_search.database import check_storage
 from expo_search.errors import StoreError
-from expo_search.objective import Evaluation, Objective
-from expo_search.search import search
-from expo_search.store import Store
+from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.search.loop import search
+from expo_search.store.database import check_storage
+from expo_search.store.study_store import Store
 from expo_search.text import shown
 
 PROMPTS = make_prompts(4)
@@ -231,7 +231,7 @@ def test_a_write_that_the_system_refuses_stops_the_search_with_the_reason_and_lo
 
 
 def test_a_lock_that_is_not_given_back_is_said_with_what_to_do(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expo_search.database._LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("expo_search.store.database._LOCK_TIMEOUT_S", 0.2)
     store = Store(f"sqlite:///{file}", "s")
     other = hold(store.url, WRITES, 1.5)
     with pytest.raises(StoreError) as fault:

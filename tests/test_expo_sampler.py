@@ -19,8 +19,17 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from expo_search.config.spec import SearchSpec
-from expo_search.objective import Evaluation, Outcome
-from expo_search.sampler import WIDEST, ExpoSampler, bounds, bracketing, first_step, propose, settled, winner
+from expo_search.evaluation.objective import Evaluation, Outcome
+from expo_search.search.expo_sampler import (
+    WIDEST,
+    ExpoSampler,
+    bounds,
+    bracketing,
+    first_step,
+    propose,
+    settled,
+    winner,
+)
 
 SE = 0.02
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

@@ -26,13 +26,13 @@ from expo_search.cli_export import size_in_bytes
 from expo_search.config.spec import PairSpec, load_study, stored_spec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged, StudyError
+from expo_search.evaluation.objective import Evaluation
 from expo_search.export_study import Wanted, export_study
 from expo_search.hub import check_push, push
 from expo_search.inputs.pair import Pair, resolve_pair
-from expo_search.objective import Evaluation
 from expo_search.provenance import read_provenance
-from expo_search.run import note_contents, sources_settings
-from expo_search.store import Store
+from expo_search.session.running import note_contents, sources_settings
+from expo_search.store.study_store import Store
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
 

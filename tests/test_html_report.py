@@ -22,8 +22,8 @@ from expo_search.cli_inspect import report_page, show
 from expo_search.csv_report import trials_csv
 from expo_search.errors import StoreError, StudyError
 from expo_search.html_report import write_report
-from expo_search.search import evaluations
-from expo_search.store import Store
+from expo_search.search.loop import evaluations
+from expo_search.store.study_store import Store
 
 
 class Page(HTMLParser):

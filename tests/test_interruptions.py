@@ -18,13 +18,13 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from optuna.trial import TrialState
 
 from expo_search.config.spec import SearchSpec
-from expo_search.confirm import confirm
 from expo_search.errors import EngineDied, StoreError
+from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
 from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
-from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
-from expo_search.repeat import FAILURE
-from expo_search.search import evaluations, search, why_done
-from expo_search.store import Store
+from expo_search.search.confirm import confirm
+from expo_search.search.loop import evaluations, search, why_done
+from expo_search.search.retry import FAILURE
+from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(40)  # looks after 16, 32 and all of them
 SPEC = SearchSpec(sampler="random", seed=5, alpha_min=0.0, alpha_max=1.0)

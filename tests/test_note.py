@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from fakes import make_evaluation
 
+from expo_search.evaluation.objective import Evaluation
 from expo_search.judged import Judged
 from expo_search.note import YOURS, markdown_note, next_steps
-from expo_search.objective import Evaluation
 from expo_search.report import verdict
 from expo_search.text import markdown
 

@@ -11,9 +11,9 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, m
 
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged
-from expo_search.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Evaluation, Objective
 from expo_search.stats.paired import Estimate, estimate
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(12)
 

@@ -17,13 +17,22 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
 from expo_search.config.spec import GuardrailSpec, SearchSpec, load_study
 from expo_search.contracts import Rated
+from expo_search.evaluation.objective import (
+    CONTROL,
+    FIRST_LOOK,
+    LEAST_LOOK,
+    WRONG_DROP,
+    Evaluation,
+    Objective,
+    Stopped,
+    looks,
+)
 from expo_search.export_study import _verify
-from expo_search.objective import CONTROL, FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Evaluation, Objective, Stopped, looks
 from expo_search.report import verdict
-from expo_search.sampler import n_explore
-from expo_search.search import FIRST_STEP, evaluations, search, why_done
+from expo_search.search.expo_sampler import n_explore
+from expo_search.search.loop import FIRST_STEP, evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(64)
 LOOKS = [16, 32, 64]

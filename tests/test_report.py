@@ -12,9 +12,8 @@ from fakes import make_evaluation
 from rich.console import Console
 
 from expo_search.config.spec import SearchSpec
-from expo_search.confirm import Confirmation
 from expo_search.errors import StudyError
-from expo_search.objective import Evaluation
+from expo_search.evaluation.objective import Evaluation
 from expo_search.report import (
     confirmation_json,
     confirmation_sentence,
@@ -25,6 +24,7 @@ from expo_search.report import (
     trial_table,
     verdict,
 )
+from expo_search.search.confirm import Confirmation
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
 # 95 % of Student's t with 99 degrees of freedom lie within 1.984 standard errors; with a single alpha there is nothing

@@ -19,15 +19,15 @@ from twins import edit, make_pair, make_reward_model, write_prompts
 from expo_search.config.spec import StudySpec, load_study
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
+from expo_search.evaluation.objective import Evaluation
 from expo_search.export_study import Wanted, export_study
 from expo_search.inputs.chat_template import encode_chat
-from expo_search.objective import Evaluation
 from expo_search.provenance import read_provenance
 from expo_search.reproduce import Reproduction, reproduce
-from expo_search.run import check, start
-from expo_search.search import evaluations, search
+from expo_search.search.loop import evaluations, search
+from expo_search.session.running import check, start
 from expo_search.stats.paired import Estimate
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 from expo_search.verify import engine_dtype, verify
 
 

@@ -15,7 +15,7 @@ from twins import edit, make_reward_model, make_tokenizer
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import RewardError
-from expo_search.reward import SequenceRewardModel
+from expo_search.evaluation.reward_model import SequenceRewardModel
 
 COMPLETIONS = [
     Completion(Prompt(f"p{i}", "Tell me about rivers. " * (1 + i % 3)), "They flow. " * (i % 5), 3, "stop")

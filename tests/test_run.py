@@ -11,8 +11,8 @@ from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prom
 
 from expo_search.config.spec import load_study
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.run import Checked, check, check_stored, pin
-from expo_search.store import Store
+from expo_search.session.running import Checked, check, check_stored, pin
+from expo_search.store.study_store import Store
 
 N_ROWS = 20
 

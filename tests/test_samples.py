@@ -10,7 +10,7 @@ from fakes import make_prompts
 
 from expo_search.contracts import Completion
 from expo_search.samples import Sample, json_lines, samples
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 
 

@@ -18,10 +18,10 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, end_process, make_
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import SettingsChanged, StoreError
-from expo_search.objective import Evaluation, Objective
-from expo_search.sampler import N_START
-from expo_search.search import evaluations, search
-from expo_search.store import Store
+from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.search.expo_sampler import N_START
+from expo_search.search.loop import evaluations, search
+from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(4)
 RANDOM = SearchSpec(sampler="random", seed=5)

@@ -19,11 +19,11 @@ from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.remote_code import is_commit
 from expo_search.config.spec import PairSpec, PartsSpec, RewardSpec, load_study
 from expo_search.errors import ExpoError, PairError, RewardError, StudyError
+from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import load_prompts
-from expo_search.reward import SequenceRewardModel
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 from expo_search.text import clean, one_line
 
 PACKAGE = Path(expo_search.__file__).parent

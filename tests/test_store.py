@@ -9,9 +9,9 @@ import pytest
 from fakes import make_prompts
 
 from expo_search.contracts import Completion, Rated
-from expo_search.database import stored_attribute, study_names
 from expo_search.errors import SettingsChanged, StoreError
-from expo_search.store import SETTINGS, SPEC, Store, compare_settings
+from expo_search.store.database import stored_attribute, study_names
+from expo_search.store.study_store import SETTINGS, SPEC, Store, compare_settings
 
 PROMPTS = make_prompts(4)
 

@@ -21,10 +21,10 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.config.spec import load_study
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError
-from expo_search.lock import refuse_if_held
-from expo_search.run import check
-from expo_search.store import Store
-from expo_search.tables import LockRow
+from expo_search.session.running import check
+from expo_search.store.lock import refuse_if_held
+from expo_search.store.study_store import Store
+from expo_search.store.tables import LockRow
 
 ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")
 
@@ -131,7 +131,7 @@ def test_stored_work_is_the_sign_of_life(url: str) -> None:
 def test_a_process_that_computes_without_storing_anything_shows_signs_of_life(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("expo_search.lock._BEAT_S", 0.05)
+    monkeypatch.setattr("expo_search.store.lock._BEAT_S", 0.05)
     store = Store(url, "s")
     with store.owned():
         [(before,)] = rows(url, "SELECT alive_at FROM expo_locks")

@@ -27,7 +27,7 @@ from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.talk import Chat, Rewarded, compare, parse_alphas
+from expo_search.evaluation.compare import Chat, Rewarded, compare, parse_alphas
 
 NOT_TEXT = "caf\udce9"  # "café" in Latin-1, as Python hands on an argument that is not UTF-8
 

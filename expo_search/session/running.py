@@ -17,7 +17,6 @@ from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair
 from expo_search.config.spec import StudySpec, computing_as, stored_spec, studies_folder
 from expo_search.contracts import Part, Prompt, Watcher
-from expo_search.database import check_storage, stored_attribute
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import in_context, no_room
 from expo_search.engine.machine import ENVIRONMENT, environment
@@ -25,13 +24,14 @@ from expo_search.engine.memory_plan import MemoryPlan, Needs, measure_machine, p
 from expo_search.engine.model import VllmModel, same_weights
 from expo_search.engine.start import INSTALL, ModelSpec, dtypes_of
 from expo_search.errors import EngineDied, EngineError
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.reward_model import SequenceRewardModel, check_labels
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import LOCAL, Pair, Source, pinned, resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, prompts_hash, search_part
-from expo_search.lock import refuse_if_held
-from expo_search.objective import Objective
-from expo_search.reward import SequenceRewardModel, check_labels
-from expo_search.store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
+from expo_search.store.database import check_storage, stored_attribute
+from expo_search.store.lock import refuse_if_held
+from expo_search.store.study_store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
 
 CONFIRM_SEED_STEP = 1_000_003
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation

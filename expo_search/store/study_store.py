@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from expo_search.contracts import Completion, Part, Prompt, Rated
-from expo_search.database import (
+from expo_search.errors import SettingsChanged
+from expo_search.store.database import (
     connect_args,
     make_engine,
     only_read,
@@ -28,9 +29,8 @@ from expo_search.database import (
     store_faults,
     use_write_ahead_log,
 )
-from expo_search.errors import SettingsChanged
-from expo_search.lock import StudyLock
-from expo_search.tables import Base, CompletionRow, PromptRow, SwitchRow
+from expo_search.store.lock import StudyLock
+from expo_search.store.tables import Base, CompletionRow, PromptRow, SwitchRow
 from expo_search.text import shown, storable
 
 if TYPE_CHECKING:

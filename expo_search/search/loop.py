@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, MaterializeError, StoreError
-from expo_search.objective import CONTROL, Evaluation, Objective, Stopped
-from expo_search.repeat import FAILURE, n_first, repeat, stands_for, to_repeat
-from expo_search.sampler import bounds, bracketing, first_step, make_sampler, n_explore, settled, start_points
-from expo_search.store import Store
+from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
+from expo_search.search.expo_sampler import (
+    bounds,
+    bracketing,
+    first_step,
+    make_sampler,
+    n_explore,
+    settled,
+    start_points,
+)
+from expo_search.search.retry import FAILURE, n_first, repeat, stands_for, to_repeat
+from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

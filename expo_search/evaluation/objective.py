@@ -31,7 +31,7 @@ from expo_search.stats.paired import (
     win_rate,
 )
 from expo_search.stats.repetition import LOOPS_FROM, repetition
-from expo_search.store import Store, Stored
+from expo_search.store.study_store import Store, Stored
 
 CONTROL = 0  # the number of the trial at alpha = 0, with which every other trial is paired
 Outcome = Literal["complete", "hopeless", "degenerate", "enough"]

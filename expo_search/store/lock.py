@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from expo_search.database import make_engine, sqlite_path, store_faults
 from expo_search.errors import StoreError
-from expo_search.tables import LockRow
+from expo_search.store.database import make_engine, sqlite_path, store_faults
+from expo_search.store.tables import LockRow
 from expo_search.text import shown
 
 STALE_S = 180  # a lock of another machine that showed no sign of life for so long

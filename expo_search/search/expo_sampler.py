@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from expo_search.config.spec import SearchSpec
-from expo_search.repeat import stands_for
+from expo_search.search.retry import stands_for
 from expo_search.stats.gain_curve import Finished, Fit, collapsed, fit
 from expo_search.stats.paired import Estimate
 

@@ -1,0 +1,4 @@
+"""alpha -> `Evaluation`: answers, rewards, what they say against alpha = 0.
+
+May import: root, config, inputs, stats, store.
+"""

@@ -1,0 +1,4 @@
+"""Evaluations -> the next alpha, until the best one is known.
+
+May import: root, config, inputs, stats, store, evaluation.
+"""

@@ -1,0 +1,4 @@
+"""A study's spec -> checked -> running.
+
+May import: all of the above.
+"""
