@@ -59,7 +59,7 @@ STAGES = {
     "generate": Stage("expo_search.engine.watched:WatchedEngine.step", 40, 0.02),
     "score": Stage("expo_search.evaluation.reward_model:SequenceRewardModel.score", 3, 0.1),
     "commit": Stage("sqlalchemy.engine:Connection._commit_impl", 60, 0.002),
-    "upload": Stage("expo_search.artifacts:DashboardUpdates._put", 4, 0.05),
+    "upload": Stage("expo_search.results.dashboard_updates:DashboardUpdates._put", 4, 0.05),
     "ask": Stage("optuna.study:Study.ask", 2, 0.02),
     "tell": Stage("optuna.study:Study.tell", 2, 0.02),
 }
@@ -91,7 +91,7 @@ def armed(original: Any, nth: int, delay_s: float) -> Any:
 
 def child(settings: dict[str, Any], arguments: list[str]) -> None:
     """The command, with one method armed and what is asked of the engine written down."""
-    from expo_search import cli
+    from expo_search.cli import main as cli
     from expo_search.engine.model import VllmModel
 
     if settings["method"]:
@@ -118,7 +118,13 @@ def preload() -> None:
     from expo_search.engine.start import engine_settings
 
     os.environ.update(engine_settings(EngineSpec(), cuda=False, gpu_memory_utilization=0.0)[0])
-    for name in ("vllm", "vllm.v1.engine.llm_engine", "optuna", "expo_search.session.running", "expo_search.artifacts"):
+    for name in (
+        "vllm",
+        "vllm.v1.engine.llm_engine",
+        "optuna",
+        "expo_search.session.running",
+        "expo_search.results.dashboard_updates",
+    ):
         importlib.import_module(name)
 
 

@@ -24,7 +24,7 @@ from landscapes import KINDS, Recorded, World, simulate
 
 from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.objective import Evaluation, Objective
-from expo_search.report import verdict
+from expo_search.results.verdict import verdict
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import search
 from expo_search.store.study_store import Store

@@ -30,7 +30,7 @@ from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec, load_study
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec, dtypes_of
-from expo_search.export import Format, export
+from expo_search.exporting.checkpoint import Format, export
 from expo_search.inputs.pair import resolve_pair
 
 ROUNDS = 15

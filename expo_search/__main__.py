@@ -1,5 +1,5 @@
 """`python -m expo_search` is `expo-search`."""
 
-from expo_search.cli import main
+from expo_search.cli.main import main
 
 main()

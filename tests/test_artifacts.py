@@ -14,12 +14,12 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from expo_search import artifacts
-from expo_search.artifacts import FIGURE, DashboardUpdates, artifact_folder, artifact_store
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.evaluation.objective import Evaluation, Objective
-from expo_search.note import YOURS
+from expo_search.results import dashboard_updates as artifacts
+from expo_search.results.dashboard_updates import FIGURE, DashboardUpdates, artifact_folder, artifact_store
+from expo_search.results.note import YOURS
 from expo_search.search.loop import evaluations, search
 from expo_search.store.study_store import Store
 

@@ -13,7 +13,8 @@ import pytest
 from bad_inputs import CASES, GOOD, LONG_CASES, Case
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search import cli, errors
+from expo_search import errors
+from expo_search.cli import main as cli
 from expo_search.errors import EngineDied, ExpoError
 
 TABLE = Path(__file__).parent.parent / "docs" / "bad-input.md"

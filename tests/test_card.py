@@ -14,11 +14,11 @@ from fakes import make_evaluation
 from markdown_it import MarkdownIt
 from twins import make_pair, read_all
 
-from expo_search.card import card, write_card
 from expo_search.config.spec import load_study
+from expo_search.exporting.model_card import card, write_card
+from expo_search.exporting.provenance import Origin, mergekit_recipe, public
 from expo_search.inputs.pair import Pair, Source
-from expo_search.provenance import Origin, mergekit_recipe, public
-from expo_search.report import verdict
+from expo_search.results.verdict import verdict
 from expo_search.text import markdown
 
 EVIL = "<script>alert(1)</script> [x](http://evil) ![i](e) `c` | **b**\n# heading\n---\nlicense: mit\n\x1b[31m"

@@ -10,12 +10,12 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, m
 from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from expo_search.artifacts import FIGURE
-from expo_search.cli import _confirm
+from expo_search.cli.main import _confirm
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.results.dashboard_updates import FIGURE
 from expo_search.search.confirm import confirm, confirmations
 from expo_search.search.loop import search
 from expo_search.stats.paired import Kind, estimate, gain

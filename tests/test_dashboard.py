@@ -19,9 +19,9 @@ import pytest
 from browser import browser_page
 from test_artifacts import Run
 
-from expo_search import dashboard
-from expo_search.dashboard import open_dashboard
 from expo_search.errors import StoreError, StudyError
+from expo_search.results import dashboard_server as dashboard
+from expo_search.results.dashboard_server import open_dashboard
 from expo_search.search.loop import evaluations
 from expo_search.store.study_store import Store
 

@@ -22,15 +22,15 @@ from twins import edit, make_pair, make_reward_model, read_all
 from expo_search.checkpoint import build as assemble
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.lora import open_adapter
-from expo_search.cli_export import size_in_bytes
+from expo_search.cli.export import size_in_bytes
 from expo_search.config.spec import PairSpec, load_study, stored_spec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.objective import Evaluation
-from expo_search.export_study import Wanted, export_study
-from expo_search.hub import check_push, push
+from expo_search.exporting.hub_upload import check_push, push
+from expo_search.exporting.provenance import read_provenance
+from expo_search.exporting.study import Wanted, export_study
 from expo_search.inputs.pair import Pair, resolve_pair
-from expo_search.provenance import read_provenance
 from expo_search.session.running import note_contents, sources_settings
 from expo_search.store.study_store import Store
 
@@ -224,7 +224,7 @@ def test_what_resolving_the_pair_says_is_passed_on(study: str, tmp_path: Path, m
         say("downloading 14 GB")
         return resolve_pair(spec, trust_remote_code=trust_remote_code, say=say)
 
-    monkeypatch.setattr("expo_search.export_study.resolve_pair", resolve)
+    monkeypatch.setattr("expo_search.exporting.study.resolve_pair", resolve)
     said: list[str] = []
     export_study(study, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
     assert said[0] == "downloading 14 GB"

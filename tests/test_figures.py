@@ -13,10 +13,10 @@ from fakes import make_evaluation
 from PIL import Image
 
 from expo_search.evaluation.objective import Evaluation
-from expo_search.figures import curve_png, curve_svg
-from expo_search.plotly_figure import plotly_curve
-from expo_search.report import Verdict, verdict
-from expo_search.scene import BROKEN, CHOSEN, CONFIRMED, EVALUATED, FEWER, STOPPED, AlphaAxis, Band
+from expo_search.results.curve.interactive import plotly_curve
+from expo_search.results.curve.layout import BROKEN, CHOSEN, CONFIRMED, EVALUATED, FEWER, STOPPED, AlphaAxis, Band
+from expo_search.results.curve.static import curve_png, curve_svg
+from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

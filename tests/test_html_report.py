@@ -18,10 +18,10 @@ from browser import browser_page
 from fakes import make_evaluation
 from test_artifacts import HOSTILE, Run
 
-from expo_search.cli_inspect import report_page, show
-from expo_search.csv_report import trials_csv
+from expo_search.cli.inspect import report_page, show
 from expo_search.errors import StoreError, StudyError
-from expo_search.html_report import write_report
+from expo_search.results.html_report import write_report
+from expo_search.results.trials_csv import trials_csv
 from expo_search.search.loop import evaluations
 from expo_search.store.study_store import Store
 

@@ -1,4 +1,4 @@
-"""What importing costs, and that imports run one way."""
+"""What importing costs, and which folder may import what: `MAY_IMPORT` is the contract, the tree's own lines say it too."""
 
 from __future__ import annotations
 
@@ -15,23 +15,57 @@ import expo_search
 PACKAGE = Path(expo_search.__file__).parent
 HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext", "matplotlib", "plotly"}
 
+ROOT = ("contracts", "dtypes", "errors", "folders", "text")  # plain files at the top, which import each other alone
+FLOW = (
+    "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "session",
+    "results", "exporting", "api", "cli",
+)  # fmt: skip
+MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
+    "config": (),
+    "weights": (),
+    "checkpoint": ("weights",),
+    "inputs": ("config", "checkpoint"),
+    "engine.worker": ("weights", "checkpoint"),
+    "engine": ("config", "weights", "checkpoint", "inputs", "engine.worker"),
+    "stats": (),
+    "store": (),
+    "evaluation": ("config", "inputs", "stats", "store"),
+    "search": ("config", "inputs", "stats", "store", "evaluation"),
+    "session": FLOW[: FLOW.index("session")],
+    "results": ("config", "stats", "store", "evaluation", "search"),
+    "exporting": FLOW[: FLOW.index("exporting")],
+    "api": FLOW[: FLOW.index("api")],
+    "cli": FLOW[: FLOW.index("cli")],
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names below the package -> files; a folder's `__init__.py` is the folder."""
+    parts = {file: file.relative_to(PACKAGE).with_suffix("").parts for file in PACKAGE.rglob("*.py")}
+    return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}
+
 
 def imports_of(file: Path) -> set[str]:
     """The package's modules that a file names in any import: at the top, inside a function, or for types only."""
-    found: set[str] = set()
+    there, named = modules(), set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "expo_search":
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("expo_search."):
-            found.add(str(node.module).split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "expo_search":
+            module = str(node.module).partition(".")[2]
+            names = {f"{module}.{alias.name}".strip(".") for alias in node.names}
+            named |= {name if name in there else module for name in names}
         elif isinstance(node, ast.Import):
-            found.update(a.name.split(".")[1] for a in node.names if a.name.startswith("expo_search."))
-    return found & {f.stem for f in PACKAGE.glob("*.py")}
+            named |= {a.name.partition(".")[2] for a in node.names if a.name.split(".")[0] == "expo_search"}
+    return named - {""}
+
+
+def folder_of(module: str) -> str:
+    """Of a module: its folder, `engine.worker` apart from `engine`; or itself, at the top."""
+    return "engine.worker" if module.startswith("engine.worker") else module.split(".")[0]
 
 
 def loaded_after(code: str) -> set[str]:
-    """Top-level modules of a new interpreter after it ran `code`."""
-    shown = "\nimport sys; print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    """Modules of a new interpreter after it ran `code`."""
+    shown = "\nimport sys; print('LOADED', *sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code + shown], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -46,33 +80,53 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_help_and_a_wrong_option_load_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['expo-search', *{arguments}]\n"
-        "from expo_search.cli import main\n"
+        "from expo_search.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code)\n"
     )
     assert HEAVY & loaded_after(code) == set()
 
 
+@pytest.mark.parametrize("module", ["contracts", "evaluation.objective", "search.loop"])
+def test_the_search_knows_a_model_and_a_scorer_only_through_the_contracts(module: str) -> None:
+    loaded = loaded_after(f"import expo_search.{module}")
+    mine = {name for name in loaded if name.startswith("expo_search.")}
+    assert f"expo_search.{module}" in mine
+    assert not [name for name in mine if name.startswith(("expo_search.engine", "expo_search.weights"))]
+    assert {"torch", "vllm", "transformers"} & loaded == set()
+    if module == "contracts":
+        assert mine == {"expo_search.contracts"}
+
+
+@pytest.mark.parametrize("module", sorted(set(modules()) - {"", "__main__"}))
+def test_a_module_imports_only_what_its_folder_may(module: str) -> None:
+    folder = folder_of(module)
+    may = {folder, *ROOT, *MAY_IMPORT.get(folder, ())} if folder not in ROOT else set(ROOT)
+    assert {name for name in imports_of(modules()[module]) if folder_of(name) not in may} == set()
+
+
+def test_every_folder_is_in_the_contract_and_says_what_it_is() -> None:
+    folders = {folder_of(name) for name in modules()} - {"", "__main__", *ROOT}
+    assert folders == set(MAY_IMPORT)
+    for folder in folders - {"api"}:
+        told = ast.get_docstring(ast.parse((PACKAGE / folder.replace(".", "/") / "__init__.py").read_text()))
+        assert told is not None
+        assert "May import: " in told
+
+
 def test_imports_between_modules_run_one_way() -> None:
-    graph = {file.stem: imports_of(file) - {file.stem} for file in PACKAGE.glob("*.py") if file.stem != "__init__"}
-    assert graph["search"] >= {"objective", "store"}  # the reader of imports works
+    graph = {name: imports_of(file) - {name} for name, file in modules().items() if name not in ("", "__main__")}
+    assert graph["search.loop"] >= {"evaluation.objective", "store.study_store"}  # the reader of imports works
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as fault:
         pytest.fail(f"a cycle of imports: {' -> '.join(fault.args[1])}")
 
 
-def test_errors_stand_on_nothing_and_only_the_command_line_wires_everything() -> None:
-    assert imports_of(PACKAGE / "errors.py") == set()
-    assert imports_of(PACKAGE / "objective.py") & {"reward", "engine", "materializer", "loader"} == set()
-    importers = {file.stem for file in PACKAGE.glob("*.py") if "cli" in imports_of(file)}
-    assert importers == {"__main__"}
-
-
 def test_nothing_but_the_command_line_prints_or_exits() -> None:
-    for file in PACKAGE.glob("*.py"):
+    for name, file in modules().items():
         called = {
             ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
         }
-        if file.stem != "cli":
-            assert called & {"print", "exit", "sys.exit", "os._exit"} == set(), file.name
+        if folder_of(name) != "cli":
+            assert called & {"print", "exit", "sys.exit", "os._exit"} == set(), name

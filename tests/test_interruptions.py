@@ -17,10 +17,10 @@ import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from optuna.trial import TrialState
 
+from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
 from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
-from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import evaluations, search, why_done
 from expo_search.search.retry import FAILURE
@@ -260,7 +260,7 @@ class TestSignals:
     ) -> None:
         code = (
             "import multiprocessing as m, os, signal, threading, time\n"
-            "from expo_search.interrupt import not_for_children\n"
+            "from expo_search.cli.signals import not_for_children\n"
             "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
             "def child(pipe): signal.signal(signal.SIGINT, signal.SIG_DFL); pipe.recv(); pipe.send('alive')\n"
             "if __name__ == '__main__':\n"

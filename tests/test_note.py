@@ -9,9 +9,9 @@ import pytest
 from fakes import make_evaluation
 
 from expo_search.evaluation.objective import Evaluation
-from expo_search.judged import Judged
-from expo_search.note import YOURS, markdown_note, next_steps
-from expo_search.report import verdict
+from expo_search.results.note import YOURS, markdown_note, next_steps
+from expo_search.results.study_results import Judged
+from expo_search.results.verdict import verdict
 from expo_search.text import markdown
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

@@ -72,7 +72,7 @@ def test_an_error_before_the_engine_is_one_line(home: Path) -> None:
 def test_a_fault_of_ours_keeps_its_traceback(home: Path) -> None:
     code = (
         "from pathlib import Path\n"
-        "from expo_search.output import library_output_to\n"
+        "from expo_search.cli.log_file import library_output_to\n"
         "with library_output_to(Path('ours.log')):\n"
         "    import os; os.write(2, b'of a library')\n"
         "raise ZeroDivisionError\n"

@@ -27,8 +27,8 @@ from expo_search.evaluation.objective import (
     Stopped,
     looks,
 )
-from expo_search.export_study import _verify
-from expo_search.report import verdict
+from expo_search.exporting.study import _verify
+from expo_search.results.verdict import verdict
 from expo_search.search.expo_sampler import n_explore
 from expo_search.search.loop import FIRST_STEP, evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
@@ -266,7 +266,7 @@ class TestChunks:
             found.append(given[4])
             return "verified"
 
-        monkeypatch.setattr("expo_search.export_study.verify", verified)
+        monkeypatch.setattr("expo_search.exporting.study.verify", verified)
         pair = {"aligned": "aligned", "sft": "sft", "reward_model": "reward"}
         overrides = {"pair": pair, "prompts": {"source": "p.jsonl", "n": 64}, "search": {"racing": racing}}
         spec = load_study(overrides=overrides, name="s")

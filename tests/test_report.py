@@ -14,7 +14,7 @@ from rich.console import Console
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.objective import Evaluation
-from expo_search.report import (
+from expo_search.results.verdict import (
     confirmation_json,
     confirmation_sentence,
     curve,

@@ -20,15 +20,15 @@ from expo_search.config.spec import StudySpec, load_study
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.evaluation.objective import Evaluation
-from expo_search.export_study import Wanted, export_study
+from expo_search.exporting.provenance import read_provenance
+from expo_search.exporting.reproduce import Reproduction, reproduce
+from expo_search.exporting.study import Wanted, export_study
+from expo_search.exporting.verify import engine_dtype, verify
 from expo_search.inputs.chat_template import encode_chat
-from expo_search.provenance import read_provenance
-from expo_search.reproduce import Reproduction, reproduce
 from expo_search.search.loop import evaluations, search
 from expo_search.session.running import check, start
 from expo_search.stats.paired import Estimate
 from expo_search.store.study_store import Store
-from expo_search.verify import engine_dtype, verify
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_failed_check_leaves_no_folder(
         assert (folder / "model.safetensors").is_file()
         raise CheckpointError(where="--verify", found="other answers", expected="the same", do="report it")
 
-    monkeypatch.setattr("expo_search.export_study.verify", fails)
+    monkeypatch.setattr("expo_search.exporting.study.verify", fails)
     with pytest.raises(CheckpointError, match="other answers"):
         export_study(
             url(home),

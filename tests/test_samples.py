@@ -9,7 +9,7 @@ import pytest
 from fakes import make_prompts
 
 from expo_search.contracts import Completion
-from expo_search.samples import Sample, json_lines, samples
+from expo_search.results.answers import Sample, json_lines, samples
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 

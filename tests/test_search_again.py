@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from expo_search.config.spec import DEFAULT_STORAGE, StudySpec, load_study
-from expo_search.search_again import search_again
+from expo_search.results.next_commands import search_again
 
 OWN = {"aligned": "me/aligned", "sft": "/a folder/sft", "reward_model": "me/rm"}
 

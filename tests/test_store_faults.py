@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from expo_search.cli.console import known_study
 from expo_search.contracts import Prompt
 from expo_search.errors import StoreError
 from expo_search.search.loop import evaluations
 from expo_search.store.database import check_storage, stored_attribute, study_names
 from expo_search.store.study_store import SETTINGS, Store
-from expo_search.terminal import known_study
 
 
 @pytest.fixture

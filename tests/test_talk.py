@@ -21,7 +21,7 @@ from fakes import FakeModel, FakeScorer, expected_reward, make_prompts
 from rich.console import Console
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search.cli_talk import _Interrupt, _lines, _prompts, chat, print_answers
+from expo_search.cli.talk import _Interrupt, _lines, _prompts, chat, print_answers
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.model import VllmModel

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.cli.signals import not_for_children
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.errors import EngineError
-from expo_search.interrupt import not_for_children
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo_search.evaluation.objective import Evaluation
-from expo_search.figures import curve_png
-from expo_search.judged import judge
-from expo_search.note import markdown_note
-from expo_search.plotly_figure import plotly_curve
-from expo_search.samples import json_lines, samples
-from expo_search.scene import GAIN
+from expo_search.results.answers import json_lines, samples
+from expo_search.results.curve.interactive import plotly_curve
+from expo_search.results.curve.layout import GAIN
+from expo_search.results.curve.static import curve_png
+from expo_search.results.note import markdown_note
+from expo_search.results.study_results import judge
 from expo_search.store.database import sqlite_path
 from expo_search.store.study_store import Store
 

@@ -44,7 +44,7 @@ def known_study(study: str | None, storage: str) -> str:
 @contextmanager
 def terminal(log: Path) -> Iterator[tuple[Console, Console]]:
     """Consoles on the real standard output and error, while the libraries' own output goes to `log`."""
-    from expo_search.output import library_output_to
+    from expo_search.cli.log_file import library_output_to
 
     with library_output_to(log) as (out, err):
         yield console_on(out), console_on(err)

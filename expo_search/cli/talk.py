@@ -16,9 +16,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from expo_search.cli.console import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    known_study,
+    say_on,
+    terminal,
+)
 from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import PromptsError, StudyError
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 
 if TYPE_CHECKING:
     from expo_search.contracts import Prompt
@@ -129,7 +139,7 @@ def _ending(answer: Rewarded) -> str:
 
 def _best_alpha(store: Store) -> float:
     """The best alpha but 0, whatever the verdict on it: it is the one to look at."""
-    from expo_search.judged import judge
+    from expo_search.results.study_results import judge
 
     best = judge(store).verdict.best
     return 0.0 if best is None else best.alpha

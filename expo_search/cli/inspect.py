@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.console import Json, Storage, console_on, known_study
 from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import StudyError
-from expo_search.terminal import Json, Storage, console_on, known_study
 from expo_search.text import clean
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def show(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the trials as CSV.")] = False,
 ) -> None:
     """Show a study's trials, curve and verdict."""
-    from expo_search.csv_report import trials_csv
+    from expo_search.results.trials_csv import trials_csv
     from expo_search.search.loop import evaluations
     from expo_search.store.study_store import Store
 
@@ -50,7 +50,7 @@ def report_page(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write a study on one HTML page that needs no network: verdict, curve, trials, answers, settings."""
-    from expo_search.html_report import write_report
+    from expo_search.results.html_report import write_report
     from expo_search.store.study_store import Store
 
     if out is None:
@@ -67,7 +67,7 @@ def dashboard(
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the studies of a database, their notes, figures and answers, to a browser; also while a search runs."""
-    from expo_search.dashboard import open_dashboard
+    from expo_search.results.dashboard_server import open_dashboard
     from expo_search.store.database import study_names
 
     name = None if study is None and len(study_names(storage)) > 1 else known_study(study, storage)
@@ -87,9 +87,9 @@ def dashboard(
 
 
 def print_result(console: Console, store: Store, *, as_json: bool) -> None:
-    from expo_search import report
-    from expo_search.judged import judge
-    from expo_search.note import next_steps
+    from expo_search.results import verdict as report
+    from expo_search.results.note import next_steps
+    from expo_search.results.study_results import judge
 
     study = judge(store)
     found, verdict = study.evaluations, study.verdict

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from expo_search.evaluation.objective import CONTROL, Evaluation
-from expo_search.report import Verdict
+from expo_search.results.verdict import Verdict
 from expo_search.stats.paired import Estimate, Kind
 
 GAIN: dict[Kind, str] = {

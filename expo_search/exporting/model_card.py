@@ -15,8 +15,8 @@ from typing import Any
 from expo_search import __version__
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
 from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.pair import Source
-from expo_search.provenance import FORMULA, Origin, public
 from expo_search.text import markdown
 
 PICTURE = "curve.png"
@@ -29,7 +29,7 @@ _HUB_LICENCES = {
 
 def write_card(origin: Origin, folder: Path, *, verified: str | None = None) -> None:
     """Write the card and its picture into an exported folder; `verified`: see `card`."""
-    from expo_search.figures import curve_png
+    from expo_search.results.curve.static import curve_png
 
     (folder / PICTURE).write_bytes(curve_png(origin.evaluations, origin.verdict))
     (folder / CARD).write_text(card(origin, verified=verified), encoding="utf-8")

@@ -14,9 +14,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.console import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    known_study,
+    say_on,
+    terminal,
+)
 from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.errors import StudyError
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 from expo_search.text import clean
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -47,7 +57,7 @@ def export_model(
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
-    from expo_search.export_study import Wanted, export_study
+    from expo_search.exporting.study import Wanted, export_study
 
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
@@ -80,8 +90,8 @@ def reproduce_model(
     as_json: Json = False,
 ) -> None:
     """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
-    from expo_search.provenance import read_provenance
-    from expo_search.reproduce import reproduce
+    from expo_search.exporting.provenance import read_provenance
+    from expo_search.exporting.reproduce import reproduce
     from expo_search.session.progress import Progress
 
     found = read_provenance(exported)

@@ -20,11 +20,11 @@ from typing import Any
 from expo_search import __version__
 from expo_search.errors import StudyError
 from expo_search.evaluation.objective import CONTROL, Evaluation
-from expo_search.figures import curve_svg
-from expo_search.judged import judge
-from expo_search.note import next_steps
-from expo_search.report import Verdict, confirmation_sentence, stage_seconds
-from expo_search.samples import Sample, samples
+from expo_search.results.answers import Sample, samples
+from expo_search.results.curve.static import curve_svg
+from expo_search.results.note import next_steps
+from expo_search.results.study_results import judge
+from expo_search.results.verdict import Verdict, confirmation_sentence, stage_seconds
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 
@@ -182,7 +182,7 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], kind
 
 
 def _asset(name: str) -> str:
-    return files("expo_search").joinpath(name).read_text(encoding="utf-8")
+    return files("expo_search.results").joinpath(name).read_text(encoding="utf-8")
 
 
 def _text(text: str) -> str:

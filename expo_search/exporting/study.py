@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expo_search.card import write_card
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
@@ -19,18 +18,19 @@ from expo_search.engine.machine import ENVIRONMENT, environment
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.objective import CONTROL, Evaluation, looks
-from expo_search.export import Format, check_target, export, n_bytes_of, writing
-from expo_search.hub import check_push, push
+from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
+from expo_search.exporting.hub_upload import check_push, push
+from expo_search.exporting.model_card import write_card
+from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
+from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
-from expo_search.provenance import Origin, mergekit_recipe, provenance, public
-from expo_search.report import Verdict, refuse_zero, trial_at, verdict
+from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
 from expo_search.search.loop import evaluations
 from expo_search.session.running import sources_settings
 from expo_search.store.database import stored_attribute
 from expo_search.store.study_store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
-from expo_search.verify import engine_dtype, trial_dtype, verify
 from expo_search.weights.formula import is_alpha
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"

@@ -18,13 +18,23 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search import __version__
-from expo_search.cli_export import export_model, reproduce_model
-from expo_search.cli_inspect import dashboard, print_result, report_page, show
-from expo_search.cli_talk import chat, compare
+from expo_search.cli.console import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    known_study,
+    say_on,
+    terminal,
+)
+from expo_search.cli.export import export_model, reproduce_model
+from expo_search.cli.inspect import dashboard, print_result, report_page, show
+from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
+from expo_search.cli.talk import chat, compare
 from expo_search.config.spec import DEFAULT_STORAGE, StudySpec, load_study
 from expo_search.errors import ExpoError, StudyError
-from expo_search.interrupt import same_command, stop_on_signals, terminate_as_ctrl_c
-from expo_search.terminal import DEFAULT_LOG, Json, Log, Quiet, Storage, TrustRemoteCode, known_study, say_on, terminal
 from expo_search.text import one_line
 
 if TYPE_CHECKING:
@@ -202,7 +212,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 def _search(
     spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
 ) -> None:
-    from expo_search.artifacts import DashboardUpdates, artifact_folder
+    from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
     from expo_search.search.loop import evaluations, why_done
     from expo_search.search.loop import search as run_search
     from expo_search.session.progress import Progress
@@ -262,7 +272,7 @@ def _search(
 def _to_confirm(store: Store, fresh: Sequence[Prompt]) -> Evaluation | None:
     """The trial that the verdict recommends, unless it is confirmed on these prompts already."""
     from expo_search.inputs.prompts import prompts_hash
-    from expo_search.judged import judge
+    from expo_search.results.study_results import judge
 
     found = judge(store).verdict
     done = found.confirmed is not None and found.confirmed.prompts == prompts_hash(fresh)
@@ -273,8 +283,8 @@ def _confirm(
     running: Running, progress: Progress, winner: Evaluation, fresh: Sequence[Prompt], stop: Callable[[], bool]
 ) -> Confirmation | None:
     """Confirm a trial and show it in the dashboard. None: it was asked to stop before the end."""
-    from expo_search.artifacts import DashboardUpdates, artifact_folder
     from expo_search.evaluation.objective import Stopped
+    from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
     from expo_search.search.confirm import confirm
 
     store = running.store
@@ -334,7 +344,7 @@ def confirm_winner(
     as_json: Json = False,
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
-    from expo_search import report
+    from expo_search.results import verdict as report
     from expo_search.search.loop import evaluations
     from expo_search.session.progress import Progress
     from expo_search.session.running import check_stored, start

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from expo_search.config.spec import DEFAULT_STORAGE
 from expo_search.evaluation.objective import CONTROL, Evaluation
-from expo_search.judged import Judged
-from expo_search.report import Verdict
+from expo_search.results.study_results import Judged
+from expo_search.results.verdict import Verdict
 from expo_search.text import clean, markdown, shown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept

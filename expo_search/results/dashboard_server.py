@@ -9,8 +9,8 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from expo_search.artifacts import artifact_folder, artifact_store
 from expo_search.errors import StoreError, StudyError
+from expo_search.results.dashboard_updates import artifact_folder, artifact_store
 from expo_search.store.database import connect_args, store_faults
 from expo_search.text import shown
 

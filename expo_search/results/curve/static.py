@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from expo_search.evaluation.objective import Evaluation
-from expo_search.report import Verdict
-from expo_search.scene import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, Band, Scene, Style, half_bar
+from expo_search.results.curve.layout import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, Band, Scene, Style, half_bar
+from expo_search.results.verdict import Verdict
 from expo_search.stats.paired import Estimate
 
 if TYPE_CHECKING:

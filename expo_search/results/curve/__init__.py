@@ -1,0 +1,1 @@
+"""The gain over alpha, drawn: one layout for the static, the interactive and the terminal picture."""
