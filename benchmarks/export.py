@@ -28,7 +28,7 @@ from switch import random_pair
 
 from expo_search.checkpoint.atomic_folder import sync_files
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
-from expo_search.config.spec import load_study
+from expo_search.config.presets import load_study
 from expo_search.dtypes import STORED
 from expo_search.exporting.checkpoint import Format, export
 from expo_search.inputs.pair import resolve_pair

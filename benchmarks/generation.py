@@ -22,7 +22,7 @@ import time
 from datetime import date
 from typing import Any
 
-from expo_search.config.spec import load_study, studies_folder
+from expo_search.config.presets import load_study, studies_folder
 from expo_search.contracts import Completion
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec

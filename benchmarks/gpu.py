@@ -29,7 +29,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from expo_search.engine.worker.live_memory import host_memory, keeping_storage
+from expo_search.engine.worker.host_memory import host_memory
+from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.source_pieces import PIECE, PieceReader
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
 from expo_search.weights.formula import Extrapolator, plain_theta

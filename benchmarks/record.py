@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from expo_search.config.spec import load_study
-from expo_search.session.running import check, start
+from expo_search.config.presets import load_study
+from expo_search.session.preflight import check
+from expo_search.session.running import start
 from expo_search.stats.repetition import repetition
 
 ALPHAS = (

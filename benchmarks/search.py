@@ -23,7 +23,8 @@ import numpy as np
 from landscapes import KINDS, Recorded, World, simulate
 
 from expo_search.config.spec import SearchSpec
-from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.verdict import verdict
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import search

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.checkpoint.folder import open_checkpoint
-from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.exporting.checkpoint import Format, export

@@ -15,11 +15,11 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from expo_search.dashboard import open_dashboard
-from expo_search.html_report import write_report
-from expo_search.judged import judge
-from expo_search.store import Store
-from expo_search.study import DEFAULT_STORAGE
+from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.results.dashboard_server import open_dashboard
+from expo_search.results.html_report import write_report
+from expo_search.results.study_results import judge
+from expo_search.store.study_store import Store
 
 COLOURS = 128  # a palette: a third of the size, and no difference to be seen
 

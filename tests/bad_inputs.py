@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
-from expo_search.engine.memory_plan import Machine
+from expo_search.engine.machine import Machine
 from expo_search.session import running as run
 from expo_search.store.study_store import Store
 

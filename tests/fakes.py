@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from expo_search.contracts import Completion, Prompt, Switch
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.stats.paired import Estimate
 
 BEST = 0.37  # the alpha at which the fakes' mean reward is highest

@@ -16,7 +16,8 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
-from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
 from expo_search.results import dashboard_updates as artifacts
 from expo_search.results.dashboard_updates import FIGURE, DashboardUpdates, artifact_folder, artifact_store
 from expo_search.results.note import YOURS

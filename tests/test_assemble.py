@@ -17,9 +17,11 @@ from twins import make_pair, read_all
 from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.side_files import TOKENIZER_FILES
-from expo_search.config.spec import PairSpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import PairSpec
 from expo_search.errors import PairError
-from expo_search.inputs.pair import Pair, Source, pinned, resolve_pair
+from expo_search.inputs.pair import pinned, resolve_pair
+from expo_search.inputs.source import Pair, Source
 
 LAYERS = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
 

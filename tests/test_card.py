@@ -14,10 +14,10 @@ from fakes import make_evaluation
 from markdown_it import MarkdownIt
 from twins import make_pair, read_all
 
-from expo_search.config.spec import load_study
+from expo_search.config.presets import load_study
 from expo_search.exporting.model_card import card, write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, public
-from expo_search.inputs.pair import Pair, Source
+from expo_search.inputs.source import Pair, Source
 from expo_search.results.verdict import verdict
 from expo_search.text import markdown
 

@@ -10,10 +10,10 @@ import pytest
 from test_run import checked
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search.config.spec import load_study
+from expo_search.config.presets import load_study
 from expo_search.engine.context_length import allowed_context
 from expo_search.errors import StudyError
-from expo_search.session.running import Checked, check
+from expo_search.session.preflight import Checked, check
 
 
 @pytest.fixture

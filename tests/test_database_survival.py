@@ -23,7 +23,8 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import StoreError
-from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
 from expo_search.search.loop import search
 from expo_search.store.database import check_storage
 from expo_search.store.study_store import Store

@@ -19,17 +19,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from expo_search.config.spec import SearchSpec
-from expo_search.evaluation.objective import Evaluation, Outcome
-from expo_search.search.expo_sampler import (
-    WIDEST,
-    ExpoSampler,
-    bounds,
-    bracketing,
-    first_step,
-    propose,
-    settled,
-    winner,
-)
+from expo_search.evaluation.result import Evaluation, Outcome
+from expo_search.search.alpha_range import WIDEST, bounds, first_step
+from expo_search.search.expo_sampler import ExpoSampler
+from expo_search.search.proposal import bracketing, propose, settled, winner
 
 SE = 0.02
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

@@ -438,7 +438,8 @@ def killed_export(pair: tuple[Path, Path], out: Path) -> int:
     """Kill -9 an export when its weights are written; its process id."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from expo_search.checkpoint.folder import open_checkpoint\nfrom expo_search.exporting.checkpoint import Format, export\n"
+        "from expo_search.checkpoint.folder import open_checkpoint\n"
+        "from expo_search.exporting.checkpoint import Format, export\n"
         "a, s = (open_checkpoint(Path(p), role=p) for p in sys.argv[1:3])\n"
         "export(a, s, 0.7, Path(sys.argv[3]), Format(), finish=lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
     )

@@ -23,15 +23,18 @@ from expo_search.checkpoint import build as assemble
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.lora import open_adapter
 from expo_search.cli.export import size_in_bytes
-from expo_search.config.spec import PairSpec, load_study, stored_spec
+from expo_search.config.presets import load_study
+from expo_search.config.spec import PairSpec, stored_spec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.provenance import read_provenance
 from expo_search.exporting.study import Wanted, export_study
-from expo_search.inputs.pair import Pair, resolve_pair
-from expo_search.session.running import note_contents, sources_settings
+from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.source import Pair
+from expo_search.session.running import note_contents
+from expo_search.session.settings import sources_settings
 from expo_search.store.study_store import Store
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain

@@ -12,7 +12,7 @@ import pytest
 from fakes import make_evaluation
 from PIL import Image
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import BROKEN, CHOSEN, CONFIRMED, EVALUATED, FEWER, STOPPED, AlphaAxis, Band
 from expo_search.results.curve.static import curve_png, curve_svg

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fakes import make_evaluation
 
-from expo_search.evaluation.objective import Evaluation, Outcome
+from expo_search.evaluation.result import Evaluation, Outcome
 from expo_search.stats.gain_curve import Fit, collapsed, fit, noise_covariance
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

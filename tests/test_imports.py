@@ -1,4 +1,4 @@
-"""What importing costs, and which folder may import what: `MAY_IMPORT` is the contract, the tree's own lines say it too."""
+"""What importing costs, and which folder may import what: `MAY_IMPORT` is the contract."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
-from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
+from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import evaluations, search, why_done
 from expo_search.search.retry import FAILURE

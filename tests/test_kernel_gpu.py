@@ -11,9 +11,9 @@ import torch
 
 CHECK = """
 import sys, torch
-from expo_search.extrapolate import plain_theta
-from expo_search.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
-from expo_search.kernel_gpu import GpuKernel, _agrees
+from expo_search.weights.formula import plain_theta
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
+from expo_search.weights.gpu_kernel import GpuKernel, _agrees
 device = torch.device(sys.argv[1])
 kernel = GpuKernel(device)
 assert _agrees(kernel, device)

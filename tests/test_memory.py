@@ -11,7 +11,8 @@ from expo_search.checkpoint.folder import Checkpoint
 from expo_search.checkpoint.header import TensorInfo
 from expo_search.config.spec import EngineSpec
 from expo_search.dtypes import Dtypes
-from expo_search.engine.memory_plan import Machine, MemoryPlan, Needs, measure_machine, plan_memory
+from expo_search.engine.machine import Machine, measure_machine
+from expo_search.engine.memory_plan import MemoryPlan, Needs, plan_memory
 from expo_search.errors import EngineError
 
 GIB = 2**30

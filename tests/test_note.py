@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from fakes import make_evaluation
 
-from expo_search.evaluation.objective import Evaluation
-from expo_search.results.note import YOURS, markdown_note, next_steps
+from expo_search.evaluation.result import Evaluation
+from expo_search.results.next_commands import next_steps
+from expo_search.results.note import YOURS, markdown_note
 from expo_search.results.study_results import Judged
 from expo_search.results.verdict import verdict
 from expo_search.text import markdown

@@ -11,7 +11,8 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, m
 
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged
-from expo_search.evaluation.objective import Evaluation, Objective
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
 from expo_search.stats.paired import Estimate, estimate
 from expo_search.store.study_store import Store
 

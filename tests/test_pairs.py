@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from expo_search.config.spec import PairSpec, PartsSpec, studies_folder
+from expo_search.config.presets import studies_folder
+from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
 from expo_search.inputs.pair import resolve_pair

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from expo_search.config.spec import StudySpec, load_study, preset_names, studies_folder
+from expo_search.config.presets import load_study, preset_names, studies_folder
+from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
-from expo_search.search.expo_sampler import bounds
+from expo_search.search.alpha_range import bounds
 
 _SFT_FULL = "alignment-handbook/zephyr-7b-sft-full"
 _MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"

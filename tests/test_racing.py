@@ -15,21 +15,14 @@ import numpy as np
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
-from expo_search.config.spec import GuardrailSpec, SearchSpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import GuardrailSpec, SearchSpec
 from expo_search.contracts import Rated
-from expo_search.evaluation.objective import (
-    CONTROL,
-    FIRST_LOOK,
-    LEAST_LOOK,
-    WRONG_DROP,
-    Evaluation,
-    Objective,
-    Stopped,
-    looks,
-)
+from expo_search.evaluation.objective import FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Objective, Stopped, looks
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.study import _verify
 from expo_search.results.verdict import verdict
-from expo_search.search.expo_sampler import n_explore
+from expo_search.search.alpha_range import n_explore
 from expo_search.search.loop import FIRST_STEP, evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
 from expo_search.store.study_store import Store

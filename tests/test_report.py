@@ -13,17 +13,10 @@ from rich.console import Console
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
-from expo_search.evaluation.objective import Evaluation
-from expo_search.results.verdict import (
-    confirmation_json,
-    confirmation_sentence,
-    curve,
-    stage_seconds,
-    summary,
-    trial_at,
-    trial_table,
-    verdict,
-)
+from expo_search.evaluation.result import Evaluation
+from expo_search.results.summary_json import confirmation_json, summary
+from expo_search.results.terminal import curve, stage_seconds, trial_table
+from expo_search.results.verdict import confirmation_sentence, trial_at, verdict
 from expo_search.search.confirm import Confirmation
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)

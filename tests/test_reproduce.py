@@ -16,17 +16,19 @@ from test_assemble import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import edit, make_pair, make_reward_model, write_prompts
 
-from expo_search.config.spec import StudySpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import StudySpec
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.provenance import read_provenance
 from expo_search.exporting.reproduce import Reproduction, reproduce
 from expo_search.exporting.study import Wanted, export_study
 from expo_search.exporting.verify import engine_dtype, verify
 from expo_search.inputs.chat_template import encode_chat
 from expo_search.search.loop import evaluations, search
-from expo_search.session.running import check, start
+from expo_search.session.preflight import check
+from expo_search.session.running import start
 from expo_search.stats.paired import Estimate
 from expo_search.store.study_store import Store
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
-from expo_search.config.spec import load_study
+from expo_search.config.presets import load_study
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.session.running import Checked, check, check_stored, pin
+from expo_search.session.preflight import Checked, check, check_stored
+from expo_search.session.running import pin
 from expo_search.store.study_store import Store
 
 N_ROWS = 20

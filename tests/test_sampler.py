@@ -10,7 +10,7 @@ from fakes import BEST, expected_reward
 from test_search import PROMPTS, run
 
 from expo_search.config.spec import SearchSpec
-from expo_search.search.expo_sampler import N_START, start_points
+from expo_search.search.alpha_range import N_START, start_points
 from expo_search.stats.paired import estimate
 
 

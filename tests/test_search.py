@@ -18,8 +18,9 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, end_process, make_
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import SettingsChanged, StoreError
-from expo_search.evaluation.objective import Evaluation, Objective
-from expo_search.search.expo_sampler import N_START
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
+from expo_search.search.alpha_range import N_START
 from expo_search.search.loop import evaluations, search
 from expo_search.store.study_store import Store
 

@@ -17,7 +17,8 @@ import expo_search
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.remote_code import is_commit
 from expo_search.cli import main as cli
-from expo_search.config.spec import PairSpec, PartsSpec, RewardSpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import PairSpec, PartsSpec, RewardSpec
 from expo_search.errors import ExpoError, PairError, RewardError, StudyError
 from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.inputs.chat_template import load_tokenizer

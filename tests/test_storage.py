@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expo_search.engine.worker.live_memory import Scratch, host_memory, keeping_storage
+from expo_search.engine.worker.host_memory import Scratch, host_memory
+from expo_search.engine.worker.live_memory import keeping_storage
 
 
 class Packed(nn.Module):

@@ -18,10 +18,10 @@ from fakes import make_prompts
 from sqlalchemy.orm import Session
 from twins import make_pair, make_reward_model, write_prompts
 
-from expo_search.config.spec import load_study
+from expo_search.config.presets import load_study
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError
-from expo_search.session.running import check
+from expo_search.session.preflight import check
 from expo_search.store.lock import refuse_if_held
 from expo_search.store.study_store import Store
 from expo_search.store.tables import LockRow

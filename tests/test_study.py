@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expo_search.config.spec import StudySpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
 
 PAIR = {"aligned": "a/b", "sft": "c/d", "reward_model": "e/f"}

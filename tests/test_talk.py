@@ -21,13 +21,14 @@ from fakes import FakeModel, FakeScorer, expected_reward, make_prompts
 from rich.console import Console
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.cli.chat_session import Chat, parse_alphas
 from expo_search.cli.talk import _Interrupt, _lines, _prompts, chat, print_answers
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.evaluation.compare import Chat, Rewarded, compare, parse_alphas
+from expo_search.evaluation.compare import Rewarded, compare
 
 NOT_TEXT = "caf\udce9"  # "café" in Latin-1, as Python hands on an argument that is not UTF-8
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expo_search.errors import MaterializeError
+
+if TYPE_CHECKING:
+    pass
+
 from typing import TYPE_CHECKING
 
 from expo_search.checkpoint.folder import Checkpoint
@@ -120,3 +128,13 @@ def _vocabulary_size(checkpoint: Checkpoint) -> object:
 
 def _input_embedding(checkpoint: Checkpoint) -> str | None:
     return next((n for n in checkpoint.tensors if _is_vocabulary(n) and not _is_output(n)), None)
+
+
+def same_weights(aligned: Path, sft: Path) -> MaterializeError:
+    """The fault of a pair that is one model."""
+    return MaterializeError(
+        where=f"pair {aligned} / {sft}",
+        found="aligned and sft hold the same weights",
+        expected="two different checkpoints",
+        do="check --sft and --aligned",
+    )

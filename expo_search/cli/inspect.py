@@ -87,21 +87,22 @@ def dashboard(
 
 
 def print_result(console: Console, store: Store, *, as_json: bool) -> None:
-    from expo_search.results import verdict as report
-    from expo_search.results.note import next_steps
+    from expo_search.results import terminal
+    from expo_search.results.next_commands import next_steps
     from expo_search.results.study_results import judge
+    from expo_search.results.summary_json import summary
 
     study = judge(store)
     found, verdict = study.evaluations, study.verdict
     if as_json:
-        text = json.dumps(report.summary(store.name, found, verdict), indent=2)
+        text = json.dumps(summary(store.name, found, verdict), indent=2)
         console.print(Text(text), soft_wrap=True)
         return
-    console.print(report.trial_table(found, console.width))
+    console.print(terminal.trial_table(found, console.width))
     if len(found) > 1:
-        console.print(Text(report.curve(found, width=min(100, console.width))), soft_wrap=True)
+        console.print(Text(terminal.curve(found, width=min(100, console.width))), soft_wrap=True)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
-    console.print(Text(report.stage_seconds(found)), soft_wrap=True)
+    console.print(Text(terminal.stage_seconds(found)), soft_wrap=True)
     steps = next_steps(store.name, store.url, verdict)
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]

@@ -33,8 +33,10 @@ from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, print_result, report_page, show
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
-from expo_search.config.spec import DEFAULT_STORAGE, StudySpec, load_study
+from expo_search.config.presets import load_study
+from expo_search.config.spec import DEFAULT_STORAGE, StudySpec
 from expo_search.errors import ExpoError, StudyError
+from expo_search.results.summary_json import confirmation_json
 from expo_search.text import one_line
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     from expo_search.contracts import Prompt
     from expo_search.errors import EngineDied
-    from expo_search.evaluation.objective import Evaluation
+    from expo_search.evaluation.result import Evaluation
     from expo_search.search.confirm import Confirmation
     from expo_search.session.progress import Progress
     from expo_search.session.running import Running
@@ -215,8 +217,9 @@ def _search(
     from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
     from expo_search.search.loop import evaluations, why_done
     from expo_search.search.loop import search as run_search
+    from expo_search.session.preflight import check
     from expo_search.session.progress import Progress
-    from expo_search.session.running import check, pin, start
+    from expo_search.session.running import pin, start
     from expo_search.store.study_store import Store
 
     with terminal(log) as (out, err):
@@ -306,7 +309,7 @@ def _on_failure(progress: Progress) -> Callable[[EngineDied], None]:
 @app.command("pairs")
 def list_pairs(as_json: Json = False) -> None:
     """List the presets."""
-    from expo_search.config.spec import preset_names
+    from expo_search.config.presets import preset_names
 
     names = {name: file for name, file in preset_names().items() if file.stem == name}
     specs = {name: load_study(preset=name, trust_remote_code=True) for name in names}
@@ -346,8 +349,9 @@ def confirm_winner(
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     from expo_search.results import verdict as report
     from expo_search.search.loop import evaluations
+    from expo_search.session.preflight import check_stored
     from expo_search.session.progress import Progress
-    from expo_search.session.running import check_stored, start
+    from expo_search.session.running import start
     from expo_search.store.study_store import Store
 
     name = known_study(study, storage)
@@ -363,7 +367,7 @@ def confirm_winner(
             say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)
         if as_json:
-            out.print(Text(json.dumps(report.confirmation_json(found), indent=2)), soft_wrap=True)
+            out.print(Text(json.dumps(confirmation_json(found), indent=2)), soft_wrap=True)
         else:
             out.print(Text(report.confirmation_sentence(found)), soft_wrap=True, style="bold")
 

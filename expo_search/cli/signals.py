@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,23 +46,6 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 def terminate_as_ctrl_c() -> None:
     """SIGTERM from now on raises KeyboardInterrupt, as Ctrl-C does: machines that are taken away send it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-@contextmanager
-def not_for_children() -> Iterator[None]:
-    """Processes started within it never get a Ctrl-C, which a terminal sends to all: they would end under way.
-
-    They inherit the mask. This process still gets it, through the threads that were there before.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    resource_tracker.ensure_running()  # multiprocessing starts it with its first process, and then lifts the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def same_command(arguments: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from expo_search.errors import PromptsError, StudyError
 if TYPE_CHECKING:
     from expo_search.contracts import Prompt
     from expo_search.evaluation.compare import Rewarded
-    from expo_search.session.running import Checked
+    from expo_search.session.preflight import Checked
     from expo_search.store.study_store import Store
 
 _COLUMN_LEAST = 28  # characters; with less room for each, answers stand below each other
@@ -52,9 +52,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
+    from expo_search.cli.chat_session import parse_alphas
     from expo_search.evaluation.compare import compare as run_compare
-    from expo_search.evaluation.compare import parse_alphas
-    from expo_search.session.running import check_stored, start_models
+    from expo_search.session.preflight import check_stored
+    from expo_search.session.running import start_models
     from expo_search.store.study_store import Store
 
     given = None if alphas is None else parse_alphas(alphas)
@@ -84,8 +85,9 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.evaluation.compare import HELP, Chat
-    from expo_search.session.running import check_stored, start_model
+    from expo_search.cli.chat_session import HELP, Chat
+    from expo_search.session.preflight import check_stored
+    from expo_search.session.running import start_model
     from expo_search.store.study_store import Store
     from expo_search.weights.formula import is_alpha
 

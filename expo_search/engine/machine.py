@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,3 +54,41 @@ def _processor() -> str:
     except (OSError, StopIteration):
         name = platform.processor()
     return f"{name or 'not known'}, {os.cpu_count()} cores"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host."""
+
+    host_free: int
+    gpu_free: int = 0
+    gpu_total: int = 0
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.gpu_total > 0
+
+
+def measure_machine() -> Machine:
+    """What is free on the device that an engine would use, and on the host."""
+    import psutil
+    import torch
+
+    free = psutil.virtual_memory().available
+    for limit, used in _cgroup_limits():
+        free = min(free, limit - used)
+    has_gpu = torch.cuda.is_available()
+    gpu_free, gpu_total = torch.cuda.mem_get_info() if has_gpu else (0, 0)
+    return Machine(free, gpu_free, gpu_total)
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """A container's own limit and what of it cannot be freed, where there is one."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        used = int((root / "memory.current").read_text()) - int(statistics.get("file", 0))
+        return [] if limit == "max" else [(int(limit), used)]
+    except (OSError, ValueError):
+        return []

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from expo_search.checkpoint.folder import Checkpoint
 from expo_search.config.spec import EngineSpec
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES, Dtypes, Float
+from expo_search.engine.machine import Machine
 from expo_search.errors import EngineError
 
 Where = Literal["gpu", "host"]
@@ -26,19 +26,6 @@ _ACTIVATIONS_BYTES = 6 * _GIB
 _REWARD_ACTIVATIONS = 0.1  # of the reward model
 _SWITCH_BYTES = 1 << 29  # scratch of extrapolate.py, fingerprint.py and sources.py, on pieces of that size
 _LENGTHS = (32768, 16384, 8192, 4096, 2048, 1024)  # contexts, in tokens, that an impossible plan is tried with
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host."""
-
-    host_free: int
-    gpu_free: int = 0
-    gpu_total: int = 0
-
-    @property
-    def has_gpu(self) -> bool:
-        return self.gpu_total > 0
 
 
 @dataclass(frozen=True)
@@ -255,28 +242,3 @@ def _largest_experts(checkpoint: Checkpoint) -> int:
             layer = name.split(".experts.")[0]
             layers[layer] = layers.get(layer, 0) + tensor.n_elements
     return max(layers.values(), default=0)
-
-
-def measure_machine() -> Machine:
-    """What is free on the device that an engine would use, and on the host."""
-    import psutil
-    import torch
-
-    free = psutil.virtual_memory().available
-    for limit, used in _cgroup_limits():
-        free = min(free, limit - used)
-    has_gpu = torch.cuda.is_available()
-    gpu_free, gpu_total = torch.cuda.mem_get_info() if has_gpu else (0, 0)
-    return Machine(free, gpu_free, gpu_total)
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """A container's own limit and what of it cannot be freed, where there is one."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        used = int((root / "memory.current").read_text()) - int(statistics.get("file", 0))
-        return [] if limit == "max" else [(int(limit), used)]
-    except (OSError, ValueError):
-        return []

@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_search.checkpoint.pair_check import same_weights
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.canary import check_switching
 from expo_search.engine.start import ModelSpec, SourcesReport
@@ -22,16 +22,6 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
-
-
-def same_weights(aligned: Path, sft: Path) -> MaterializeError:
-    """The fault of a pair that is one model."""
-    return MaterializeError(
-        where=f"pair {aligned} / {sft}",
-        found="aligned and sft hold the same weights",
-        expected="two different checkpoints",
-        do="check --sft and --aligned",
-    )
 
 
 class VllmModel:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
-from expo_search.cli.signals import not_for_children
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.errors import EngineError
@@ -164,3 +167,20 @@ def start_engine(spec: ModelSpec) -> LLM:
             expected="an engine that starts",
             do="see the log file for vLLM's own words",
         ) from fault
+
+
+@contextmanager
+def not_for_children() -> Iterator[None]:
+    """Processes started within it never get a Ctrl-C, which a terminal sends to all: they would end under way.
+
+    They inherit the mask. This process still gets it, through the threads that were there before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing starts it with its first process, and then lifts the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

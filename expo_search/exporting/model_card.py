@@ -14,9 +14,9 @@ from typing import Any
 
 from expo_search import __version__
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
-from expo_search.inputs.pair import Source
+from expo_search.inputs.source import Source
 from expo_search.text import markdown
 
 PICTURE = "curve.png"

@@ -18,9 +18,11 @@ from expo_search import __version__
 from expo_search.checkpoint.side_files import PROVENANCE
 from expo_search.config.spec import DEFAULT_STORAGE, Finite, StudySpec
 from expo_search.errors import StudyError
-from expo_search.evaluation.objective import Evaluation
-from expo_search.inputs.pair import LOCAL, Pair, Source, pinned
-from expo_search.results.verdict import Verdict, as_json, confirmation_json
+from expo_search.evaluation.result import Evaluation
+from expo_search.inputs.pair import pinned
+from expo_search.inputs.source import LOCAL, Pair, Source
+from expo_search.results.summary_json import as_json, confirmation_json
+from expo_search.results.verdict import Verdict
 from expo_search.store.study_store import Stored
 from expo_search.text import shown
 from expo_search.weights.formula import is_alpha

@@ -16,9 +16,10 @@ from expo_search.config.spec import computing_as, stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
 from expo_search.errors import StudyError
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import text_hash
-from expo_search.session.running import check, start
+from expo_search.session.preflight import check
+from expo_search.session.running import start
 from expo_search.store.study_store import Store, compare_settings
 
 Grade = Literal["identical", "same weights, other environment", "different"]

@@ -17,7 +17,8 @@ from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import ENVIRONMENT, environment
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.evaluation.objective import CONTROL, Evaluation, looks
+from expo_search.evaluation.objective import looks
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
@@ -28,7 +29,7 @@ from expo_search.inputs.pair import resolve_pair
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
 from expo_search.search.loop import evaluations
-from expo_search.session.running import sources_settings
+from expo_search.session.settings import sources_settings
 from expo_search.store.database import stored_attribute
 from expo_search.store.study_store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
 from expo_search.weights.formula import is_alpha

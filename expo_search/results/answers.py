@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expo_search.contracts import Part
-from expo_search.evaluation.objective import CONTROL
+from expo_search.evaluation.result import CONTROL
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 

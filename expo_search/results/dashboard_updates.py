@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.answers import json_lines, samples
 from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import GAIN

@@ -19,12 +19,13 @@ from typing import Any
 
 from expo_search import __version__
 from expo_search.errors import StudyError
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
 from expo_search.results.curve.static import curve_svg
-from expo_search.results.note import next_steps
+from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import judge
-from expo_search.results.verdict import Verdict, confirmation_sentence, stage_seconds
+from expo_search.results.terminal import stage_seconds
+from expo_search.results.verdict import Verdict, confirmation_sentence
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 

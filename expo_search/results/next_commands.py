@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from expo_search.config.spec import DEFAULT_STORAGE, SearchSpec, StudySpec, load_study, preset_names
+from expo_search.config.presets import load_study, preset_names
+from expo_search.config.spec import DEFAULT_STORAGE, SearchSpec, StudySpec
 from expo_search.errors import ExpoError
-from expo_search.search.expo_sampler import WIDEST
+from expo_search.results.verdict import Verdict
+from expo_search.search.alpha_range import WIDEST
 from expo_search.text import shown
 
 _N_TRIALS = 20  # of a search that is not told another number
@@ -120,3 +122,23 @@ def _written(value: object) -> str:
     """As people write it, where that is the same number."""
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
+    """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
+    at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
+    study = shlex.quote(name)
+    steps = []
+    if found.again:
+        steps.append((found.again, "the same search, past the edge of its range"))
+    if found.word == "better" and found.confirmed is None:
+        steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
+    if found.word == "better" and found.best is not None:
+        steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
+        steps.append(
+            (f"expo-search compare {study} --alphas 0,{found.best.alpha:.4g} -n 5{at}", "answers side by side")
+        )
+    steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
+    steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
+    steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))
+    return steps

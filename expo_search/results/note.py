@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
-from expo_search.config.spec import DEFAULT_STORAGE
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import Judged
-from expo_search.results.verdict import Verdict
-from expo_search.text import clean, markdown, shown
+from expo_search.text import clean, markdown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
 _N_BEST = 5
-
-
-def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
-    """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
-    at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
-    study = shlex.quote(name)
-    steps = []
-    if found.again:
-        steps.append((found.again, "the same search, past the edge of its range"))
-    if found.word == "better" and found.confirmed is None:
-        steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
-    if found.word == "better" and found.best is not None:
-        steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
-        steps.append(
-            (f"expo-search compare {study} --alphas 0,{found.best.alpha:.4g} -n 5{at}", "answers side by side")
-        )
-    steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
-    steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
-    steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))
-    return steps
 
 
 def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "") -> str:

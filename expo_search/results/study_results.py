@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from expo_search.config.spec import SearchSpec
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import search_again
 from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation, confirmations
-from expo_search.search.expo_sampler import posterior
 from expo_search.search.loop import evaluations
+from expo_search.search.proposal import posterior
 from expo_search.stats.gain_curve import collapsed
 from expo_search.store.study_store import SPEC, Store
 

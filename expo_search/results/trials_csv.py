@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 
 
 def trials_csv(evaluations: Sequence[Evaluation]) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import Evaluation
+from expo_search.search.alpha_range import bounds
 from expo_search.search.confirm import Confirmation
-from expo_search.search.expo_sampler import bounds, winner
+from expo_search.search.proposal import winner
 from expo_search.stats.gain_curve import collapsed, noise_covariance
 from expo_search.stats.paired import Estimate, Kind, simultaneous
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    pass
 
 
 @dataclass(frozen=True)
@@ -172,108 +173,6 @@ def refuse_zero(alpha: float | None) -> None:
         )
 
 
-def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
-    """Trials in the order in which they ran; the best one is marked. Columns that `width` has no room for are left out,
-    the last of `_LEAVE_OUT` first, so that no number is cut."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    best = verdict(evaluations).best
-    rows = [_cells(e) for e in evaluations]
-    sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
-    sizes = {k: min(n, _REMARK) if k == "" else n for k, n in sizes.items()}  # a long remark goes on below
-    for heading in reversed(_LEAVE_OUT):
-        if sum(sizes.values()) > width:
-            sizes.pop(heading, None)
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in sizes:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
-    for e, row in zip(evaluations, rows, strict=True):
-        table.add_row(*(row[heading] for heading in sizes), style="bold green" if e is best else "")
-    return table
-
-
-_REMARK = 24  # characters
-_LEAVE_OUT = ("equal length", "cut off", "tokens", "wins", "loops", "seconds")
-
-
-def _cells(e: Evaluation) -> dict[str, str]:
-    """A trial's row of the table, by heading. The control is not compared with itself."""
-    versus = e.trial != CONTROL
-    return {
-        "trial": str(e.trial),
-        "alpha": f"{e.alpha:.4g}",
-        "prompts": str(e.gain.n),
-        "reward": f"{e.reward.mean:.4f}",
-        "gain": f"{e.gain.mean:+.4f}" if versus else "",
-        "95 % interval": f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]" if versus else "",
-        "wins": f"{e.win_rate.mean:.0%}" if versus else "",
-        "equal length": f"{e.length_controlled.mean:+.3f}" if versus else "",
-        "tokens": f"{e.mean_length:.0f}",
-        "cut off": f"{e.share_cut:.0%}",
-        "loops": f"{e.share_repeating:.0%}",
-        "seconds": f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-        "": " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
-    }
-
-
-def curve(evaluations: Sequence[Evaluation], width: int = 90, height: int = 18) -> str:
-    """Gain over alpha with one-standard-error bars, as text without colour codes; collapsed trials are left out."""
-    import plotext
-
-    points = sorted((e for e in evaluations if not collapsed(e, evaluations)), key=lambda e: e.alpha)
-    alphas = [e.alpha for e in points]
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(width, height)
-    plotext.plot(alphas, [e.gain.mean for e in points], marker="dot")
-    plotext.error(alphas, [e.gain.mean for e in points], yerr=[2 * e.gain.se for e in points])
-    plotext.horizontal_line(0)
-    plotext.xlabel("alpha")
-    plotext.title("gain over alpha = 0, paired by prompt (bars: ± 1 standard error)")
-    return str(plotext.uncolorize(plotext.build()))
-
-
-def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
-    """Seconds by stage over all trials, and the share outside generating and scoring."""
-    switch, generate, score, other = (
-        sum(getattr(e, f"{k}_s") for e in evaluations) for k in ("switch", "generate", "score", "other")
-    )
-    total = switch + generate + score + other
-    return (
-        f"Seconds in trials: switch {switch:.1f}, generate {generate:.1f}, score {score:.1f}, other {other:.1f}; "
-        f"outside generating and scoring {(switch + other) / max(total, 1e-9):.1%}."
-    )
-
-
-def summary(study_name: str, evaluations: Sequence[Evaluation], found: Verdict) -> dict[str, Any]:
-    """For machines: the verdict and every trial's numbers."""
-    return {
-        "study": study_name,
-        "verdict": found.word,
-        "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
-        "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
-        "recommended": None if found.best is None else as_json(found.best),
-        "interval_95": list(found.interval),
-        "alphas_tried": found.n_tried,
-        "objective": found.objective,
-        "edge": found.edge,
-        "confirmation": None if found.confirmed is None else confirmation_json(found.confirmed),
-        "trials": [as_json(e) for e in evaluations],
-    }
-
-
-def as_json(e: Evaluation) -> dict[str, Any]:
-    """One trial's numbers; the intervals are its own, not corrected for the number of alphas tried."""
-    return {
-        "trial": e.trial,
-        "alpha": e.alpha,
-        **e.attributes(),
-        "gain_95": [0.0, 0.0] if e.trial == CONTROL else [e.gain.low, e.gain.high],
-        "difference_95": [0.0, 0.0] if e.trial == CONTROL else [e.difference.low, e.difference.high],
-    }
-
-
 def confirmation_sentence(c: Confirmation) -> str:
     """For people."""
     opening = {"better": "Better", "worse": "Worse: keep alpha = 0"}.get(
@@ -284,8 +183,3 @@ def confirmation_sentence(c: Confirmation) -> str:
         f"{_gain(c.estimate)} ({c.difference / c.se if c.se else 0:+.1f} standard errors)"
         f"{_broke(c)}."
     )
-
-
-def confirmation_json(c: Confirmation) -> dict[str, Any]:
-    """For machines."""
-    return c.attributes() | {"difference_95": [c.estimate.low, c.estimate.high]}

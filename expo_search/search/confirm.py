@@ -11,7 +11,8 @@ from typing import Any
 
 from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
-from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
+from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.inputs.prompts import prompts_hash
 from expo_search.stats.paired import Estimate
 from expo_search.store.study_store import Store

@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, MaterializeError, StoreError
-from expo_search.evaluation.objective import CONTROL, Evaluation, Objective, Stopped
-from expo_search.search.expo_sampler import (
-    bounds,
-    bracketing,
-    first_step,
-    make_sampler,
-    n_explore,
-    settled,
-    start_points,
-)
+from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
+from expo_search.search.proposal import bracketing, settled
 from expo_search.search.retry import FAILURE, n_first, repeat, stands_for, to_repeat
+from expo_search.search.samplers import make_sampler
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:

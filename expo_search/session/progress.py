@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.text import clean
 
 

@@ -6,136 +6,24 @@ the two checkpoints' headers, the reward model's labels, the database, the setti
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
-from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
-from expo_search.checkpoint.pair_check import check_pair
-from expo_search.config.spec import StudySpec, computing_as, stored_spec, studies_folder
+from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.contracts import Part, Prompt, Watcher
-from expo_search.dtypes import Dtypes
-from expo_search.engine.context_length import in_context, no_room
 from expo_search.engine.machine import ENVIRONMENT, environment
-from expo_search.engine.memory_plan import MemoryPlan, Needs, measure_machine, plan_memory
-from expo_search.engine.model import VllmModel, same_weights
-from expo_search.engine.start import INSTALL, ModelSpec, dtypes_of
-from expo_search.errors import EngineDied, EngineError
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
+from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective
-from expo_search.evaluation.reward_model import SequenceRewardModel, check_labels
-from expo_search.inputs.chat_template import encode_chat, load_tokenizer
-from expo_search.inputs.pair import LOCAL, Pair, Source, pinned, resolve_pair
-from expo_search.inputs.prompts import confirm_part, load_prompts, prompts_hash, search_part
-from expo_search.store.database import check_storage, stored_attribute
-from expo_search.store.lock import refuse_if_held
-from expo_search.store.study_store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
+from expo_search.evaluation.reward_model import SequenceRewardModel
+from expo_search.inputs.pair import pinned
+from expo_search.inputs.source import Pair
+from expo_search.session.preflight import Checked
+from expo_search.store.database import stored_attribute
+from expo_search.store.study_store import CONTENTS, SETTINGS, Store, compare_settings
 
 CONFIRM_SEED_STEP = 1_000_003
-SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Input that was found good: local checkpoints, prompts, and every setting that changes a reward.
-
-    Attributes:
-        prompts: all of them, in order; the search's are among the first `reach`.
-        fits: whether a prompt leaves room for a whole answer in the context.
-    """
-
-    spec: StudySpec
-    storage: str
-    pair: Pair
-    prompts: Sequence[Prompt]
-    search_prompts: Sequence[Prompt]
-    reach: int
-    fits: Callable[[Prompt], bool]
-    settings: dict[str, Any]
-    memory: MemoryPlan
-    dtypes: Dtypes
-
-    def confirm_prompts(self, n: int | None) -> list[Prompt]:
-        """n prompts, or all, that the search has not seen."""
-        return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
-
-
-def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bool = True) -> Checked:
-    """Check all input. Writes nothing but downloads and built checkpoints in their caches.
-
-    `adds`: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
-    is a fault as well.
-
-    Raises:
-        ExpoError: the first stage that finds a fault, naming all of that stage's faults.
-    """
-    if find_spec("vllm") is None:
-        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
-    if adds:
-        check_storage(storage)
-    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
-    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
-    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    spec = in_context(spec, aligned.path)
-    found = check_pair(aligned, sft)
-    if aligned.is_same_as(sft):
-        raise same_weights(aligned.path, sft.path)
-    for name, (rows_aligned, rows_sft) in found.longer_vocabulary.items():
-        more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
-        say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")
-    for name in found.skipped_in_sft:
-        say(f"{name} is only in sft, and left out: aligned's is its input embedding")
-    check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
-    reward = open_checkpoint(pair.reward_model.path, role="reward model")
-    tokenizer = load_tokenizer(
-        str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
-    )
-    reward_tokenizer = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
-
-    def length(prompt: Prompt) -> int:
-        return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
-
-    def fits(prompt: Prompt) -> bool:
-        return length(prompt) + spec.sampling.max_tokens <= spec.engine.max_model_len
-
-    if prompts and not any(fits(prompt) for prompt in prompts):
-        lengths = [length(prompt) for prompt in prompts]
-        if min(lengths) < spec.engine.max_model_len:  # else the prompts are at fault, which `search_part` says
-            raise no_room(spec, max(lengths), min(lengths))
-    is_given = "n" in spec.prompts.model_fields_set
-    n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
-    where = f"prompts {spec.prompts.source}"
-    chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits)
-    if n < spec.prompts.n:
-        say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
-    if len(chosen) < reach:
-        say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
-    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reward_tokenizer.chat_template}
-    dtypes = dtypes_of(spec.engine, spec.reward, aligned)
-    settings = _settings(spec, pair, aligned, sft, reward, chosen, templates, dtypes)
-    stored = stored_attribute(storage, spec.name, SETTINGS)
-    if stored is not None:
-        compare_settings(stored, settings, name=spec.name, do=_changed_do(stored, settings))
-    if adds:  # before the memory is measured, which the other one has taken
-        refuse_if_held(storage, spec.name)
-    machine = measure_machine()
-    memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, machine)
-    say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
-
-
-def check_stored(
-    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, adds: bool = True
-) -> Checked:
-    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
-
-    It computes as its trials did, also where this machine would be better at something else.
-    """
-    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    spec = computing_as(spec, stored_attribute(storage, name, SETTINGS) or {})
-    return check(spec, storage, say, adds=adds)
 
 
 @dataclass(frozen=True)
@@ -251,71 +139,3 @@ def start_model(
 
 def _weights(model: VllmModel) -> dict[str, str]:
     return {"weights.aligned": model.sources.aligned, "weights.sft": model.sources.sft}
-
-
-def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> dict[str, Any]:
-    """What identifies the two checkpoints of a search."""
-    return {
-        "pair.aligned": _identity(pair.aligned, aligned),
-        "pair.sft": _identity(pair.sft, sft),
-        "files.aligned": aligned.sample_hash,
-        "files.sft": sft.sample_hash,
-    }
-
-
-def _changed_do(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Advice to who has other settings than a study; where only the machine is another, an option that goes on."""
-    arithmetic = stored.get("engine.arithmetic")
-    differing = {key for key in stored.keys() & settings.keys() if stored[key] != settings[key]}
-    if arithmetic and differing <= {"engine.arithmetic", "reward.arithmetic"}:
-        return f"--arithmetic {arithmetic} goes on as there, or give another --study-name"
-    return "drop the differing options, or give another --study-name"
-
-
-def _identity(source: Source, checkpoint: Checkpoint) -> str:
-    """A folder is what is in it, wherever it lies and however its path is spelled."""
-    name = LOCAL if source.revision == LOCAL else f"{source.id}@{source.revision}"
-    return f"{name}#{checkpoint.header_hash}"
-
-
-def _prompts_source(source: str) -> str:
-    """A shipped file (`demo/prompts.jsonl`) where the name is not one of the user's own files."""
-    shipped = studies_folder() / source
-    return str(shipped) if not Path(source).expanduser().is_file() and shipped.is_file() else source
-
-
-def _settings(
-    spec: StudySpec,
-    pair: Pair,
-    aligned: Checkpoint,
-    sft: Checkpoint,
-    reward: Checkpoint,
-    prompts: Sequence[Prompt],
-    templates: Mapping[str, object],
-    dtypes: Dtypes,
-) -> dict[str, Any]:
-    """Everything that changes a reward or the sampler's view of the study, flat."""
-    flat: dict[str, Any] = {
-        "pair.reward_model": _identity(pair.reward_model, reward),
-        "files.reward_model": reward.sample_hash,
-        "pair.stop_token_ids": list(spec.pair.stop_token_ids),
-        "pair.stop_strings": list(spec.pair.stop_strings),
-        "prompts.n": len(prompts),
-        "prompts.hash": prompts_hash(prompts),
-        "reward.max_tokens": spec.reward.max_tokens,
-        "reward.arithmetic": dtypes.reward,
-        "engine.dtype": spec.engine.dtype,
-        "engine.arithmetic": dtypes.engine,
-        "engine.max_model_len": spec.engine.max_model_len,
-        "engine.tensor_parallel": spec.engine.tensor_parallel,  # fingerprints are by rank
-    }
-    # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
-    free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
-    search = {f"search.{key}": value for key, value in spec.search.model_dump().items() if key not in free}
-    tables = _flat("sampling", spec.sampling) | _flat("guardrails", spec.guardrails) | search
-    texts = {key: hashlib.sha256(str(text).encode()).hexdigest()[:16] for key, text in templates.items()}
-    return sources_settings(pair, aligned, sft) | flat | texts | tables
-
-
-def _flat(table: str, values: Any) -> dict[str, Any]:
-    return {f"{table}.{key}": value for key, value in values.model_dump().items()}

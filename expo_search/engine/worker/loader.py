@@ -33,7 +33,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
-from expo_search.engine.worker.live_memory import host_memory
+from expo_search.engine.worker.host_memory import host_memory
 from expo_search.errors import MaterializeError
 
 LOAD_FORMAT = "expo"

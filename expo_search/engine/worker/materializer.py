@@ -31,7 +31,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.platforms import current_platform
 
-from expo_search.engine.worker.live_memory import Scratch, keeping_storage
+from expo_search.engine.worker.host_memory import Scratch
+from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
 from expo_search.engine.worker.source_pieces import Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources

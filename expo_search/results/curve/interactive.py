@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import (
     BLACK,
     BLUE,

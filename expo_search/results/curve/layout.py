@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from expo_search.evaluation.objective import CONTROL, Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import Verdict
 from expo_search.stats.paired import Estimate, Kind
 

@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from expo_search.evaluation.objective import Evaluation
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import BLACK, BLUE, CHOSEN, CONFIRMED, GAIN, Band, Scene, Style, half_bar
 from expo_search.results.verdict import Verdict
 from expo_search.stats.paired import Estimate

@@ -1,0 +1,114 @@
+"""A preset or TOML file, with options laid over it -> `StudySpec`.
+
+A preset is a study file that ships with the package (`studies/NAME.toml`); a file of one's own has the same tables and
+may build on a preset with `preset = "zephyr"` in its first lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from expo_search.config.spec import StudySpec, check_spec
+from expo_search.errors import StudyError
+
+
+def studies_folder() -> Path:
+    """The folder of presets: inside an installed package, beside the package in a source tree."""
+    package = Path(__file__).parent.parent
+    installed = package / "studies"
+    return installed if installed.is_dir() else package.parent / "studies"
+
+
+@cache
+def preset_names() -> dict[str, Path]:
+    """Preset name or alias -> its study file, sorted by name."""
+    files = {file.stem: file for file in sorted(studies_folder().glob("*.toml"))}
+    aliases = {alias: file for file in files.values() for alias in _read_toml(file).get("pair", {}).get("aliases", ())}
+    return files | aliases
+
+
+def load_study(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+) -> StudySpec:
+    """Read a preset or a file (or neither, when the overrides name a pair) and lay the overrides over it.
+
+    `overrides` is table -> key -> value, as in the file. The context cap of the pair is the engine's unless set.
+
+    Raises:
+        StudyError: unknown preset; not TOML; every value that is not allowed, in one message.
+    """
+    where, data = "command line", dict[str, Any]()
+    if file is not None:
+        where, data = str(file), _read_toml(file)
+        asked, preset = preset, data.pop("preset", preset)
+        if asked not in (None, preset):
+            raise StudyError(
+                where=f"--pair {asked}",
+                found=f"preset = {preset!r} in {file}",
+                expected="one pair",
+                do="drop --pair, or the file's `preset`",
+            )
+    if preset is not None:
+        base_file = _preset_file(preset)
+        where = str(file or f"preset {base_file.stem}")
+        data = _over(_read_toml(base_file) | {"name": base_file.stem}, data)
+    data = _over(data, overrides or {})
+    if name is not None:
+        data["name"] = name
+    elif "name" not in data:
+        data["name"] = file.stem if file else "custom"
+    if trust_remote_code:
+        data["trust_remote_code"] = True
+    pair, engine = data.get("pair"), data.get("engine", {})
+    if isinstance(pair, dict) and "max_model_len" in pair and isinstance(engine, dict):
+        data["engine"] = {"max_model_len": pair["max_model_len"]} | engine
+    return check_spec(data, where)
+
+
+def _preset_file(preset: str) -> Path:
+    known = preset_names()
+    if not isinstance(preset, str):
+        raise StudyError(where="preset", found=repr(preset), expected="a preset's name", do="see `expo-search pairs`")
+    if preset not in known:
+        near = difflib.get_close_matches(preset, known, n=3, cutoff=0.4)
+        raise StudyError(
+            where="--pair",
+            found=f"unknown preset {preset!r}",
+            expected=f"one of {', '.join(near)}" if near else "a preset's name",
+            do="see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts",
+        )
+    return known[preset]
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            where=str(file), found="no such file", expected="a study file in TOML", do="check the path"
+        ) from None
+    except (OSError, ValueError, RecursionError) as fault:  # ValueError: not UTF-8, not TOML, a number too long
+        raise StudyError(
+            where=str(file), found=str(fault), expected="a study file in TOML", do="mend the file"
+        ) from None
+
+
+def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, tables merged key by key. Giving checkpoints replaces a preset's parts."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = dict(merged[key]) | dict(value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,86 @@
+"""What one trial found out: `Evaluation`, which is also what a trial's attributes in Optuna hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from expo_search.stats.paired import (
+    Estimate,
+)
+
+CONTROL = 0  # the number of the trial at alpha = 0, with which every other trial is paired
+Outcome = Literal["complete", "hopeless", "degenerate", "enough"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one trial found out, over the prompts it was evaluated on.
+
+    Attributes:
+        reward: mean reward.
+        difference: reward less that of alpha = 0, paired by prompt.
+        gain: the study's objective against alpha = 0, 0 where there is none; this is what Optuna is told.
+        win_rate: share of prompts whose reward is higher than at alpha = 0.
+        length_controlled: the difference at equal lengths (see `statistics.prompt_gains`).
+        outcome: "complete", or why the trial was stopped early: "hopeless", "degenerate", or "enough" was learnt.
+        broken: guardrails that it breaks; such a trial cannot win. `excess`: by how much over each limit, or under.
+        mean_length: of the answers, in tokens; `length_ratio` is that over alpha = 0's on the same prompts.
+        share_cut, share_repeating: of answers that ran to max_tokens, and that say the same over and over; 0..1.
+        n_reward_cut: conversations that were cut for the reward model.
+        fingerprint: of the weights.
+        switch_s, generate_s, score_s, other_s: seconds, of the run that finished the trial.
+        n_tokens: generated for this trial, whichever run did; `n_generated` in the run that finished it.
+        covariances: of this trial's gain with those of earlier trials (key: their number), which share its prompts.
+    """
+
+    trial: int
+    alpha: float
+    reward: Estimate
+    difference: Estimate
+    gain: Estimate
+    win_rate: Estimate
+    length_controlled: Estimate
+    outcome: Outcome
+    broken: tuple[str, ...]
+    excess: Mapping[str, float]
+    mean_length: float
+    length_ratio: float
+    share_cut: float
+    share_repeating: float
+    n_reward_cut: int
+    fingerprint: str
+    switch_s: float
+    generate_s: float
+    score_s: float
+    other_s: float
+    n_generated: int
+    n_tokens: int
+    covariances: Mapping[str, float]
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.outcome != "complete"
+
+    def attributes(self) -> dict[str, Any]:
+        """As the trial's user attributes: an estimate as NAME and NAME_se, with n_prompts for all of them."""
+        flat: dict[str, Any] = {"n_prompts": self.reward.n}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Estimate):
+                flat |= {f.name: value.mean, f"{f.name}_se": value.se}
+            elif f.name not in ("trial", "alpha"):
+                flat[f.name] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+    @classmethod
+    def from_attributes(cls, trial: int, alpha: float, a: Mapping[str, Any]) -> Evaluation:
+        """Inverse of `attributes`."""
+        values: dict[str, Any] = {"trial": trial, "alpha": alpha}
+        for f in fields(cls):
+            if f"{f.name}_se" in a:
+                values[f.name] = Estimate(a[f.name], a[f"{f.name}_se"], int(a["n_prompts"]))
+            elif f.name not in values:
+                values[f.name] = tuple(a[f.name]) if f.name == "broken" else a[f.name]
+        return cls(**values)

@@ -1,0 +1,42 @@
+"""What a pair was resolved to: checkpoints in local folders, with what they were asked for as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint: where it is on this machine, what it was asked for as, and the revision it turned out to be."""
+
+    path: Path
+    id: str
+    revision: str
+    on_hub: bool = False
+
+    @property
+    def loadable(self) -> str:
+        """What other tools find it by: a Hub id, a path as it was given, or the folder it was built in."""
+        return self.id if self.on_hub or self.revision == LOCAL else str(self.path)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The three checkpoints of a search, all local.
+
+    Attributes:
+        base, adapter: where aligned is a base with an adapter merged in, those two.
+    """
+
+    aligned: Source
+    sft: Source
+    reward_model: Source
+    base: Source | None = None
+    adapter: Source | None = None
+
+
+# whose code is run, once it is trusted: nothing but tensors is read from the others
+CODE_REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}

@@ -1,0 +1,46 @@
+"""Finished trials -> what `--json` prints and `expo.json` keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.verdict import Verdict
+from expo_search.search.confirm import Confirmation
+
+if TYPE_CHECKING:
+    pass
+
+
+def summary(study_name: str, evaluations: Sequence[Evaluation], found: Verdict) -> dict[str, Any]:
+    """For machines: the verdict and every trial's numbers."""
+    return {
+        "study": study_name,
+        "verdict": found.word,
+        "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
+        "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
+        "recommended": None if found.best is None else as_json(found.best),
+        "interval_95": list(found.interval),
+        "alphas_tried": found.n_tried,
+        "objective": found.objective,
+        "edge": found.edge,
+        "confirmation": None if found.confirmed is None else confirmation_json(found.confirmed),
+        "trials": [as_json(e) for e in evaluations],
+    }
+
+
+def as_json(e: Evaluation) -> dict[str, Any]:
+    """One trial's numbers; the intervals are its own, not corrected for the number of alphas tried."""
+    return {
+        "trial": e.trial,
+        "alpha": e.alpha,
+        **e.attributes(),
+        "gain_95": [0.0, 0.0] if e.trial == CONTROL else [e.gain.low, e.gain.high],
+        "difference_95": [0.0, 0.0] if e.trial == CONTROL else [e.difference.low, e.difference.high],
+    }
+
+
+def confirmation_json(c: Confirmation) -> dict[str, Any]:
+    """For machines."""
+    return c.attributes() | {"difference_95": [c.estimate.low, c.estimate.high]}

@@ -1,0 +1,143 @@
+"""A spec -> `Checked`: what can be wrong with the input is found here, the faults that are cheapest to find first.
+
+Prompts, the two checkpoints' headers, the reward model's labels, the database, the settings of a study that is resumed,
+memory: all before an engine starts and before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.pair_check import check_pair, same_weights
+from expo_search.config.presets import studies_folder
+from expo_search.config.spec import StudySpec, computing_as, stored_spec
+from expo_search.contracts import Prompt
+from expo_search.dtypes import Dtypes
+from expo_search.engine.context_length import in_context, no_room
+from expo_search.engine.machine import measure_machine
+from expo_search.engine.memory_plan import MemoryPlan, Needs, plan_memory
+from expo_search.engine.start import INSTALL, dtypes_of
+from expo_search.errors import EngineError
+from expo_search.evaluation.reward_model import check_labels
+from expo_search.inputs.chat_template import encode_chat, load_tokenizer
+from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
+from expo_search.inputs.source import Pair
+from expo_search.session.settings import advice_on_changes, study_settings
+from expo_search.store.database import check_storage, stored_attribute
+from expo_search.store.lock import refuse_if_held
+from expo_search.store.study_store import SETTINGS, SPEC, compare_settings
+
+SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Input that was found good: local checkpoints, prompts, and every setting that changes a reward.
+
+    Attributes:
+        prompts: all of them, in order; the search's are among the first `reach`.
+        fits: whether a prompt leaves room for a whole answer in the context.
+    """
+
+    spec: StudySpec
+    storage: str
+    pair: Pair
+    prompts: Sequence[Prompt]
+    search_prompts: Sequence[Prompt]
+    reach: int
+    fits: Callable[[Prompt], bool]
+    settings: dict[str, Any]
+    memory: MemoryPlan
+    dtypes: Dtypes
+
+    def confirm_prompts(self, n: int | None) -> list[Prompt]:
+        """n prompts, or all, that the search has not seen."""
+        return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
+
+
+def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bool = True) -> Checked:
+    """Check all input. Writes nothing but downloads and built checkpoints in their caches.
+
+    `adds`: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
+    is a fault as well.
+
+    Raises:
+        ExpoError: the first stage that finds a fault, naming all of that stage's faults.
+    """
+    if find_spec("vllm") is None:
+        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
+    if adds:
+        check_storage(storage)
+    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
+    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
+    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+    spec = in_context(spec, aligned.path)
+    found = check_pair(aligned, sft)
+    if aligned.is_same_as(sft):
+        raise same_weights(aligned.path, sft.path)
+    for name, (rows_aligned, rows_sft) in found.longer_vocabulary.items():
+        more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
+        say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")
+    for name in found.skipped_in_sft:
+        say(f"{name} is only in sft, and left out: aligned's is its input embedding")
+    check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
+    reward = open_checkpoint(pair.reward_model.path, role="reward model")
+    tokenizer = load_tokenizer(
+        str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
+    )
+    reward_tokenizer = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
+
+    def length(prompt: Prompt) -> int:
+        return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
+
+    def fits(prompt: Prompt) -> bool:
+        return length(prompt) + spec.sampling.max_tokens <= spec.engine.max_model_len
+
+    if prompts and not any(fits(prompt) for prompt in prompts):
+        lengths = [length(prompt) for prompt in prompts]
+        if min(lengths) < spec.engine.max_model_len:  # else the prompts are at fault, which `search_part` says
+            raise no_room(spec, max(lengths), min(lengths))
+    is_given = "n" in spec.prompts.model_fields_set
+    n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
+    where = f"prompts {spec.prompts.source}"
+    chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits)
+    if n < spec.prompts.n:
+        say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
+    if len(chosen) < reach:
+        say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
+    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reward_tokenizer.chat_template}
+    dtypes = dtypes_of(spec.engine, spec.reward, aligned)
+    settings = study_settings(spec, pair, aligned, sft, reward, chosen, templates, dtypes)
+    stored = stored_attribute(storage, spec.name, SETTINGS)
+    if stored is not None:
+        compare_settings(stored, settings, name=spec.name, do=advice_on_changes(stored, settings))
+    if adds:  # before the memory is measured, which the other one has taken
+        refuse_if_held(storage, spec.name)
+    machine = measure_machine()
+    memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, machine)
+    say(memory.sentence())
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
+
+
+def check_stored(
+    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, adds: bool = True
+) -> Checked:
+    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
+
+    It computes as its trials did, also where this machine would be better at something else.
+    """
+    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
+    spec = computing_as(spec, stored_attribute(storage, name, SETTINGS) or {})
+    return check(spec, storage, say, adds=adds)
+
+
+def _prompts_source(source: str) -> str:
+    """A shipped file (`demo/prompts.jsonl`) where the name is not one of the user's own files."""
+    shipped = studies_folder() / source
+    return str(shipped) if not Path(source).expanduser().is_file() and shipped.is_file() else source
