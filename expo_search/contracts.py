@@ -38,7 +38,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Switch:
-    """One change of alpha: what it cost and what is live now (see `fingerprint.py`)."""
+    """One change of alpha: what it cost and what is live now (see `weights/fingerprint.py`)."""
 
     alpha: float
     seconds: float
@@ -74,7 +74,7 @@ class Scorer(Protocol):
 
 
 class Watcher(Protocol):
-    """What wants to know how an evaluation goes; see `progress.py`."""
+    """What wants to know how an evaluation goes; see `session/progress.py`."""
 
     def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None: ...
     def generated(self, n_tokens: int, n_completions: int) -> None: ...

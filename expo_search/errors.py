@@ -58,7 +58,7 @@ class EngineError(ExpoError):
 
 
 class EngineDied(EngineError):
-    """The engine was at work and is no more: a new one may do better (see `search.py`)."""
+    """The engine was at work and is no more: a new one may do better (see `search/loop.py`)."""
 
 
 class MaterializeError(ExpoError):

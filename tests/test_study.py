@@ -146,7 +146,7 @@ def test_a_value_that_is_not_allowed_is_named_with_its_place(table: str, values:
     given = {"pair": PAIR, table: (PAIR | values if table == "pair" else values)}
     fault = fault_of(overrides=given)
     assert found in fault.found
-    assert (fault.expected, fault.do) == ("one that is allowed", "mend the option or the file")
+    assert (fault.expected, fault.do) == ("one that is allowed", "fix the option or the file")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as fault:  # ValueError: not UTF-8, not TOML, a number too long
         raise StudyError(
-            where=str(file), found=str(fault), expected="a study file in TOML", do="mend the file"
+            where=str(file), found=str(fault), expected="a study file in TOML", do="fix the file"
         ) from None
 
 

@@ -35,7 +35,7 @@ class _Table(BaseModel):
 
 
 class PartsSpec(_Table):
-    """Checkpoints that ship as parts and are put together on first use (see `assemble.py`).
+    """Checkpoints that ship as parts and are put together on first use (see `inputs/shipped_parts.py`).
 
     Attributes:
         package, version, file, sha256: the installed package that carries a GGUF file of the SFT model, and the file.
@@ -117,7 +117,7 @@ class SearchSpec(_Table):
     """Where alpha is looked for, by what, and for what. `seed` fixes the prompts' order, every answer and the sampler.
 
     Attributes:
-        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`sampler.bounds`).
+        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`search.alpha_range.bounds`).
         racing: stop a trial early once it cannot win.
         objective: the mean reward, the win rate, or the mean reward at equal lengths, each against alpha = 0.
         tolerance: end the search once going on is expected to gain less than this share of the gain; 0 never does.
@@ -144,7 +144,7 @@ class GuardrailSpec(_Table):
 
     Attributes:
         cut_off_rise, repeating_rise: rise of the share (0..1) of answers that run to max_tokens, and that say the same
-            over and over (`degenerate.repetition` of at least a half).
+            over and over (`stats.repetition.repetition` of at least a half).
         length_ratio: mean length over alpha = 0's.
     """
 
@@ -240,7 +240,7 @@ def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
             where=where,
             found="; ".join(texts),
             expected="values that are allowed" if len(texts) > 1 else "one that is allowed",
-            do="mend the option or the file",
+            do="fix the option or the file",
         ) from None
     if spec.pair.needs_remote_code and not spec.trust_remote_code:
         raise StudyError(

@@ -24,7 +24,7 @@ _CONTEXT_BYTES = int(0.75 * _GIB)  # CUDA's context of one engine process, and N
 _ACTIVATIONS_SHARE = 0.1  # of a GPU, at most `_ACTIVATIONS_BYTES`: activations and CUDA graphs, which vLLM measures
 _ACTIVATIONS_BYTES = 6 * _GIB
 _REWARD_ACTIVATIONS = 0.1  # of the reward model
-_SWITCH_BYTES = 1 << 29  # scratch of extrapolate.py, fingerprint.py and sources.py, on pieces of that size
+_SWITCH_BYTES = 1 << 29  # scratch of formula, fingerprint and source report, on pieces of that size
 _LENGTHS = (32768, 16384, 8192, 4096, 2048, 1024)  # contexts, in tokens, that an impossible plan is tried with
 
 
@@ -218,7 +218,7 @@ def _n_elements(checkpoint: Checkpoint) -> int:
 
 
 def _source_bytes(checkpoint: Checkpoint, weights: Float) -> int:
-    """As `loader.py` keeps it: float32 throughout if any tensor's dtype is not the weights'."""
+    """As `worker/loader.py` keeps it: float32 throughout if any tensor's dtype is not the weights'."""
     stored = {TORCH_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(ITEMSIZE)
     return _n_elements(checkpoint) * ITEMSIZE[weights if stored <= {weights} else "float32"]
 

@@ -1,6 +1,6 @@
 """prompts -> completions, at the present alpha of one vLLM engine that is started once and never reloads.
 
-`VllmModel` is the real model behind `objective.Model`. Nothing here depends on the hardware; see `engine.py`.
+`VllmModel` is the real model behind `contracts.Model`. Nothing here depends on the hardware; see `start.py`.
 """
 
 from __future__ import annotations

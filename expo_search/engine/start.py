@@ -40,7 +40,7 @@ class ModelSpec:
     stop_strings: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_remote_code: bool = False
-    gpu_memory_utilization: float | None = None  # see memory.py; None on a CPU
+    gpu_memory_utilization: float | None = None  # see memory_plan.py; None on a CPU
     sources_on_host: bool = True
     load_format: str | None = None  # a benchmark's own loader
 

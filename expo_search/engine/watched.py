@@ -89,7 +89,7 @@ class WatchedEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
     def _start(self) -> None:
-        # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `interrupt.py`)
+        # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)
         self._watchdog = Watchdog(self._spec.engine.timeout_s, self._give_up)
         before = _children()
         self._llm = start_engine(self._spec)

@@ -1,7 +1,4 @@
-"""a live model and alphas -> answers side by side; a conversation at an alpha that can be changed in the middle.
-
-Both know only the seams `Model`, `Scorer` and `Speaker`; `cli_talk.py` brings the engine and the terminal.
-"""
+"""A live model and alphas -> answers side by side, with their rewards."""
 
 from __future__ import annotations
 

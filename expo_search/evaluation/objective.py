@@ -4,8 +4,7 @@ After each chunk a trial that races ends early if it cannot win any more (`hopel
 or if the search has learnt enough from it. Chunks are the front parts of one order of prompts, the same at every alpha,
 racing or not: after each of them an evaluation can be stopped, with everything stored.
 
-The two seams of the project are here. `Model` and `Scorer` are all that this module and `search.py` know of vLLM
-and transformers; tests put fakes in their place.
+`Model` and `Scorer` (`contracts.py`) are all that this module and the search know of vLLM and transformers.
 """
 
 from __future__ import annotations

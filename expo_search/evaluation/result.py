@@ -23,7 +23,7 @@ class Evaluation:
         difference: reward less that of alpha = 0, paired by prompt.
         gain: the study's objective against alpha = 0, 0 where there is none; this is what Optuna is told.
         win_rate: share of prompts whose reward is higher than at alpha = 0.
-        length_controlled: the difference at equal lengths (see `statistics.prompt_gains`).
+        length_controlled: the difference at equal lengths (see `stats.paired.prompt_gains`).
         outcome: "complete", or why the trial was stopped early: "hopeless", "degenerate", or "enough" was learnt.
         broken: guardrails that it breaks; such a trial cannot win. `excess`: by how much over each limit, or under.
         mean_length: of the answers, in tokens; `length_ratio` is that over alpha = 0's on the same prompts.

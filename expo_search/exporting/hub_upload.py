@@ -27,7 +27,7 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
         validate_repo_id(repo)
     except HFValidationError as fault:
         raise StudyError(
-            where=where, found=" ".join(str(fault).split())[:200], expected="a name such as owner/model", do="mend it"
+            where=where, found=" ".join(str(fault).split())[:200], expected="a name such as owner/model", do="fix it"
         ) from None
     if get_token() is None:
         raise StudyError(

@@ -87,7 +87,7 @@ def export_study(
         on_bytes(done, total)
 
     def finish(folder: Path) -> None:
-        _make_speak(origin, folder)
+        _set_stops_and_template(origin, folder)
         verified = _verify(origin, folder, aligned, say) if wanted.verify else None
         if verified is not None:
             say(f"verified: {verified}")
@@ -243,7 +243,7 @@ def _how_sure(origin: Origin, wanted: Wanted) -> str:
     return "not verified" + (": --verify proves that it is what was evaluated" if may_be else "")
 
 
-def _make_speak(origin: Origin, folder: Path) -> None:
+def _set_stops_and_template(origin: Origin, folder: Path) -> None:
     """Stops and template as they were in the search."""
     pair, spec = origin.pair, origin.spec
     tokenizer = load_tokenizer(

@@ -50,7 +50,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool, chat_template: str | N
             where=f"chat template of {path}",
             found=f"{type(fault).__name__}: {fault}",
             expected="a Jinja template that takes a user turn",
-            do="mend the template, or set chat_template in the [pair] table of a study file",
+            do="fix the template, or set chat_template in the [pair] table of a study file",
         ) from None
     return tokenizer
 

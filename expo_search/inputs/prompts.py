@@ -174,7 +174,7 @@ def _id(row: Mapping[str, Any], text: str, taken: Collection[str]) -> str:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     def fault(where: str, found: str) -> PromptsError:
-        return PromptsError(where=where, found=found, expected="UTF-8 JSON", do="mend the line, or remove it")
+        return PromptsError(where=where, found=found, expected="UTF-8 JSON", do="fix the line, or remove it")
 
     if path.suffix == ".json":
         try:

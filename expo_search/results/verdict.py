@@ -24,7 +24,7 @@ class Verdict:
     """What is known about the best alpha against alpha = 0.
 
     Attributes:
-        best: the trial to recommend among those at other alphas than 0 (`sampler.winner`); None where none was tried
+        best: the trial to recommend among those at other alphas than 0 (`proposal.winner`); None where none was tried
             or none may win.
         word: "better", "no evidence of a gain", "worse", or "nothing to compare"; of the confirmation, once there is
             one for the best trial.

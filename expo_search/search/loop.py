@@ -106,7 +106,7 @@ def search(
 def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: float | None) -> str | None:
     """Why a study is at its end, for people; None: it is not.
 
-    It has its trials, or `expo` expects no more from going on (see `sampler.settled`); no other sampler ends early.
+    It has its trials, or `expo` expects no more from going on (see `proposal.settled`); no other sampler ends early.
     """
     from optuna.trial import TrialState
 

@@ -31,7 +31,7 @@ _JITTER = 1e-8
 
 
 class Finished(Protocol):
-    """What the fit needs of a trial (an `objective.Evaluation` has it)."""
+    """What the fit needs of a trial (an `evaluation.result.Evaluation` has it)."""
 
     @property
     def trial(self) -> int: ...

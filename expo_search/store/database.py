@@ -174,7 +174,7 @@ def reading_engine(url: str) -> sa.Engine:
     sqlite_path(url)
     with store_faults(url):
         engine = sa.create_engine(reading_url(url), connect_args=connect_args(url))
-    speak_our_words(engine, url)
+    raise_store_errors(engine, url)
     only_read(engine)
     return engine
 
@@ -197,11 +197,11 @@ def make_engine(url: str) -> sa.Engine:
     sqlite_path(url)  # says what is wrong with a URL that is none
     with store_faults(url):
         engine = sa.create_engine(url, connect_args=connect_args(url))
-    speak_our_words(engine, url)
+    raise_store_errors(engine, url)
     return engine
 
 
-def speak_our_words(engine: sa.Engine, url: str) -> None:
+def raise_store_errors(engine: sa.Engine, url: str) -> None:
     """Make every fault of this engine a `StoreError`, also where Optuna uses it.
 
     Optuna hides the cause ("an exception is raised during the commit") and tries some statements five times over.
@@ -212,7 +212,7 @@ def speak_our_words(engine: sa.Engine, url: str) -> None:
     def handle(context: sa.engine.ExceptionContext) -> None:
         fault = context.sqlalchemy_exception
         if isinstance(fault, DatabaseError) and not isinstance(fault, IntegrityError):
-            raise _in_our_words(fault, url) from fault
+            raise _store_error(fault, url) from fault
 
 
 def use_write_ahead_log(engine: sa.Engine) -> str:
@@ -227,7 +227,7 @@ def store_faults(url: str) -> Iterator[None]:
     try:
         yield
     except (DatabaseError, NoSuchModuleError, ModuleNotFoundError) as fault:
-        raise _in_our_words(fault, url) from fault
+        raise _store_error(fault, url) from fault
     except RuntimeError as fault:
         if "compatible with the table schema" not in str(fault):
             raise
@@ -240,7 +240,7 @@ def store_faults(url: str) -> Iterator[None]:
         ) from fault
 
 
-def _in_our_words(fault: Exception, url: str) -> StoreError:
+def _store_error(fault: Exception, url: str) -> StoreError:
     cause = " ".join(str(getattr(fault, "orig", None) or fault).split())[:200]
     expected = "a database that can be written to"
     do = "check the file, its permissions and the room on the disk, or give another --storage"

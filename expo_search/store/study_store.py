@@ -24,7 +24,7 @@ from expo_search.store.database import (
     only_read,
     reading_engine,
     reading_url,
-    speak_our_words,
+    raise_store_errors,
     sqlite_path,
     store_faults,
     use_write_ahead_log,
@@ -87,7 +87,7 @@ class Store:
                 )
             Base.metadata.create_all(self._engine)
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
-            speak_our_words(self.storage.engine, url)
+            raise_store_errors(self.storage.engine, url)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study = optuna.create_study(
@@ -102,7 +102,7 @@ class Store:
             self.storage = optuna.storages.RDBStorage(
                 reading_url(self.url), engine_kwargs=arguments, skip_table_creation=True
             )
-            speak_our_words(self.storage.engine, self.url)
+            raise_store_errors(self.storage.engine, self.url)
             self.storage.engine.dispose()  # the connections to come only read
             only_read(self.storage.engine)
             self.study = optuna.load_study(study_name=self.name, storage=self.storage)

@@ -2,7 +2,7 @@
 
 In memory, a bfloat16 weight is switched in one pass; torch needs several over the float32 widenings, and one more for
 the fingerprint. From files, all is done without the interpreter. Where there is no C compiler the torch versions do
-the same work to the same bits (`extrapolate.py`, `fingerprint.py`), only slower.
+the same work to the same bits (`formula.py`, `fingerprint.py`), only slower.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Kernel:
     def stream(self, aligned: Place, sft: Place, out: Place, n: int, alpha: float, memory: torch.Tensor) -> int:
         """n elements of theta(alpha) from two files to a third, on the calling thread, without the interpreter.
 
-        Arithmetic as in `extrapolate.py`, rounded once to the dtype of `out`.
+        Arithmetic as in `formula.py`, rounded once to the dtype of `out`.
 
         Args:
             memory: `STREAM_BYTES` bytes that no other thread uses meanwhile.

@@ -1,7 +1,7 @@
 /* theta(alpha) from two files to a third, whatever floating-point dtypes they hold.
  *
  * Compiled with kernel.c, with the same flags: subtract, multiply and add must be three separately rounded float32
- * operations, as extrapolate.py defines them. The torch version there is the reference that this must equal to the bit.
+ * operations, as formula.py defines them. The torch version there is the reference that this must equal to the bit.
  */
 #include <errno.h>
 #include <stdint.h>

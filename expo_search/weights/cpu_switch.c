@@ -1,7 +1,7 @@
 /* theta(alpha) for the bfloat16 elements of one weight and the sum of their fingerprint, in one pass over memory.
  *
- * Compiled on first use by kernel.py with -ffp-contract=off: subtract, multiply and add must be three separately
- * rounded float32 operations, as extrapolate.py defines them. fingerprint.py defines the sums. The torch versions
+ * Compiled on first use by cpu_kernel.py with -ffp-contract=off: subtract, multiply and add must be three separately
+ * rounded float32 operations, as formula.py defines them. fingerprint.py defines the sums. The torch versions
  * there are the reference that this must equal to the bit.
  */
 #include <stdint.h>

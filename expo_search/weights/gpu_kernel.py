@@ -1,6 +1,6 @@
 """The switch of bfloat16 weights on a GPU in one pass over memory: the arithmetic of `cpu_switch.c`, in Triton.
 
-The torch versions (`extrapolate.py`, `fingerprint.py`) move about ten times the bytes. They stay the reference: before
+The torch versions (`formula.py`, `fingerprint.py`) move about ten times the bytes. They stay the reference: before
 the kernel is used it must give their bits on the device at hand, and where it does not they do the work.
 """
 
