@@ -2,7 +2,7 @@
 
 1. Bits: weights and fingerprints on the device against the CPU, over random and extreme inputs.
 2. Speed: a switch of a 7B-shaped set of bfloat16 weights, sources on the device, against a copy on the device: by torch
-   operations, and by the Triton kernel where it gives their bits (`weights/gpu_kernel.py`), which sums the fingerprint too.
+   operations, and by the Triton kernel where it gives their bits (`gpu_kernel.py`), which sums the fingerprint too.
 3. Graphs: a captured CUDA graph computes with what a switch wrote, and would not with weights that moved.
 4. Host: the same switch with its sources streamed from pinned host memory, against the rate of plain copies from there.
 

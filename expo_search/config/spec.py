@@ -117,7 +117,7 @@ class SearchSpec(_Table):
     """Where alpha is looked for, by what, and for what. `seed` fixes the prompts' order, every answer and the sampler.
 
     Attributes:
-        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`search.alpha_range.bounds`).
+        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`alpha_range.bounds`).
         racing: stop a trial early once it cannot win.
         objective: the mean reward, the win rate, or the mean reward at equal lengths, each against alpha = 0.
         tolerance: end the search once going on is expected to gain less than this share of the gain; 0 never does.

@@ -1,6 +1,6 @@
 """A pair and an alpha -> an ordinary checkpoint folder, with what a user needs beside the weights.
 
-The arithmetic is that of the live engine (`checkpoint/extrapolated.py`), in memory that does not grow with the model. The folder
+The arithmetic is that of the live engine (`extrapolated.py`), in memory that does not grow with the model. The folder
 appears under its name only when it is whole (`checkpoint/atomic_folder.py`).
 """
 

@@ -1,7 +1,7 @@
 """past trials -> next alpha.
 
 `ExpoSampler`, a noise-aware Optuna sampler made for this problem, first brackets the optimum by doubling, on few
-prompts, then refines it where the fit (see `stats/gain_curve.py`) expects to gain most, on all of them. Optuna's own samplers can
+prompts, then refines it where the fit (see `gain_curve.py`) expects to gain most, on all of them. Optuna's own samplers can
 be chosen instead.
 """
 
