@@ -95,7 +95,7 @@ def measure(preset: str, n_prompts: int, rounds: int, way: str) -> dict[str, Any
         if product == "plain":
             llm.collective_rpc(_multiply_plainly)
         started = time.perf_counter()
-        n = sum(c.n_tokens for c in model.generate(prompts if i else prompts[:8]) if isinstance(c, Completion))
+        n = sum(c.n_tokens for c in model.generate(prompts if i else prompts[:8], 0) if isinstance(c, Completion))
         seconds.append(time.perf_counter() - started)
     took, n_prompt_tokens = statistics.median(seconds[1:]), sum(len(model._fitting(p)) for p in prompts)
     return {

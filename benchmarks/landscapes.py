@@ -78,7 +78,7 @@ class World:
         self.alpha = alpha
         return Switch(alpha, 0.0, repr(alpha))
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:  # noqa: ARG002
         fallen = self.alpha >= self.collapse
         for prompt in prompts:
             i = self._index[prompt.id]
@@ -164,7 +164,7 @@ class Recorded:
         self.alpha = self.nearest(alpha)
         return Switch(alpha, 0.0, repr(alpha))
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:  # noqa: ARG002
         for prompt in prompts:
             row = self._rows[self.alpha][prompt.id]
             self.tokens += int(row["n_tokens"])

@@ -44,7 +44,11 @@ def main() -> None:
             if alpha in done:
                 continue
             running.model.materialize(alpha)
-            answers = [c for c in running.model.generate(checked.search_prompts) if not isinstance(c, int)]
+            answers = [
+                c
+                for c in running.model.generate(checked.search_prompts, checked.spec.search.seed)
+                if not isinstance(c, int)
+            ]
             rewards, _ = running.scorer.score(answers, lambda _: None)
             rows = [
                 (f"{alpha:g}", c.prompt.id[:8], f"{r:.4f}", c.n_tokens, c.finish_reason, f"{repetition(c.text):.3f}")

@@ -59,8 +59,11 @@ class Model(Protocol):
     def materialize(self, alpha: float) -> Switch:
         """Make the weights theta(alpha); from now on `generate` answers with them."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
-        """One completion a prompt, in any order, between numbers of tokens generated since the last item."""
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        """One completion a prompt, in any order, between numbers of tokens generated since the last item.
+
+        Each is drawn with `prompt.seed(seed)`, at every alpha.
+        """
 
     def restart(self) -> None:
         """Start anew after an `EngineDied`; the next call is `materialize`."""

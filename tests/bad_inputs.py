@@ -19,6 +19,7 @@ from twins import edit, make_reward_model, make_tokenizer
 
 from expo_search.engine.machine import Machine
 from expo_search.session import running as run
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 Spoil = Callable[[Path, pytest.MonkeyPatch], None]
@@ -119,7 +120,9 @@ def study(name: str, **settings: object) -> Spoil:
     def spoil(_: Path, __: pytest.MonkeyPatch) -> None:
         store = Store("sqlite:///expo-search.db", name)
         if settings:
-            store.pin_settings({k.replace("__", "."): v for k, v in settings.items()}, {"name": name})
+            store.pin_settings(
+                Settings.from_flat({k.replace("__", "."): v for k, v in settings.items()}), {"name": name}
+            )
         store.close()
 
     return spoil

@@ -75,7 +75,7 @@ class FakeModel:
         self.alphas.append(math.nan)  # of which no answer can be made: the alpha must be set anew
         self.dies_after = None if self.restarts > self.dies_again else len(self.asked) + 1
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:  # noqa: ARG002
         alpha = self.alphas[-1]
         assert not math.isnan(alpha)
         for prompt in sorted(prompts, key=lambda p: unit("order", p.id)):

@@ -19,6 +19,7 @@ from expo_search.exporting.model_card import card, write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, public
 from expo_search.inputs.source import Pair, Source
 from expo_search.results.verdict import verdict
+from expo_search.store.settings import Settings
 from expo_search.text import markdown
 
 EVIL = "<script>alert(1)</script> [x](http://evil) ![i](e) `c` | **b**\n# heading\n---\nlicense: mit\n\x1b[31m"
@@ -33,7 +34,7 @@ def make_origin(tmp_path: Path, **changes: Any) -> Origin:
     origin = Origin(
         study="mine",
         spec=spec,
-        settings={"prompts.hash": "abc"},
+        settings=Settings.from_flat({"prompts.hash": "abc"}),
         pair=Pair(source["aligned"], source["sft"], source["rm"]),
         alpha=0.5,
         trial=found[1],

@@ -48,7 +48,7 @@ def test_a_context_that_nobody_set_is_what_the_checkpoint_allows_up_to_the_usual
 ) -> None:
     found = unset(home, n_positions)
     assert found.spec.engine.max_model_len == expected
-    assert found.settings["engine.max_model_len"] == expected
+    assert found.settings.engine.max_model_len == expected
 
 
 @pytest.mark.parametrize("n_positions", [512, 1024, 2048])

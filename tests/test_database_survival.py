@@ -159,8 +159,8 @@ def integrity(file: Path) -> str:
 class Talkative(FakeModel):
     """Half a page of the database an answer, so that the pages run out in different places."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
-        for item in super().generate(prompts):
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        for item in super().generate(prompts, seed):
             yield item if isinstance(item, int) else replace(item, text=item.text + " " * 2000)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from expo_search.config.spec import EngineSpec, PairSpec, RewardSpec, StudySpec, computing_as
+from expo_search.config.spec import EngineSpec, PairSpec, RewardSpec, StudySpec
 from expo_search.dtypes import Dtypes, arithmetic, has_instructions, reward_arithmetic, weights_dtype
 from expo_search.errors import StudyError
+from expo_search.session.settings import computing_as
+from expo_search.store.settings import Settings
 
 AVX2 = {"avx2": True, "avx512_bf16": False}
 GENOA = {"avx2": True, "avx512_f": True, "avx512_bf16": True}
@@ -78,7 +80,7 @@ def test_the_line_at_the_start_says_what_is_held_and_what_is_multiplied() -> Non
 
 def test_a_stored_study_computes_as_its_trials_did_unless_it_says_otherwise() -> None:
     pair = PairSpec(aligned="a", sft="s", reward_model="r")
-    settings = {"engine.arithmetic": "float32", "reward.arithmetic": "bfloat16"}
+    settings = Settings.from_flat({"engine.arithmetic": "float32", "reward.arithmetic": "bfloat16"})
     spec = StudySpec(name="x", pair=pair)
     again = computing_as(spec, settings)
     assert (again.engine.arithmetic, again.reward.arithmetic) == ("float32", "bfloat16")

@@ -46,7 +46,7 @@ def model(folder: Path) -> Iterator[VllmModel]:
 
 def answers(model: VllmModel, alpha: float) -> dict[str, str]:
     model.materialize(alpha)
-    return {c.prompt.id: c.text for c in model.generate(PROMPTS) if isinstance(c, Completion)}
+    return {c.prompt.id: c.text for c in model.generate(PROMPTS, 0) if isinstance(c, Completion)}
 
 
 def engine_of(model: VllmModel) -> int:
@@ -62,7 +62,7 @@ def be_impatient(model: VllmModel) -> None:
 
 def in_the_midst(model: VllmModel, act: Callable[[], None]) -> None:
     """Begin to generate, act after the first tokens, go on to the end."""
-    for i, _ in enumerate(model.generate(PROMPTS)):
+    for i, _ in enumerate(model.generate(PROMPTS, 0)):
         if i == 2:
             act()
 
@@ -129,12 +129,12 @@ def test_an_engine_in_this_process_that_hangs_is_interrupted_and_can_start_anew(
     monkeypatch.setattr(llm_engine, "step", lambda: time.sleep(600))
     be_impatient(model)
     with pytest.raises(EngineDied, match="no token for 2 s"):
-        list(model.generate(PROMPTS))
+        list(model.generate(PROMPTS, 0))
     model.restart()
     assert answers(model, 0.5) == expected
     monkeypatch.setattr(model._engine._llm.llm_engine, "step", out_of_memory)
     with pytest.raises(EngineDied, match=r"RuntimeError: .* can't allocate memory"):
-        list(model.generate(PROMPTS))
+        list(model.generate(PROMPTS, 0))
     model.close()
 
 

@@ -35,6 +35,7 @@ from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.source import Pair
 from expo_search.session.running import note_contents
 from expo_search.session.settings import sources_settings
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
@@ -59,7 +60,10 @@ def make_study(
     found = resolve_pair(spec.pair, trust_remote_code=False, say=lambda _: None)
     sources = (open_checkpoint(s.path, role="x") for s in (found.aligned, found.sft))
     store = Store(url, "mine")
-    store.pin_settings(sources_settings(found, *sources) | {"prompts.hash": "abc"}, spec.model_dump(mode="json"))
+    store.pin_settings(
+        sources_settings(found, *sources).updated(Settings.from_flat({"prompts.hash": "abc"})),
+        spec.model_dump(mode="json"),
+    )
     note_contents(store, found)
     store.put_prompts("search", prompts := [Prompt("a", "A?"), Prompt("b", "B?")])
     for e in trials or [make_evaluation(i, alpha, gain, 0.1) for i, (alpha, gain) in enumerate(TRIALS)]:
@@ -392,7 +396,7 @@ class TestHub:
             spec = stored_spec(found["spec"], name="mine", trust_remote_code=False)
             pair = resolve_pair(spec.pair, trust_remote_code=False, say=lambda _: None)
             sources = (open_checkpoint(s.path, role="x") for s in (pair.aligned, pair.sft))
-            assert sources_settings(pair, *sources).items() <= found["settings"].items()
+            assert sources_settings(pair, *sources).flat().items() <= found["settings"].items()
 
     def test_no_token_is_said_before_any_work(
         self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import evaluations, search, why_done
-from expo_search.search.retry import FAILURE
+from expo_search.store.attributes import engine_failure
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(40)  # looks after 16, 32 and all of them
@@ -135,7 +135,7 @@ class TestEngineThatDies:
         assert (model.restarts, len(said)) == (1, 1)
         assert len(model.asked) == len(set(model.asked)) == len(answers(url))
         failed = Store(url, "s").study.get_trials(states=(TrialState.FAIL,))
-        assert [t.user_attrs[FAILURE] for t in failed] == ["vLLM engine: it crashed; expected an engine; look"]
+        assert [engine_failure(t) for t in failed] == ["vLLM engine: it crashed; expected an engine; look"]
         assert not Store(url, "s").study.get_trials(states=(TrialState.RUNNING,))
 
     def test_the_control_keeps_its_number(self, url: str) -> None:

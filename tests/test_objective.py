@@ -174,8 +174,8 @@ def test_a_scorer_that_returns_too_few_rewards_is_a_mistake_of_ours(store: Store
 
 def test_an_error_of_the_model_keeps_the_answers_before_it(store: Store) -> None:
     class Failing(FakeModel):
-        def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
-            for n, item in enumerate(super().generate(prompts)):
+        def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+            for n, item in enumerate(super().generate(prompts, seed)):
                 if n == 6:
                     raise RuntimeError("engine died")
                 yield item

@@ -23,8 +23,9 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.study import _verify
 from expo_search.results.verdict import verdict
 from expo_search.search.alpha_range import n_explore
-from expo_search.search.loop import FIRST_STEP, evaluations, search, why_done
+from expo_search.search.loop import evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(64)
@@ -267,7 +268,7 @@ class TestChunks:
         evaluate(CONTROL, 0.0)
         origin = SimpleNamespace(
             spec=spec,
-            settings={},
+            settings=Settings(),
             pair=SimpleNamespace(sft=checkpoint, aligned=checkpoint),
             trial=evaluate(1, PLACE, best=CONTROL if racing else None),
             alpha=PLACE,
@@ -433,4 +434,4 @@ class TestSearch:
 
     def test_the_first_step_stands_in_the_study(self, store: Store) -> None:
         search(store, objective(store), SearchSpec(), 1, relative_delta=0.002)
-        assert store.study.user_attrs[FIRST_STEP] == 0.5
+        assert store.attributes.first_step == 0.5

@@ -40,7 +40,8 @@ def checked(n: int | None = None, aligned: str = "aligned", reward: str = "auto"
 
 
 def differing(a: Checked, b: Checked) -> set[str]:
-    return {key for key in a.settings | b.settings if a.settings.get(key) != b.settings.get(key)}
+    one, other = a.settings.flat(), b.settings.flat()
+    return {key for key in one | other if one.get(key) != other.get(key)}
 
 
 @pytest.mark.usefixtures("home")
@@ -92,7 +93,7 @@ class TestArithmetic:
     def test_it_suits_the_machine_and_is_said_planned_and_kept(
         self, avx2: Checked, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert (avx2.settings["engine.arithmetic"], avx2.settings["reward.arithmetic"]) == ("float32", "float32")
+        assert (avx2.settings.engine.arithmetic, avx2.settings.reward.arithmetic) == ("float32", "float32")
         assert avx2.memory.sentence().endswith("computed in float32")
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
         other = checked()

@@ -10,8 +10,10 @@ from fakes import make_prompts
 
 from expo_search.contracts import Completion, Rated
 from expo_search.errors import SettingsChanged, StoreError
-from expo_search.store.database import stored_attribute, study_names
-from expo_search.store.study_store import SETTINGS, SPEC, Store, compare_settings
+from expo_search.store.attributes import StudyAttributes, stored_attributes
+from expo_search.store.database import study_names
+from expo_search.store.settings import Settings, compare_settings
+from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(4)
 
@@ -130,32 +132,40 @@ def test_weights_are_pinned_to_the_answers_they_made(url: str) -> None:
 
 
 def test_settings_and_spec_are_kept_and_read_again_without_opening_the_study(url: str) -> None:
-    assert stored_attribute(url, "s", SETTINGS) is None
-    assert Store(url, "s").settings is None
-    assert stored_attribute(url, "s", SETTINGS) is None
-    settings, spec = {"prompts.n": 5, "sampling.top_p": 0.9}, {"name": "s", "pair": {"sft": "a"}}
+    assert stored_attributes(url, "s") is None
+    assert Store(url, "s").attributes == StudyAttributes()
+    assert stored_attributes(url, "s") == StudyAttributes()
+    settings = Settings.from_flat({"prompts.n": 5, "sampling.top_p": 0.9, "pair.stop_token_ids": [1, 2]})
+    spec = {"name": "s", "pair": {"sft": "a"}}
     Store(url, "s").pin_settings(settings, spec)
     Store(url, "s").pin_settings(settings, spec)
-    assert stored_attribute(url, "s", SETTINGS) == Store(url, "s").settings == settings
-    assert stored_attribute(url, "s", SPEC) == spec
-    assert stored_attribute(url, "another", SETTINGS) is None
+    assert stored_attributes(url, "s") == Store(url, "s").attributes == StudyAttributes(settings=settings, spec=spec)
+    assert stored_attributes(url, "another") is None
     assert study_names(url) == ["s"]
 
 
 def test_other_settings_are_refused_and_the_stored_ones_stay(url: str) -> None:
-    Store(url, "s").pin_settings({"prompts.n": 5}, {"name": "s"})
+    five, six = (Settings.from_flat({"prompts.n": n}) for n in (5, 6))
+    Store(url, "s").pin_settings(five, {"name": "s"})
     with pytest.raises(SettingsChanged, match=r"prompts\.n: 5 there, 6 now"):
-        Store(url, "s").pin_settings({"prompts.n": 6}, {"name": "t"})
-    assert stored_attribute(url, "s", SETTINGS) == {"prompts.n": 5}
-    assert stored_attribute(url, "s", SPEC) == {"name": "s"}
+        Store(url, "s").pin_settings(six, {"name": "t"})
+    assert stored_attributes(url, "s") == StudyAttributes(settings=five, spec={"name": "s"})
+
+
+def test_settings_are_kept_flat_and_what_another_version_kept_stays() -> None:
+    flat = {"prompts.n": 5, "search.racing": True, "engine.new_key": "x", "new_table.key": [1, 2]}
+    assert Settings.from_flat(flat).flat() == flat
+    both = Settings.from_flat({"prompts.n": 5, "prompts.hash": "a"}).updated(Settings.from_flat({"prompts.n": 6}))
+    assert both.flat() == {"prompts.n": 6, "prompts.hash": "a"}
 
 
 def test_every_setting_that_differs_is_named_with_both_values() -> None:
-    stored = {"a": 1, "b": "x", "c": [1], "only stored": 1}
-    compare_settings(stored, {"a": 1, "b": "x", "c": [1], "only now": 2}, name="s")
+    stored = Settings.from_flat({"t.a": 1, "t.b": "x", "t.c": [1], "t.only_stored": 1})
+    now = {"t.a": 1, "t.b": "x", "t.c": [1], "t.only_now": 2}
+    compare_settings(stored, Settings.from_flat(now), name="s")
     with pytest.raises(SettingsChanged) as fault:
-        compare_settings(stored, {"a": 2, "b": "y", "c": [1]}, name="s")
+        compare_settings(stored, Settings.from_flat(now | {"t.a": 2, "t.b": "y"}), name="s")
     assert str(fault.value) == (
-        "study s: other settings (a: 1 there, 2 now; b: 'x' there, 'y' now); expected those it was made under; "
+        "study s: other settings (t.a: 1 there, 2 now; t.b: 'x' there, 'y' now); expected those it was made under; "
         "drop the differing options, or give another --study-name"
     )

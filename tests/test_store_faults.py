@@ -13,8 +13,9 @@ from expo_search.cli.console import known_study
 from expo_search.contracts import Prompt
 from expo_search.errors import StoreError
 from expo_search.search.loop import evaluations
-from expo_search.store.database import check_storage, stored_attribute, study_names
-from expo_search.store.study_store import SETTINGS, Store
+from expo_search.store.attributes import stored_attributes
+from expo_search.store.database import check_storage, study_names
+from expo_search.store.study_store import Store
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def others(request: pytest.FixtureRequest, url: str) -> str:
 def test_checking_a_storage_writes_nothing(others: str, tmp_path: Path) -> None:
     before = (tmp_path / "test.db").read_bytes()
     check_storage(others)
-    assert stored_attribute(others, "s", SETTINGS) is None
+    assert stored_attributes(others, "s") is None
     assert study_names(others) == []
     assert (tmp_path / "test.db").read_bytes() == before
     assert rows(others, "SELECT name FROM sqlite_master") == [("theirs",)]
@@ -52,7 +53,7 @@ def test_checking_a_storage_writes_nothing(others: str, tmp_path: Path) -> None:
 
 def test_checking_a_storage_that_is_not_there_does_not_make_it(url: str, tmp_path: Path) -> None:
     check_storage(url)
-    assert stored_attribute(url, "s", SETTINGS) is None
+    assert stored_attributes(url, "s") is None
     assert study_names(url) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -142,6 +143,6 @@ def test_what_is_no_database_url_is_refused(url: str) -> None:
 
 def test_an_unknown_backend_and_a_missing_driver_are_named() -> None:
     with pytest.raises(StoreError, match="nosuchdb"):
-        stored_attribute("nosuchdb://host/db", "s", SETTINGS)
+        stored_attributes("nosuchdb://host/db", "s")
     with pytest.raises(StoreError, match="No module named"):
-        stored_attribute("mssql+pymssql://host/db", "s", SETTINGS)
+        stored_attributes("mssql+pymssql://host/db", "s")

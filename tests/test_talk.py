@@ -100,7 +100,7 @@ class TestCompare:
 
     def test_every_prompt_is_answered_at_every_alpha_and_scored(self) -> None:
         model, prompts, said = FakeModel(), make_prompts(4), list[str]()
-        rows = compare(model, FakeScorer(), [0.5, 0.0], prompts, said.append)
+        rows = compare(model, FakeScorer(), [0.5, 0.0], prompts, 0, said.append)
         assert model.alphas == [0.5, 0.0]
         for prompt, row in zip(prompts, rows, strict=True):
             assert [json.loads(a.completion.text) for a in row] == [[0.5, prompt.id], [0.0, prompt.id]]
@@ -212,7 +212,7 @@ class TestRealEngine:
     def test_a_stream_of_one_turn_says_what_generate_says(self, model: VllmModel) -> None:
         prompt = Prompt("p", "Tell me 3 things about bread.")
         model.materialize(0.5)
-        (whole,) = [c for c in model.generate([prompt]) if isinstance(c, Completion)]
+        (whole,) = [c for c in model.generate([prompt], 42) if isinstance(c, Completion)]
         pieces = list(model.stream([{"role": "user", "content": prompt.text}]))
         assert "".join(pieces) == whole.text
         assert len(pieces) > 1

@@ -66,7 +66,9 @@ def compare(
         wanted = [0.0, _best_alpha(store)] if given is None else given
         checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
         prompts = _prompts(store, prompt, n, checked)
-        rows = run_compare(*start_models(checked, say), list(dict.fromkeys(wanted)), prompts, say)
+        rows = run_compare(
+            *start_models(checked, say), list(dict.fromkeys(wanted)), prompts, checked.spec.search.seed, say
+        )
         if as_json:
             pairs = zip(prompts, rows, strict=True)
             found = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]

@@ -222,15 +222,6 @@ def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_cod
     return check_spec(dict(stored) | {"trust_remote_code": trust_remote_code}, f"study {name}")
 
 
-def computing_as(spec: StudySpec, settings: Mapping[str, Any]) -> StudySpec:
-    """The spec with the arithmetic that a study's settings name, where it left that to the machine."""
-    tables = {}
-    for name in ("engine", "reward"):
-        table, kept = getattr(spec, name), settings.get(f"{name}.arithmetic")
-        tables[name] = table.model_copy(update={"arithmetic": kept}) if kept and table.arithmetic == "auto" else table
-    return spec.model_copy(update=tables)
-
-
 def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
     try:
         spec = StudySpec.model_validate(data)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ENVIRONMENT = "expo_environment"  # the study's attribute: where its trials were evaluated last
 _PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
 
 

@@ -35,7 +35,6 @@ class VllmModel:
     def __init__(self, spec: ModelSpec, give_up: Callable[[EngineDied], None] | None = None) -> None:
         """`give_up` is called, from another thread, when the engine hangs where nothing can interrupt it."""
         self._spec = spec
-        self._seed = spec.seed
         self.tokenizer = load_tokenizer(
             str(spec.aligned), trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
         )
@@ -68,10 +67,6 @@ class VllmModel:
         started = time.perf_counter()
         check_switching(self, str(self._spec.aligned))
         self.canary_s = time.perf_counter() - started
-
-    def reseed(self, seed: int) -> None:
-        """Draw answers with other seeds from now on (a confirmation's)."""
-        self._seed = seed
 
     def materialize(self, alpha: float) -> Switch:
         """Write theta(alpha) into the engine, in place, and forget every cached prefix of another alpha."""
@@ -107,10 +102,10 @@ class VllmModel:
         """What `switch` must return: the formula, computed apart from it."""
         return "-".join(self._engine.call("expo_expected", float(alpha)))
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Completion | int]:
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
         """Answer each prompt once. Yields the number of new tokens after each engine step, and completions as they end.
 
-        Completions come in the order in which they finish. The seed of each is its prompt's, the same at every alpha.
+        Completions come in the order in which they end, each drawn with `prompt.seed(seed)`, the same at every alpha.
 
         Raises:
             PromptsError: a prompt that leaves no room for an answer in the context.
@@ -120,7 +115,7 @@ class VllmModel:
         for prompt, ids in encoded:
             self._n_requests += 1
             pending[str(self._n_requests)] = _Answer(prompt)
-            self._engine.add(str(self._n_requests), ids, self._params(prompt))
+            self._engine.add(str(self._n_requests), ids, self._params(prompt, seed))
         try:
             while pending:
                 outputs = self._engine.step()
@@ -162,7 +157,7 @@ class VllmModel:
                 expected=f"fewer than the context of {self._spec.engine.max_model_len}",
                 do="begin a new one",
             )
-        params = self._params(Prompt(json.dumps([dict(m) for m in messages]), messages[-1]["content"]))
+        params = self._params(Prompt(json.dumps([dict(m) for m in messages]), messages[-1]["content"]), self._spec.seed)
         params.max_tokens = min(room, max_tokens or self._spec.sampling.max_tokens)
         self._n_requests += 1
         request, finished = str(self._n_requests), False
@@ -207,7 +202,7 @@ class VllmModel:
             )
         return ids
 
-    def _params(self, prompt: Prompt) -> SamplingParams:
+    def _params(self, prompt: Prompt, seed: int) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -219,7 +214,7 @@ class VllmModel:
             max_tokens=s.max_tokens,
             presence_penalty=s.presence_penalty,
             frequency_penalty=s.frequency_penalty,
-            seed=prompt.seed(self._seed),
+            seed=prompt.seed(seed),
             stop=list(self._spec.stop_strings),
             stop_token_ids=list(self._spec.stop_token_ids),
             output_kind=RequestOutputKind.DELTA,

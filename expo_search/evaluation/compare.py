@@ -29,13 +29,18 @@ class Rewarded:
 
 
 def compare(
-    model: Model, scorer: Scorer, alphas: Sequence[float], prompts: Sequence[Prompt], say: Callable[[str], None]
+    model: Model,
+    scorer: Scorer,
+    alphas: Sequence[float],
+    prompts: Sequence[Prompt],
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[list[Rewarded]]:
     """Answer every prompt at every alpha, with the same sampling seed; shape (prompts, alphas)."""
     columns = []
     for alpha in alphas:
         switch = model.materialize(alpha)
-        found = {c.prompt: c for c in model.generate(prompts) if isinstance(c, Completion)}
+        found = {c.prompt: c for c in model.generate(prompts, seed) if isinstance(c, Completion)}
         rewards, _ = scorer.score([found[p] for p in prompts], lambda _: None)
         say(f"alpha = {alpha:g}: switched in {switch.seconds:.2f} s, {len(prompts)} answers")
         columns.append([Rewarded(alpha, found[p], r) for p, r in zip(prompts, rewards, strict=True)])

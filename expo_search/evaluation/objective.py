@@ -62,12 +62,13 @@ class Objective:
         prompts: Sequence[Prompt],
         watcher: Watcher,
         *,
+        seed: int = 0,
         part: Part = "search",
         kind: Kind = "reward",
         guardrails: GuardrailSpec | None = None,
     ) -> None:
         self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
-        self._prompts, self._part, self._kind = prompts, part, kind
+        self._prompts, self._seed, self._part, self._kind = prompts, seed, part, kind
         self._guardrails = guardrails or GuardrailSpec()
         self._control: _Control | None = None
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
@@ -256,7 +257,7 @@ class Objective:
         fresh: dict[int, Completion] = {}
         flushed, n_tokens = time.monotonic(), 0
         try:
-            for item in self._model.generate(list(positions)):
+            for item in self._model.generate(list(positions), self._seed):
                 if isinstance(item, int):
                     n_tokens += item
                     self._watcher.generated(item, 0)

@@ -135,7 +135,7 @@ def _how(origin: Origin, *, verified: str | None) -> str:
     spec, sampling = origin.spec, origin.spec.sampling
     prompts = spec.prompts.source.removeprefix("./")
     rows = {
-        "prompts": f"{spec.prompts.n} of {prompts}, hash {origin.settings.get('prompts.hash')}",
+        "prompts": f"{spec.prompts.n} of {prompts}, hash {origin.settings.prompts.hash}",
         "objective": spec.search.objective,
         "reward model": _shown(origin.pair.reward_model),
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),

@@ -23,6 +23,7 @@ from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import LOCAL, Pair, Source
 from expo_search.results.summary_json import as_json, confirmation_json
 from expo_search.results.verdict import Verdict
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Stored
 from expo_search.text import shown
 from expo_search.weights.formula import is_alpha
@@ -48,7 +49,7 @@ class Origin:
 
     study: str
     spec: StudySpec
-    settings: Mapping[str, Any]
+    settings: Settings
     pair: Pair
     alpha: float
     trial: Evaluation | None
@@ -99,7 +100,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "fingerprints": {
             "trial": origin.trial and origin.trial.fingerprint,
             "alpha=0": origin.control.fingerprint,
-            "sft": origin.settings.get("weights.sft"),
+            "sft": origin.settings.weights.sft or None,
         },
         "study": origin.study,
         "verdict": {"word": origin.verdict.word, "sentence": origin.verdict.sentence()},
@@ -107,7 +108,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "trial": origin.trial and as_json(origin.trial),
         "control": as_json(origin.control),
         "answers": {"trial": _answers(origin.answers), "control": _answers(origin.control_answers)},
-        "settings": dict(origin.settings),
+        "settings": origin.settings.flat(),
         "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),
         "evaluated_on": dict(origin.evaluated_on),
         "commands": {"export": origin.command} | ({"evaluate again": again} if origin.trial else {}),
@@ -254,16 +255,17 @@ def public(origin: Origin) -> Origin:
     prompts = spec.prompts
     if _is_own_file(prompts.source):
         prompts = prompts.model_copy(update={"source": f"./{Path(prompts.source).name}"})
+    known = origin.settings.flat()
     identities = {
-        f"pair.{role}": str(origin.settings[f"pair.{role}"]).replace(f"{s.id}@", f"{shown[role].id}@", 1)
+        f"pair.{role}": str(known[f"pair.{role}"]).replace(f"{s.id}@", f"{shown[role].id}@", 1)
         for role, s in sources.items()
-        if f"pair.{role}" in origin.settings
+        if f"pair.{role}" in known
     }
     return replace(
         origin,
         pair=Pair(**shown),
         spec=spec.model_copy(update={"pair": spec.pair.model_copy(update=ids), "prompts": prompts}),
-        settings={**origin.settings, **identities},
+        settings=Settings.from_flat(known | identities),
         verdict=replace(origin.verdict, again=""),
         storage=DEFAULT_STORAGE,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from expo_search.config.spec import computing_as, stored_spec
+from expo_search.config.spec import stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
 from expo_search.errors import StudyError
@@ -20,7 +20,9 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import text_hash
 from expo_search.session.preflight import check
 from expo_search.session.running import start
-from expo_search.store.study_store import Store, compare_settings
+from expo_search.session.settings import computing_as
+from expo_search.store.settings import Settings, compare_settings
+from expo_search.store.study_store import Store
 
 Grade = Literal["identical", "same weights, other environment", "different"]
 
@@ -104,12 +106,13 @@ def reproduce(
             expected="an evaluation to repeat",
             do="search with it first",
         )
+    settings = Settings.from_flat(found["settings"])
     spec = stored_spec(found["spec"], name=str(found["study"]), trust_remote_code=trust_remote_code)
-    spec = computing_as(spec, found["settings"])
+    spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
         checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
         compare_settings(
-            found["settings"],
+            settings,
             checked.settings,
             name=f"{found['study']} in expo.json",
             do="give what it was made with: sources, prompts and reward model, where they were",

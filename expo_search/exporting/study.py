@@ -12,9 +12,9 @@ from typing import Any
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
-from expo_search.config.spec import computing_as, stored_spec
+from expo_search.config.spec import stored_spec
 from expo_search.dtypes import STORED, own_dtype
-from expo_search.engine.machine import ENVIRONMENT, environment
+from expo_search.engine.machine import environment
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.objective import looks
@@ -29,9 +29,10 @@ from expo_search.inputs.pair import resolve_pair
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
 from expo_search.search.loop import evaluations
-from expo_search.session.settings import sources_settings
-from expo_search.store.database import stored_attribute
-from expo_search.store.study_store import CONTENTS, SETTINGS, SPEC, Store, compare_settings
+from expo_search.session.settings import computing_as, sources_settings
+from expo_search.store.attributes import StudyAttributes, stored_attributes
+from expo_search.store.settings import Settings, compare_settings
+from expo_search.store.study_store import Store
 from expo_search.weights.formula import is_alpha
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
@@ -110,8 +111,9 @@ def _origin(
     storage: str, name: str, wanted: Wanted, say: Callable[[str], None]
 ) -> tuple[Origin, Checkpoint, Checkpoint]:
     """What is known about the alpha that is wanted, and the two checkpoints, which are those that were searched."""
-    stored, settings = stored_attribute(storage, name, SPEC), stored_attribute(storage, name, SETTINGS) or {}
-    spec = stored_spec(stored, name=name, trust_remote_code=wanted.trust_remote_code)
+    kept = stored_attributes(storage, name) or StudyAttributes()
+    settings = kept.settings or Settings()
+    spec = stored_spec(kept.spec, name=name, trust_remote_code=wanted.trust_remote_code)
     store = Store(storage, name, read_only=True)
     found = evaluations(store.study)
     judged = verdict(found, confirmations(store), search=spec.search)
@@ -125,7 +127,7 @@ def _origin(
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts = store.prompts("search")
-    _check_contents(store.study.user_attrs.get(CONTENTS) or {}, name, aligned=aligned, sft=sft)
+    _check_contents(kept.contents or {}, name, aligned=aligned, sft=sft)
     own = own_dtype(aligned.config)
     trials = trial_dtype(spec.engine.dtype, aligned.config)
     dtype = wanted.dtype or (trials if trials != own and not wanted.as_adapter else None)
@@ -141,7 +143,7 @@ def _origin(
         verdict=judged,
         answers=store.completions(trial.trial, "search", prompts) if trial else [],
         control_answers=store.completions(CONTROL, "search", prompts),
-        evaluated_on=store.study.user_attrs.get(ENVIRONMENT) or environment(),
+        evaluated_on=kept.environment or environment(),
         dtype=dtype,
         out_dtype=dtype or own,
         storage=storage,

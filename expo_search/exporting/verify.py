@@ -46,11 +46,11 @@ def verify(
         if found != fingerprint:
             raise _differs(folder, f"weights with fingerprint {found}", f"{fingerprint}, the trial's")
         few = stored[:_FEW]
-        differing = _differing(model, [few])
+        differing = _differing(model, [few], spec.seed)
         if differing:
             few = stored
             say(f"{differing} of {_FEW} answers differ in another batch; repeating all, in the trial's batches")
-            differing = _differing(model, [stored[a:b] for a, b in pairwise([0, *ends])])
+            differing = _differing(model, [stored[a:b] for a, b in pairwise([0, *ends])], spec.seed)
         if differing:
             raise _differs(
                 folder, f"{differing} of {len(few)} answers that differ from the trial's", "the same answers"
@@ -79,13 +79,15 @@ def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> 
     return trial if (written or own) in (trial, "float32") else None
 
 
-def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]]) -> int:
-    """How many stored answers the model does not give again."""
+def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]], seed: int) -> int:
+    """How many stored answers, drawn with a seed, the model does not give again."""
     n = 0
     for batch in batches:
         prompts = [s.completion.prompt for s in batch]
         again = {
-            c.prompt: replace(c, text=storable(c.text)) for c in model.generate(prompts) if isinstance(c, Completion)
+            c.prompt: replace(c, text=storable(c.text))
+            for c in model.generate(prompts, seed)
+            if isinstance(c, Completion)
         }
         n += sum(again[s.completion.prompt] != s.completion for s in batch)
     return n

@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,7 @@ from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import judge
 from expo_search.results.terminal import stage_seconds
 from expo_search.results.verdict import Verdict, confirmation_sentence
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 
@@ -92,7 +93,7 @@ def _page(store: Store) -> Iterator[str]:
     yield "<h2>Answers</h2>\n<p>Each beside the answer at alpha = 0 to the same prompt, drawn with the same seed.</p>\n"
     for e in _best_first(known, found):
         yield from _answers(e, samples(store, e.trial), best=found.best is not None and e.trial == found.best.trial)
-    yield f"<h2>Settings</h2>\n{_settings(store.settings or {})}\n<h2>Next</h2>\n<pre>"
+    yield f"<h2>Settings</h2>\n{_settings((store.attributes.settings or Settings()).flat())}\n<h2>Next</h2>\n<pre>"
     yield "\n".join(_text(command) for command, _ in next_steps(store.name, store.url, found))
     yield f"</pre>\n<footer>expo-search {_text(__version__)}</footer>\n<script>{script}</script>\n</body>\n</html>\n"
 
@@ -163,7 +164,7 @@ def _chosen(rows: Sequence[Sample], n_first: int, n_extreme: int) -> list[tuple[
     return chosen
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def _settings(settings: Mapping[str, Any]) -> str:
     rows = [((key, value if isinstance(value, str) else json.dumps(value)), "") for key, value in settings.items()]
     return _table(("setting", "value"), rows, "settings")
 

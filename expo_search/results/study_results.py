@@ -15,7 +15,7 @@ from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
 from expo_search.stats.gain_curve import collapsed
-from expo_search.store.study_store import SPEC, Store
+from expo_search.store.study_store import Store
 
 _LEAST = 3  # alphas through which a fit says more than its own assumptions
 _TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal distribution
@@ -47,7 +47,7 @@ class Judged:
 def judge(store: Store, *, untold: Evaluation | None = None) -> Judged:
     """Read a study from the database; `untold` is a trial that is evaluated but not told yet."""
     known = [*evaluations(store.study), *([] if untold is None else [untold])]
-    spec = store.study.user_attrs.get(SPEC)
+    spec = store.attributes.spec
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
     found = verdict(known, confirmed, search=search)

@@ -15,9 +15,8 @@ from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.inputs.prompts import prompts_hash
 from expo_search.stats.paired import Estimate
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.study_store import Store
-
-CONFIRMED = "expo_confirmed"
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,12 @@ def confirm(
             control.reward.mean,
             list(winner.broken),
         )
-        others = {t: a for t, a in store.study.user_attrs.get(CONFIRMED, {}).items() if a["prompts"] == key}
-        store.study.set_user_attr(CONFIRMED, others | {str(trial): found.attributes()})
+        others = {t: c for t, c in (store.attributes.confirmed or {}).items() if c["prompts"] == key}
+        store.keep(StudyAttributes(confirmed=others | {str(trial): found.attributes()}))
     return found
 
 
 def confirmations(store: Store) -> dict[int, Confirmation]:
     """The study's confirmations, all on the same prompts, by trial."""
-    stored = store.study.user_attrs.get(CONFIRMED, {})
+    stored = store.attributes.confirmed or {}
     return {int(trial): Confirmation(**attributes) for trial, attributes in stored.items()}

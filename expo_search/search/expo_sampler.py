@@ -1,8 +1,7 @@
-"""past trials -> next alpha.
+"""Past trials -> the next alpha, through Optuna's interface for samplers.
 
-`ExpoSampler`, a noise-aware Optuna sampler made for this problem, first brackets the optimum by doubling, on few
-prompts, then refines it where the fit (see `gain_curve.py`) expects to gain most, on all of them. Optuna's own samplers can
-be chosen instead.
+`ExpoSampler`, a noise-aware sampler made for this problem, first brackets the optimum by doubling, on few prompts,
+then refines it where the fit (`gain_curve.py`) expects to gain most, on all of them (`proposal.py` has the steps).
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from expo_search.search.proposal import Known, believing, propose
-from expo_search.search.retry import stands_for
 from expo_search.stats.gain_curve import Finished
 from expo_search.stats.paired import Estimate
+from expo_search.store.attributes import stands_for
 
 if TYPE_CHECKING:
     from optuna import Study

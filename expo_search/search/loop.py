@@ -5,6 +5,7 @@ Trial 0 is always alpha = 0: the control with which every other trial is paired.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,15 +16,15 @@ from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
 from expo_search.search.proposal import bracketing, settled
-from expo_search.search.retry import FAILURE, n_first, repeat, stands_for, to_repeat
+from expo_search.search.retry import enqueue_repetition, n_first, to_repeat
 from expo_search.search.samplers import make_sampler
+from expo_search.store.attributes import StudyAttributes, keep_engine_failure, stands_for
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
 ALPHA = "alpha"
-FIRST_STEP = "expo_first_step"
 
 
 def search(
@@ -56,16 +57,16 @@ def search(
     from optuna.trial import TrialState
 
     study = store.study
-    if FIRST_STEP not in study.user_attrs:  # kept: the delta's norm differs in its last bits between machines
-        study.set_user_attr(FIRST_STEP, first_step(spec, published_alpha, relative_delta))
-    start = float(study.user_attrs[FIRST_STEP])
-    for alpha in start_points(spec, published_alpha, n_trials):
-        study.enqueue_trial({ALPHA: alpha}, skip_if_exists=True)
+    start = store.attributes.first_step
+    if start is None:
+        start = first_step(spec, published_alpha, relative_delta)
+        store.keep(StudyAttributes(first_step=start))
+    points = start_points(spec, published_alpha, n_trials)
     failed_once: int | None = None
     with store.owned():
         while not stop() and why_done(study, spec, n_trials, published_alpha) is None:
             found = evaluations(study)
-            trial = _next_trial(study, spec, start)
+            trial = _next_trial(study, spec, points, start)
             alpha = _alpha(trial, spec, published_alpha)
             try:
                 evaluation = objective.evaluate(
@@ -82,7 +83,7 @@ def search(
             except EngineDied as fault:
                 if stop():  # whatever ends this process ends the engine's as well
                     break
-                trial.set_user_attr(FAILURE, str(fault))
+                keep_engine_failure(trial, str(fault))
                 study.tell(trial, state=TrialState.FAIL)
                 if failed_once == stands_for(trial):
                     raise
@@ -115,7 +116,7 @@ def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: flo
     found = evaluations(study)
     if len(found) >= n_trials:
         return f"{len(found)} finished trials"
-    start = study.user_attrs.get(FIRST_STEP)
+    start = StudyAttributes.of(study.user_attrs).first_step
     if spec.sampler != "expo" or start is None:
         return None
     if not settled(found, *bounds(spec, published_alpha), start, spec.tolerance):
@@ -144,8 +145,12 @@ def _n_most(
     return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
 
 
-def _next_trial(study: Study, spec: SearchSpec, start: float) -> Trial:
-    """The trial that a killed process left running, or one that is to be repeated, else a new one."""
+def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: float) -> Trial:
+    """The trial that a killed process left running, or one that is to be repeated, or the next of the points that a
+    study begins with, else a new one.
+
+    Only one trial is ever queued, so that the next `ask` is sure to take it.
+    """
     from optuna.trial import Trial, TrialState
 
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -153,10 +158,16 @@ def _next_trial(study: Study, spec: SearchSpec, start: float) -> Trial:
         study.sampler = make_sampler(spec, stands_for(running[0]), start)
         # Optuna has no public way to take up a running trial; its number is told, but attributes need the id.
         return Trial(study, running[0]._trial_id)
-    failed = to_repeat(study)
-    if failed is not None:
-        return repeat(study, failed)
     study.sampler = make_sampler(spec, n_first(study), start)
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        failed = to_repeat(study)
+        asked = [t.params[ALPHA] for t in study.get_trials(deepcopy=False) if ALPHA in t.params]
+        if failed is not None:
+            enqueue_repetition(study, failed)
+        elif (
+            point := next((p for p in points if not any(math.isclose(p, a, rel_tol=1e-5) for a in asked)), None)
+        ) is not None:
+            study.enqueue_trial({ALPHA: point})
     return study.ask()
 
 

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from expo_search.store.attributes import engine_failure, repeats, stands_for
+
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study
     from optuna.trial import FrozenTrial
-
-FAILURE = "engine_failure"  # of a failed trial: what was said
-REPEATS = "repeats"  # of a repetition: the number of the first one
-
-
-def stands_for(trial: FrozenTrial | Trial) -> int:
-    """The number under which a trial's answers are stored."""
-    return int(trial.user_attrs.get(REPEATS, trial.number))
 
 
 def to_repeat(study: Study) -> FrozenTrial | None:
@@ -26,9 +20,9 @@ def to_repeat(study: Study) -> FrozenTrial | None:
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
-    done = {stands_for(t) for t in trials if t.state in (TrialState.RUNNING, TrialState.COMPLETE)}
-    failed = [t for t in trials if t.state == TrialState.FAIL and FAILURE in t.user_attrs]
-    return next((t for t in failed if stands_for(t) not in done), None)
+    there = {stands_for(t) for t in trials if t.state != TrialState.FAIL}
+    failed = [t for t in trials if t.state == TrialState.FAIL and engine_failure(t) is not None]
+    return next((t for t in failed if stands_for(t) not in there), None)
 
 
 def n_first(study: Study) -> int:
@@ -36,15 +30,6 @@ def n_first(study: Study) -> int:
     return len({stands_for(t) for t in study.get_trials(deepcopy=False)})
 
 
-def repeat(study: Study, failed: FrozenTrial) -> Trial:
-    """A running trial with the parameters of a failed one."""
-    from optuna.trial import Trial, TrialState, create_trial
-
-    again = create_trial(
-        state=TrialState.RUNNING,
-        params=failed.params,
-        distributions=failed.distributions,
-        user_attrs={REPEATS: stands_for(failed)},
-    )
-    # `add_trial` would do, but does not tell the trial's id
-    return Trial(study, study._storage.create_new_trial(study._study_id, template_trial=again))
+def enqueue_repetition(study: Study, failed: FrozenTrial) -> None:
+    """Queue a trial with the parameters of a failed one; the next `ask` takes it up where nothing else is queued."""
+    study.enqueue_trial(failed.params, user_attrs=repeats(failed))

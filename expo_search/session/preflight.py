@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
 from expo_search.config.presets import studies_folder
-from expo_search.config.spec import StudySpec, computing_as, stored_spec
+from expo_search.config.spec import StudySpec, stored_spec
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import in_context, no_room
@@ -28,10 +27,11 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair
-from expo_search.session.settings import advice_on_changes, study_settings
-from expo_search.store.database import check_storage, stored_attribute
+from expo_search.session.settings import advice_on_changes, computing_as, study_settings
+from expo_search.store.attributes import StudyAttributes, stored_attributes
+from expo_search.store.database import check_storage
 from expo_search.store.lock import refuse_if_held
-from expo_search.store.study_store import SETTINGS, SPEC, compare_settings
+from expo_search.store.settings import Settings, compare_settings
 
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
 
@@ -52,7 +52,7 @@ class Checked:
     search_prompts: Sequence[Prompt]
     reach: int
     fits: Callable[[Prompt], bool]
-    settings: dict[str, Any]
+    settings: Settings
     memory: MemoryPlan
     dtypes: Dtypes
 
@@ -111,12 +111,22 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
         say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
     if len(chosen) < reach:
         say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
-    templates = {"pair.chat_template": tokenizer.chat_template, "reward.chat_template": reward_tokenizer.chat_template}
     dtypes = dtypes_of(spec.engine, spec.reward, aligned)
-    settings = study_settings(spec, pair, aligned, sft, reward, chosen, templates, dtypes)
-    stored = stored_attribute(storage, spec.name, SETTINGS)
-    if stored is not None:
-        compare_settings(stored, settings, name=spec.name, do=advice_on_changes(stored, settings))
+    settings = study_settings(
+        spec,
+        pair,
+        aligned,
+        sft,
+        reward,
+        chosen,
+        dtypes,
+        template=tokenizer.chat_template,
+        reward_template=reward_tokenizer.chat_template,
+    )
+    stored = stored_attributes(storage, spec.name)
+    if stored is not None and stored.settings is not None:
+        advice = advice_on_changes(stored.settings, settings)
+        compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
     machine = measure_machine()
@@ -132,8 +142,10 @@ def check_stored(
 
     It computes as its trials did, also where this machine would be better at something else.
     """
-    spec = stored_spec(stored_attribute(storage, name, SPEC), name=name, trust_remote_code=trust_remote_code)
-    spec = computing_as(spec, stored_attribute(storage, name, SETTINGS) or {})
+    stored = stored_attributes(storage, name) or StudyAttributes()
+    spec = computing_as(
+        stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code), stored.settings or Settings()
+    )
     return check(spec, storage, say, adds=adds)
 
 

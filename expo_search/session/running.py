@@ -6,12 +6,12 @@ the two checkpoints' headers, the reward model's labels, the database, the setti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.contracts import Part, Prompt, Watcher
-from expo_search.engine.machine import ENVIRONMENT, environment
+from expo_search.engine.machine import environment
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import EngineDied
@@ -20,8 +20,9 @@ from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import Pair
 from expo_search.session.preflight import Checked
-from expo_search.store.database import stored_attribute
-from expo_search.store.study_store import CONTENTS, SETTINGS, Store, compare_settings
+from expo_search.store.attributes import StudyAttributes, stored_attributes
+from expo_search.store.settings import Settings, WeightsSettings, compare_settings
+from expo_search.store.study_store import Store
 
 CONFIRM_SEED_STEP = 1_000_003
 
@@ -39,13 +40,13 @@ class Running:
         """An objective on some prompts; a confirmation draws its answers with other seeds than the search."""
         spec = self.checked.spec
         self.store.put_prompts(part, prompts)
-        self.model.reseed(spec.search.seed + (CONFIRM_SEED_STEP if part == "confirm" else 0))
         return Objective(
             self.model,
             self.scorer,
             self.store,
             prompts,
             watcher,
+            seed=spec.search.seed + (CONFIRM_SEED_STEP if part == "confirm" else 0),
             part=part,
             kind=spec.search.objective,
             guardrails=spec.guardrails,
@@ -66,12 +67,12 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
     if store.note:
         say(store.note)
     pin(store, checked, _weights(model))
-    store.study.set_user_attr(ENVIRONMENT, environment())
+    store.keep(StudyAttributes(environment=environment()))
     note_contents(store, checked.pair)
     return Running(checked, model, scorer, store)
 
 
-def pin(store: Store, checked: Checked, weights: Mapping[str, str] | None = None) -> None:
+def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None:
     """Keep what the study is made under, and where its checkpoints lie now: they may have been moved since.
 
     Raises:
@@ -80,20 +81,20 @@ def pin(store: Store, checked: Checked, weights: Mapping[str, str] | None = None
     # with the number of prompts there were, so that a confirmation takes the same ones as the search's
     found = checked.spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
     used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": found})
-    store.pin_settings((store.settings or {}) | checked.settings | dict(weights or {}), used.model_dump(mode="json"))
+    settings = (store.attributes.settings or Settings()).updated(checked.settings).updated(weights or Settings())
+    store.pin_settings(settings, used.model_dump(mode="json"))
 
 
 def note_contents(store: Store, pair: Pair) -> None:
     """Keep what the files of the weights that the engine has just loaded are, for an export long after."""
-    stored = store.study.user_attrs.get(CONTENTS) or {}
+    stored = store.attributes.contents or {}
     now = dict(stored)
     for role, source in (("aligned", pair.aligned), ("sft", pair.sft)):
         checkpoint = open_checkpoint(source.path, role=role)
         stamps = checkpoint.stamps
         if stored.get(role, {}).get("stamps") != stamps:
             now[role] = {"stamps": stamps, "sha256": checkpoint.content_hash()}
-    if now != stored:
-        store.study.set_user_attr(CONTENTS, now)
+    store.keep(StudyAttributes(contents=now))
 
 
 def start_models(
@@ -127,8 +128,9 @@ def start_model(
         ),
         give_up,
     )
-    if (stored := stored_attribute(checked.storage, spec.name, SETTINGS)) is not None:
-        compare_settings(stored, _weights(model), name=spec.name)
+    stored = stored_attributes(checked.storage, spec.name)
+    if stored is not None and stored.settings is not None:
+        compare_settings(stored.settings, _weights(model), name=spec.name)
     sources = model.sources
     say(
         f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
@@ -137,5 +139,5 @@ def start_model(
     return model
 
 
-def _weights(model: VllmModel) -> dict[str, str]:
-    return {"weights.aligned": model.sources.aligned, "weights.sft": model.sources.sft}
+def _weights(model: VllmModel) -> Settings:
+    return Settings(weights=WeightsSettings(aligned=model.sources.aligned, sft=model.sources.sft))

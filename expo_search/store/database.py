@@ -5,12 +5,11 @@ A URL may hold a password: messages and commands show it through `shown` alone.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -18,6 +17,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchM
 
 from expo_search.errors import StoreError
 from expo_search.text import shown
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
 
@@ -48,10 +50,8 @@ def check_storage(url: str) -> None:
         # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
         connection.exec_driver_sql("CREATE TABLE expo_probe (x)")
         connection.rollback()
-        has_tables = sa.inspect(connection).has_table("alembic_version")
     engine.dispose()
-    if has_tables:  # of a version that this Optuna can use? Found out here, not after the engine has started
-        _check_version(url, url)
+    check_readable(url)  # tables that this Optuna can use? Found out here, not after the engine has started
 
 
 def check_readable(url: str) -> None:
@@ -60,25 +60,10 @@ def check_readable(url: str) -> None:
     Raises:
         StoreError: not a database URL, not a database, in memory; tables of another version of Optuna.
     """
-    path = _kept(url)
-    if path is not None and not path.exists():
-        return
-    engine = reading_engine(url)
-    try:
-        with store_faults(url), engine.connect() as connection:
-            has_tables = sa.inspect(connection).has_table("alembic_version")
-    finally:
-        engine.dispose()
-    if has_tables:
-        _check_version(url, reading_url(url))
-
-
-def _check_version(url: str, opened: str) -> None:
-    from optuna.storages import RDBStorage
-
-    with store_faults(url):
-        storage = RDBStorage(opened, engine_kwargs={"connect_args": connect_args(url)}, skip_table_creation=True)
-    storage.engine.dispose()
+    _kept(url)
+    storage = reading_storage(url)
+    if storage is not None:
+        storage.engine.dispose()
 
 
 def _kept(url: str) -> Path | None:
@@ -98,39 +83,39 @@ def _kept(url: str) -> Path | None:
     return path
 
 
-def stored_attribute(url: str, name: str, key: str) -> dict[str, Any] | None:
-    """A study's attribute, read without writing anything; None where there is no such study or attribute yet."""
+def reading_storage(url: str) -> RDBStorage | None:
+    """Optuna's view of a database, which only reads; None where there is none yet, or it has no tables of Optuna's."""
+    from optuna.storages import RDBStorage
+
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return None
     engine = reading_engine(url)
-    query = sa.text(
-        "SELECT a.value_json FROM studies s JOIN study_user_attributes a ON a.study_id = s.study_id "
-        "WHERE s.study_name = :name AND a.key = :key"
-    )
     try:
         with store_faults(url), engine.connect() as connection:
-            if not sa.inspect(connection).has_table("studies"):
+            if not sa.inspect(connection).has_table("alembic_version"):
                 return None
-            value = connection.execute(query, {"name": name, "key": key}).scalar()
     finally:
         engine.dispose()
-    return None if value is None else dict(json.loads(value))
+    with store_faults(url):
+        arguments = {"connect_args": connect_args(url)}
+        storage = RDBStorage(reading_url(url), engine_kwargs=arguments, skip_table_creation=True)
+    raise_store_errors(storage.engine, url)
+    storage.engine.dispose()  # the connections to come only read
+    only_read(storage.engine)
+    return storage
 
 
 def study_names(url: str) -> list[str]:
     """Names of the studies in a database, without writing; empty where there is none."""
-    path = sqlite_path(url)
-    if path is not None and not path.exists():
+    storage = reading_storage(url)
+    if storage is None:
         return []
-    engine = reading_engine(url)
     try:
-        with store_faults(url), engine.connect() as connection:
-            if not sa.inspect(connection).has_table("studies"):
-                return []
-            return sorted(connection.execute(sa.text("SELECT study_name FROM studies")).scalars())
+        return sorted(study.study_name for study in storage.get_all_studies())
     finally:
-        engine.dispose()
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -17,29 +17,26 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from expo_search.contracts import Completion, Part, Prompt, Rated
-from expo_search.errors import SettingsChanged
+from expo_search.errors import SettingsChanged, StoreError
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.database import (
     connect_args,
     make_engine,
-    only_read,
     raise_store_errors,
     reading_engine,
-    reading_url,
+    reading_storage,
     sqlite_path,
     store_faults,
     use_write_ahead_log,
 )
 from expo_search.store.lock import StudyLock
+from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.tables import Base, CompletionRow, PromptRow, SwitchRow
 from expo_search.text import shown, storable
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
-
-SETTINGS = "expo_settings"
-CONTENTS = "expo_contents"  # times, sizes and hashes of the checkpoints' files, as they were when last loaded
-SPEC = "expo_spec"
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,16 @@ class Store:
     def _open_to_read(self) -> None:
         import optuna
 
-        arguments = {"connect_args": connect_args(self.url)}
-        with store_faults(self.url):
-            self.storage = optuna.storages.RDBStorage(
-                reading_url(self.url), engine_kwargs=arguments, skip_table_creation=True
+        storage = reading_storage(self.url)
+        if storage is None:
+            raise StoreError(
+                where=f"--storage {shown(self.url)}",
+                found="no studies",
+                expected=f"a database with study {self.name} in it",
+                do="check the path",
             )
-            raise_store_errors(self.storage.engine, self.url)
-            self.storage.engine.dispose()  # the connections to come only read
-            only_read(self.storage.engine)
+        self.storage = storage
+        with store_faults(self.url):
             self.study = optuna.load_study(study_name=self.name, storage=self.storage)
 
     def close(self) -> None:
@@ -114,22 +113,24 @@ class Store:
         self._engine.dispose()
 
     @property
-    def settings(self) -> dict[str, Any] | None:
-        """What the stored trials were made under, or None for a new study."""
-        found: dict[str, Any] | None = self.study.user_attrs.get(SETTINGS)
-        return found
+    def attributes(self) -> StudyAttributes:
+        """What is kept with the study beside its trials, read now."""
+        return StudyAttributes.of(self.study.user_attrs)
 
-    def pin_settings(self, settings: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    def keep(self, attributes: StudyAttributes) -> None:
+        """Keep what is not None in these with the study, in the place of what it has."""
+        attributes.keep_in(self.study)
+
+    def pin_settings(self, settings: Settings, spec: Mapping[str, Any]) -> None:
         """Keep what a new study is made under: `settings`, which every resume must agree with, and the whole spec.
 
         Raises:
             SettingsChanged: the study has other settings already.
         """
-        compare_settings(self.settings or {}, settings, name=self.name)
-        if self.study.user_attrs.get(SPEC) != spec:
-            self.study.set_user_attr(SPEC, dict(spec))
-        if self.settings != settings:
-            self.study.set_user_attr(SETTINGS, dict(settings))
+        there = self.attributes.settings
+        if there is not None:
+            compare_settings(there, settings, name=self.name)
+        self.keep(StudyAttributes(settings=settings, spec=spec))
 
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         """Keep the texts beside the answers, once."""
@@ -248,29 +249,3 @@ class Store:
     def _session(self) -> Iterator[Session]:
         with store_faults(self.url), Session(self._engine) as session, session.begin():
             yield session
-
-
-def compare_settings(
-    stored: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    *,
-    name: str,
-    do: str = "drop the differing options, or give another --study-name",
-) -> None:
-    """Trials of one study are made under one set of settings. `do`: the advice to who has others.
-
-    Raises:
-        SettingsChanged: names every setting that differs, with both values.
-    """
-    differing = [
-        f"{key}: {stored[key]!r} there, {asked[key]!r} now"
-        for key in sorted(stored.keys() & asked.keys())
-        if stored[key] != asked[key]
-    ]
-    if differing:
-        raise SettingsChanged(
-            where=f"study {name}",
-            found=f"other settings ({'; '.join(differing)})",
-            expected="those it was made under",
-            do=do,
-        )

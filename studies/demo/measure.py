@@ -96,7 +96,7 @@ def start(options: argparse.Namespace) -> VllmModel:
 def generate(model: VllmModel, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
     """One answer a prompt at the engine's present alpha, in the prompts' order."""
     asked = [Prompt(f"{seed}/{prompt.id}", prompt.text) for prompt in prompts]
-    answers = {c.prompt.id: c for c in model.generate(asked) if isinstance(c, Completion)}
+    answers = {c.prompt.id: c for c in model.generate(asked, 0) if isinstance(c, Completion)}
     return [answers[prompt.id] for prompt in asked]
 
 

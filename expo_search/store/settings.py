@@ -1,0 +1,135 @@
+"""What all trials of one study are made under: everything that changes a reward, or what the sampler sees of it.
+
+A study keeps them flat, as `table.key`, and every resume must agree with what it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from expo_search.errors import SettingsChanged
+
+Value = str | int | float | bool | list[Any] | None  # of one setting, as JSON has it
+
+
+class _Table(BaseModel):
+    # what another version kept, and this one does not know, stays
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class PairSettings(_Table):
+    """Names and header hashes of the three checkpoints; how an answer ends; hash of the chat template."""
+
+    aligned: str = ""
+    sft: str = ""
+    reward_model: str = ""
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    chat_template: str = ""
+
+
+class FilesSettings(_Table):
+    """Hashes of samples of the checkpoints' bytes."""
+
+    aligned: str = ""
+    sft: str = ""
+    reward_model: str = ""
+
+
+class WeightsSettings(_Table):
+    """Fingerprints of the two sources in the engine's memory."""
+
+    aligned: str = ""
+    sft: str = ""
+
+
+class PromptsSettings(_Table):
+    """How many prompts the search has, and the hash of their ids and texts in order."""
+
+    n: int = 0
+    hash: str = ""
+
+
+class RewardSettings(_Table):
+    """How answers are rated; hash of the reward model's chat template."""
+
+    max_tokens: int = 0
+    arithmetic: str = ""
+    chat_template: str = ""
+
+
+class EngineSettings(_Table):
+    """What changes an engine's answers; fingerprints are by tensor-parallel rank."""
+
+    dtype: str = ""
+    arithmetic: str = ""
+    max_model_len: int = 0
+    tensor_parallel: int = 1
+
+
+class FreeTable(_Table):
+    """A table of the study file, as it is there."""
+
+
+class Settings(BaseModel):
+    """The settings, by table; only what was set is kept and compared."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    pair: PairSettings = PairSettings()
+    files: FilesSettings = FilesSettings()
+    weights: WeightsSettings = WeightsSettings()
+    prompts: PromptsSettings = PromptsSettings()
+    sampling: FreeTable = FreeTable()
+    guardrails: FreeTable = FreeTable()
+    search: FreeTable = FreeTable()
+    reward: RewardSettings = RewardSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def flat(self) -> dict[str, Value]:
+        """`table.key` -> value, as the database and `expo.json` have it."""
+        tables = self.model_dump(mode="json", exclude_unset=True)
+        return {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Self:
+        """Inverse of `flat`."""
+        tables: dict[str, dict[str, Any]] = {}
+        for name, value in flat.items():
+            table, _, key = name.partition(".")
+            tables.setdefault(table, {})[key] = value
+        return cls.model_validate(tables)
+
+    def updated(self, other: Settings) -> Settings:
+        """These, with what the other ones set."""
+        return Settings.from_flat(self.flat() | other.flat())
+
+
+def compare_settings(
+    stored: Settings,
+    asked: Settings,
+    *,
+    name: str,
+    do: str = "drop the differing options, or give another --study-name",
+) -> None:
+    """Trials of one study are made under one set of settings. `do`: the advice to who has others.
+
+    Raises:
+        SettingsChanged: names every setting that differs, with both values.
+    """
+    there, now = stored.flat(), asked.flat()
+    differing = [
+        f"{key}: {there[key]!r} there, {now[key]!r} now"
+        for key in sorted(there.keys() & now.keys())
+        if there[key] != now[key]
+    ]
+    if differing:
+        raise SettingsChanged(
+            where=f"study {name}",
+            found=f"other settings ({'; '.join(differing)})",
+            expected="those it was made under",
+            do=do,
+        )
