@@ -18,7 +18,7 @@ import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
 from expo_search.engine.machine import Machine
-from expo_search.session import running as run
+from expo_search.session import preflight
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -147,11 +147,11 @@ def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(run, "measure_machine", lambda: Machine(host_free=1 << 30))
+    patch.setattr(preflight, "measure_machine", lambda: Machine(host_free=1 << 30))
 
 
 def no_vllm(_: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(run, "find_spec", lambda _: None)
+    patch.setattr(preflight, "find_spec", lambda _: None)
 
 
 def entry(start: int, stop: int, *shape: int) -> dict[str, object]:

@@ -84,7 +84,7 @@ def test_a_stored_study_computes_as_its_trials_did_unless_it_says_otherwise() ->
     spec = StudySpec(name="x", pair=pair)
     again = computing_as(spec, settings)
     assert (again.engine.arithmetic, again.reward.arithmetic) == ("float32", "bfloat16")
-    assert computing_as(spec, {}) == spec
+    assert computing_as(spec, Settings()) == spec
     said = StudySpec(
         name="x", pair=pair, engine=EngineSpec(arithmetic="bfloat16"), reward=RewardSpec(arithmetic="float32")
     )

@@ -42,7 +42,7 @@ def test_every_error_is_raised_somewhere_in_the_package_and_nothing_raises_the_b
     package = Path(inspect.getfile(errors)).parent
     raised = {
         node.exc.func.id
-        for file in package.glob("*.py")
+        for file in package.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
     }

@@ -261,7 +261,7 @@ class TestSignals:
     ) -> None:
         code = (
             "import multiprocessing as m, os, signal, threading, time\n"
-            "from expo_search.cli.signals import not_for_children\n"
+            "from expo_search.engine.start import not_for_children\n"
             "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
             "def child(pipe): signal.signal(signal.SIGINT, signal.SIG_DFL); pipe.recv(); pipe.send('alive')\n"
             "if __name__ == '__main__':\n"

@@ -29,7 +29,7 @@ from expo_search.text import clean, one_line
 
 PACKAGE = Path(expo_search.__file__).parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = sorted(PACKAGE.glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -74,7 +74,7 @@ class TestPickles:
                 if not name.endswith(".from_pretrained") or "Model" not in name:
                     continue
                 options = {k.arg: ast.unparse(k.value) for k in call.keywords}
-                gguf = file.name == "assemble.py" and options.get(None) == "source"
+                gguf = file.name == "build.py" and options.get(None) == "source"
                 assert gguf or options.get("use_safetensors") == "True", (file, ast.unparse(call))
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])

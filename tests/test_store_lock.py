@@ -161,7 +161,7 @@ def test_a_search_whose_study_was_taken_over_stores_nothing_more_and_leaves_the_
 RACE = """
 import sys, time
 from expo_search.errors import StoreError
-from expo_search.store import Store
+from expo_search.store.study_store import Store
 store = Store(sys.argv[1], "s")
 print("ready", flush=True)
 input()
