@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.results.dashboard_server import open_dashboard
 from expo_search.results.html_report import write_report
 from expo_search.results.study_results import judge

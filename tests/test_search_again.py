@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
-from expo_search.config.spec import DEFAULT_STORAGE, StudySpec
+from expo_search.config.spec import StudySpec
 from expo_search.results.next_commands import search_again
 
 OWN = {"aligned": "me/aligned", "sft": "/a folder/sft", "reward_model": "me/rm"}

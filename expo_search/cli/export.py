@@ -25,7 +25,7 @@ from expo_search.cli.console import (
     say_on,
     terminal,
 )
-from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.errors import StudyError
 from expo_search.text import clean
 

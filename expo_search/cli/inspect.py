@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.cli.console import Json, Storage, console_on, known_study
-from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.errors import StudyError
 from expo_search.text import clean
 

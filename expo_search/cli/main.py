@@ -33,8 +33,9 @@ from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, print_result, report_page, show
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
-from expo_search.config.spec import DEFAULT_STORAGE, StudySpec
+from expo_search.config.spec import StudySpec
 from expo_search.errors import ExpoError, StudyError
 from expo_search.results.summary_json import confirmation_json
 from expo_search.text import one_line

@@ -27,7 +27,7 @@ from expo_search.cli.console import (
     say_on,
     terminal,
 )
-from expo_search.config.spec import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.errors import PromptsError, StudyError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from expo_search import __version__
 from expo_search.checkpoint.side_files import PROVENANCE
-from expo_search.config.spec import DEFAULT_STORAGE, Finite, StudySpec
+from expo_search.config.options import DEFAULT_STORAGE
+from expo_search.config.spec import Finite, StudySpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.inputs.pair import pinned

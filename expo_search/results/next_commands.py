@@ -12,28 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, option_of
 from expo_search.config.presets import load_study, preset_names
-from expo_search.config.spec import DEFAULT_STORAGE, SearchSpec, StudySpec
+from expo_search.config.spec import SearchSpec, StudySpec
 from expo_search.errors import ExpoError
 from expo_search.results.verdict import Verdict
 from expo_search.search.alpha_range import WIDEST
 from expo_search.text import shown
 
-_N_TRIALS = 20  # of a search that is not told another number
 _MORE_TRIALS = 10  # for the new part of a range
-_OPTIONS = {
-    "pair": {"sft": "--sft", "aligned": "--aligned", "adapter": "--adapter", "reward_model": "--reward-model"},
-    "prompts": {"source": "--prompts", "n": "--n-prompts"},
-    "sampling": {"max_tokens": "--max-tokens", "temperature": "--temperature"},
-    "search": {
-        "alpha_min": "--alpha-min", "alpha_max": "--alpha-max", "objective": "--objective", "sampler": "--sampler",
-        "tolerance": "--tolerance", "seed": "--seed",
-    },
-    "engine": {
-        "dtype": "--dtype", "arithmetic": "--arithmetic", "max_model_len": "--max-model-len",
-        "tensor_parallel": "--tensor-parallel", "sources": "--sources", "timeout_s": "--engine-timeout",
-    },
-}  # fmt: skip
 _NO_SETTING = {"aligned_revision", "sft_revision", "reward_revision", "published_alpha", "family", "aliases", "licence"}
 _NO_SETTING |= {"notes", "needs_remote_code"}
 
@@ -51,8 +38,8 @@ def search_again(stored: Mapping[str, Any] | None, name: str, url: str, edge: fl
         return ""
     end, value = _past(spec.search, edge)
     goes_on = spec.search.sampler == "expo"
-    trials = max(_N_TRIALS, n_trials + _MORE_TRIALS if goes_on else n_trials)
-    options = ["--trials", str(trials)] if trials != _N_TRIALS else []
+    trials = max(DEFAULT_TRIALS, n_trials + _MORE_TRIALS if goes_on else n_trials)
+    options = ["--trials", str(trials)] if trials != DEFAULT_TRIALS else []
     options += ["--study-name", name if goes_on else f"{name[:98]}-2"]
     options += ["--trust-remote-code"] if spec.trust_remote_code else []
     options += ["--storage", shown(url)] if url != DEFAULT_STORAGE else []
@@ -72,8 +59,8 @@ def _last(end: str, value: float | str, spec: StudySpec) -> list[str]:
     """The range: the end that is moved, and the other one where it was given."""
     other = "alpha_min" if end == "alpha_max" else "alpha_max"
     kept = getattr(spec.search, other)
-    given = [] if kept == "auto" else [_OPTIONS["search"][other], _written(kept)]
-    return [*given, _OPTIONS["search"][end], _written(value)]
+    given = [] if kept == "auto" else _given("search", other, kept)
+    return [*given, *_given("search", end, value)]
 
 
 def _settings(spec: StudySpec) -> list[str]:
@@ -88,20 +75,32 @@ def _settings(spec: StudySpec) -> list[str]:
         for key, value in values.items():
             if key in _NO_SETTING or key in ("alpha_min", "alpha_max") or value == usual[key]:
                 continue
-            if key == "racing":
-                words.append("--racing" if value else "--no-racing")
-            elif key in _OPTIONS.get(table, {}) and (key != "arithmetic" or value == spec.reward.arithmetic):
-                words += [_OPTIONS[table][key], _written(value)]
-            elif (table, key, value) not in (
-                ("pair", "max_model_len", spec.engine.max_model_len),
-                ("reward", "arithmetic", spec.engine.arithmetic),  # one option for both
-            ):
+            option = option_of(table, key)
+            if option and all(getattr(getattr(spec, other), key) == value for other in option.also):
+                words += _given(table, key, value)
+            elif not _said_elsewhere(spec, table, key, value):
                 unsaid = True
     if preset is None and not unsaid:
-        pair = {"aligned": spec.pair.aligned, "adapter": spec.pair.adapter, "sft": spec.pair.sft}
-        pair |= {"reward_model": spec.pair.reward_model}
-        return [w for k, v in pair.items() if v for w in (_OPTIONS["pair"][k], v)] + words
+        pair = {key: getattr(spec.pair, key) for key in ("aligned", "adapter", "sft", "reward_model")}
+        return [word for key, value in pair.items() if value for word in _given("pair", key, value)] + words
     return ["--study", "FILE", *(words[2:] if preset is not None else words)] if unsaid else words
+
+
+def _said_elsewhere(spec: StudySpec, table: str, key: str, value: object) -> bool:
+    """Whether a setting follows from an option of another table."""
+    if (table, key) == ("pair", "max_model_len"):
+        return value == spec.engine.max_model_len
+    by = next((o for o in OPTIONS if o.key == key and table in o.also), None)
+    return by is not None and getattr(getattr(spec, by.table), key) == value
+
+
+def _given(table: str, key: str, value: object) -> list[str]:
+    """An option with its value, as typed."""
+    option = option_of(table, key)
+    assert option is not None, f"no option for {table}.{key}"
+    if option.kind is bool:
+        return [option.flag if value else option.flag.replace("--", "--no-", 1)]
+    return [option.flag, _written(value)]
 
 
 def _preset_of(spec: StudySpec) -> tuple[str | None, StudySpec]:
