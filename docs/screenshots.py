@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.results.dashboard_server import open_dashboard
 from expo_search.results.html_report import write_report
-from expo_search.results.study_results import judge
+from expo_search.results.study_results import read_result
 from expo_search.store.study_store import Store
 
 COLOURS = 128  # a palette: a third of the size, and no difference to be seen
@@ -26,7 +26,7 @@ COLOURS = 128  # a palette: a third of the size, and no difference to be seen
 
 def take(page: Any, address: str, store: Store, out: Path) -> None:
     """Dashboard: figure, note, answers; and the page of `expo-search report`."""
-    best = judge(store).verdict.best
+    best = read_result(store).verdict.best
     page.goto(address)
     figure = page.locator('[id="user-defined-plot:expo-gain"]')
     figure.get_by_text("verdict: alpha").first.wait_for()

@@ -11,7 +11,7 @@ from fakes import make_evaluation
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.next_commands import next_steps
 from expo_search.results.note import YOURS, markdown_note
-from expo_search.results.study_results import Judged
+from expo_search.results.study_results import StudyResult
 from expo_search.results.verdict import verdict
 from expo_search.text import markdown
 
@@ -19,8 +19,8 @@ CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
 BETTER = make_evaluation(1, 0.3, 0.5, 0.05)
 
 
-def judged(known: list[Evaluation], url: str = "sqlite:///expo-search.db") -> Judged:
-    return Judged("s", url, known, {}, verdict(known))
+def judged(known: list[Evaluation], url: str = "sqlite:///expo-search.db") -> StudyResult:
+    return StudyResult("s", url, known, {}, verdict(known))
 
 
 def test_it_says_the_verdict_the_best_trials_and_the_next_commands() -> None:
@@ -76,7 +76,7 @@ def test_past_an_edge_the_note_has_the_command_of_the_verdict() -> None:
     found = replace(verdict([CONTROL, BETTER]), edge=0.3, again=command)
     assert next_steps("s", "sqlite:///expo-search.db", found)[0][0] == command
     assert command in found.sentence()
-    assert "..." not in markdown_note(Judged("s", "sqlite:///expo-search.db", [CONTROL, BETTER], {}, found))
+    assert "..." not in markdown_note(StudyResult("s", "sqlite:///expo-search.db", [CONTROL, BETTER], {}, found))
 
 
 def test_commands_are_quoted_for_the_shell_and_show_no_password() -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.api import export, open_study
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Json,
@@ -57,29 +58,28 @@ def export_model(
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
-    from expo_search.exporting.study import Wanted, export_study
-
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
     check_name(out)
     shard_bytes = size_in_bytes(max_shard_size)
-    wanted = Wanted(
-        out=out,
-        alpha=alpha,
-        dtype=dtype,
-        max_shard_bytes=shard_bytes,
-        force=force,
-        as_adapter=as_adapter,
-        verify=verify,
-        push_to=push_to_hub,
-        private=private,
-        trust_remote_code=trust_remote_code,
-    )
     with terminal(log) as (_, err):
-        say = say_on(err, quiet)
-        name = known_study(study, storage)
+        result = open_study(storage, known_study(study, storage))
         with _bytes_bar(err, quiet) as on_bytes:
-            export_study(storage, name, wanted, say, on_bytes)
+            export(
+                result,
+                out,
+                alpha=alpha,
+                dtype=dtype,
+                max_shard_bytes=shard_bytes,
+                force=force,
+                as_adapter=as_adapter,
+                verify=verify,
+                push_to=push_to_hub,
+                private=private,
+                trust_remote_code=trust_remote_code,
+                say=say_on(err, quiet),
+                on_bytes=on_bytes,
+            )
 
 
 def reproduce_model(

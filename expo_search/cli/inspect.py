@@ -1,4 +1,4 @@
-"""The commands that look into a study: `show`, `report`, `dashboard`."""
+"""The commands that look: `pairs` into the presets, `show`, `report` and `dashboard` into a study."""
 
 from __future__ import annotations
 
@@ -12,15 +12,45 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.api import open_study
 from expo_search.cli.console import Json, Storage, console_on, known_study
 from expo_search.config.options import DEFAULT_STORAGE
+from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
 from expo_search.text import clean
 
 if TYPE_CHECKING:
-    from expo_search.store.study_store import Store
+    from expo_search.results.study_results import StudyResult
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def list_pairs(as_json: Json = False) -> None:
+    """List the presets."""
+    from expo_search.config.presets import preset_names
+
+    names = {name: file for name, file in preset_names().items() if file.stem == name}
+    specs = {name: load_study(preset=name, trust_remote_code=True) for name in names}
+    if as_json:
+        typer.echo(json.dumps({name: spec.model_dump(mode="json") for name, spec in specs.items()}, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("pair", "aligned", "sft", "published alpha", "range", "remote code"):
+        table.add_column(heading, overflow="fold")
+    for name, spec in specs.items():
+        p = spec.pair
+        shipped = "built on first use"
+        table.add_row(
+            ", ".join([name, *p.aliases]),
+            p.aligned or shipped,
+            p.sft or shipped,
+            "" if p.published_alpha is None else f"{p.published_alpha:g}",
+            f"{spec.search.alpha_min} .. {spec.search.alpha_max}",
+            "yes" if p.needs_remote_code else "",
+        )
+    Console().print(table)
 
 
 def show(
@@ -31,16 +61,14 @@ def show(
 ) -> None:
     """Show a study's trials, curve and verdict."""
     from expo_search.results.trials_csv import trials_csv
-    from expo_search.search.loop import evaluations
-    from expo_search.store.study_store import Store
 
     if as_csv and as_json:
         raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
-    store = Store(storage, known_study(study, storage), read_only=True)
+    result = open_study(storage, known_study(study, storage))
     if as_csv:
-        sys.stdout.write(trials_csv(evaluations(store.study)))
+        sys.stdout.write(trials_csv(result.evaluations))
     else:
-        print_result(console_on(sys.stdout), store, as_json=as_json)
+        print_result(console_on(sys.stdout), result, as_json=as_json)
 
 
 def report_page(
@@ -86,24 +114,22 @@ def dashboard(
             return
 
 
-def print_result(console: Console, store: Store, *, as_json: bool) -> None:
+def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
+    """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
     from expo_search.results.next_commands import next_steps
-    from expo_search.results.study_results import judge
     from expo_search.results.summary_json import summary
 
-    study = judge(store)
-    found, verdict = study.evaluations, study.verdict
+    known, verdict = result.evaluations, result.verdict
     if as_json:
-        text = json.dumps(summary(store.name, found, verdict), indent=2)
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(json.dumps(summary(result.name, known, verdict), indent=2)), soft_wrap=True)
         return
-    console.print(terminal.trial_table(found, console.width))
-    if len(found) > 1:
-        console.print(Text(terminal.curve(found, width=min(100, console.width))), soft_wrap=True)
+    console.print(terminal.trial_table(known, console.width))
+    if len(known) > 1:
+        console.print(Text(terminal.curve(known, width=min(100, console.width))), soft_wrap=True)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
-    console.print(Text(terminal.stage_seconds(found)), soft_wrap=True)
-    steps = next_steps(store.name, store.url, verdict)
+    console.print(Text(terminal.stage_seconds(known)), soft_wrap=True)
+    steps = next_steps(result.name, result.url, verdict)
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
     console.print(Text(clean("\n".join(["\nNext:", *lines]))), soft_wrap=True)

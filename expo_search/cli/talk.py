@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from expo_search.api import open_session, open_study
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Json,
@@ -24,17 +25,15 @@ from expo_search.cli.console import (
     Storage,
     TrustRemoteCode,
     known_study,
-    say_on,
     terminal,
 )
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.errors import PromptsError, StudyError
+from expo_search.text import clean
 
 if TYPE_CHECKING:
     from expo_search.contracts import Prompt
-    from expo_search.evaluation.compare import Rewarded
-    from expo_search.session.preflight import Checked
-    from expo_search.store.study_store import Store
+    from expo_search.evaluation.compare import Comparison, Rewarded
 
 _COLUMN_LEAST = 28  # characters; with less room for each, answers stand below each other
 _N_PROMPTS = 5
@@ -53,28 +52,22 @@ def compare(
 ) -> None:
     """Print answers at several alphas side by side, with rewards. Nothing is added to the study."""
     from expo_search.cli.chat_session import parse_alphas
-    from expo_search.evaluation.compare import compare as run_compare
-    from expo_search.session.preflight import check_stored
-    from expo_search.session.running import start_models
-    from expo_search.store.study_store import Store
 
     given = None if alphas is None else parse_alphas(alphas)
     name = known_study(study, storage)
     with terminal(log) as (out, err):
-        say = say_on(err, quiet)
-        store = Store(storage, name, read_only=True)
-        wanted = [0.0, _best_alpha(store)] if given is None else given
-        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
-        prompts = _prompts(store, prompt, n, checked)
-        rows = run_compare(
-            *start_models(checked, say), list(dict.fromkeys(wanted)), prompts, checked.spec.search.seed, say
+        wanted = [0.0, _best_alpha(storage, name)] if given is None else given
+        session = open_session(
+            name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
         )
+        with session:
+            comparison = session.compare(wanted, _prompts(storage, name, prompt, n))
         if as_json:
-            pairs = zip(prompts, rows, strict=True)
-            found = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]
-            out.print(Text(json.dumps({"study": name, "prompts": found}, indent=2)), soft_wrap=True)
+            pairs = zip(comparison.prompts, comparison.rows, strict=True)
+            answers = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]
+            out.print(Text(json.dumps({"study": name, "prompts": answers}, indent=2)), soft_wrap=True)
         else:
-            print_answers(out, prompts, rows)
+            print_answers(out, comparison)
 
 
 def chat(
@@ -88,9 +81,6 @@ def chat(
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
     from expo_search.cli.chat_session import HELP, Chat
-    from expo_search.session.preflight import check_stored
-    from expo_search.session.running import start_model
-    from expo_search.store.study_store import Store
     from expo_search.weights.formula import is_alpha
 
     if alpha is not None and not is_alpha(alpha):
@@ -99,31 +89,32 @@ def chat(
         )
     name = known_study(study, storage)
     with terminal(log) as (out, err):
-        say = say_on(err, quiet)
-        begin = _best_alpha(Store(storage, name, read_only=True)) if alpha is None else alpha
-        checked = check_stored(storage, name, say, trust_remote_code=trust_remote_code, adds=False)
-        model = start_model(checked, say)
+        begin = _best_alpha(storage, name) if alpha is None else alpha
+        session = open_session(
+            name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
+        )
 
         def write(text: str) -> None:
             out.file.write(text)  # as it comes: Rich would wrap each piece by itself
             out.file.flush()
 
         interrupt = _Interrupt()
-        conversation = Chat(model, begin, write, interrupt, max_tokens)
-        say(HELP)
-        conversation.open()
-        for line in _lines(write):
-            with interrupt:
-                go_on = conversation.hear(line)
-            if not go_on:
-                break
+        with session:
+            model = session.running.own_model
+            assert model is not None, "no other model was given"
+            conversation = Chat(model, begin, write, interrupt, max_tokens)
+            session.say(HELP)
+            conversation.open()
+            for line in _lines(write):
+                with interrupt:
+                    go_on = conversation.hear(line)
+                if not go_on:
+                    break
 
 
-def print_answers(console: Console, prompts: Sequence[Prompt], rows: Sequence[Sequence[Rewarded]]) -> None:
+def print_answers(console: Console, comparison: Comparison) -> None:
     """One table a prompt: a column an alpha where there is room, else one below the other."""
-    from expo_search.text import clean
-
-    for prompt, row in zip(prompts, rows, strict=True):
+    for prompt, row in zip(comparison.prompts, comparison.rows, strict=True):
         console.print(Text(f"\n{clean(prompt.text)}", style="bold"), soft_wrap=True)
         heads = [f"alpha = {a.alpha:g}   reward {a.reward:+.3f}" for a in row]
         answers = [Text(clean(a.completion.text) + _ending(a)) for a in row]
@@ -141,45 +132,28 @@ def _ending(answer: Rewarded) -> str:
     return " [cut off]" if answer.completion.finish_reason == "length" else ""
 
 
-def _best_alpha(store: Store) -> float:
+def _best_alpha(storage: str, name: str) -> float:
     """The best alpha but 0, whatever the verdict on it: it is the one to look at."""
-    from expo_search.results.study_results import judge
-
-    best = judge(store).verdict.best
+    best = open_study(storage, name).best
     return 0.0 if best is None else best.alpha
 
 
-def _prompts(store: Store, texts: Sequence[str] | None, n: int | None, checked: Checked) -> list[Prompt]:
-    """The prompts given, or the first n of the study's. All faults are found before an engine starts."""
-    from expo_search.contracts import Prompt
-    from expo_search.text import storable
+def _prompts(storage: str, name: str, texts: Sequence[str] | None, n: int | None) -> Sequence[str | Prompt]:
+    """The prompts given, or the first n of the study's."""
+    from expo_search.store.study_store import Store
 
     if texts and n is not None:
         raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
     if texts:
-        given = [Prompt(f"given-{i}", text) for i, text in enumerate(dict.fromkeys(texts))]
-        for p in given:
-            if not p.text.strip():
-                found = "an empty text"
-            elif storable(p.text) != p.text:  # how Python hands on bytes that are no text; no tokenizer takes them
-                found = "bytes that are not UTF-8"
-            elif not checked.fits(p):
-                found = f"{len(p.text)} characters"
-            else:
-                continue
-            raise PromptsError(
-                where="--prompt",
-                found=found,
-                expected="a text that leaves room for an answer in the context",
-                do="give another text",
-            )
-        return given
+        return texts
+    store = Store(storage, name, read_only=True)
     stored = store.prompts("search")
+    store.close()
     wanted = min(_N_PROMPTS, len(stored)) if n is None else n
     if not 1 <= wanted <= len(stored):
         raise PromptsError(
             where=f"-n {wanted}",
-            found=f"{len(stored)} prompts in study {store.name}",
+            found=f"{len(stored)} prompts in study {name}",
             expected=f"1 to {len(stored)}" if stored else "a study that was searched",
             do="give another number, or --prompt TEXT",
         )

@@ -53,7 +53,7 @@ class Needs:
     largest_experts: int = 0
 
     @classmethod
-    def of(cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint, dtypes: Dtypes) -> Needs:
+    def of(cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint | None, dtypes: Dtypes) -> Needs:
         itemsize = ITEMSIZE[dtypes.engine]
         config = aligned.config.get("text_config") or aligned.config
         kv_per_token, kv_heads = _key_values(config)
@@ -63,7 +63,9 @@ class Needs:
             live=_n_elements(aligned) * itemsize,
             packed=sum(t.n_elements for t in rows) * itemsize,
             sources=sum(_source_bytes(c, dtypes.weights) for c in (aligned, sft)),
-            reward_model=int(_n_elements(reward) * ITEMSIZE[dtypes.reward] * (1 + _REWARD_ACTIVATIONS)),
+            reward_model=0
+            if reward is None
+            else int(_n_elements(reward) * ITEMSIZE[dtypes.reward] * (1 + _REWARD_ACTIVATIONS)),
             kv_per_token=kv_per_token * itemsize,
             kv_heads=kv_heads,
             arithmetic=dtypes.engine,

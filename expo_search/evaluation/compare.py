@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expo_search.contracts import Completion, Model, Prompt, Scorer
+from expo_search.text import clean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Rewarded:
     reward: float
 
     def as_json(self) -> dict[str, Any]:
+        """For machines."""
         c = self.completion
         return {
             "alpha": self.alpha,
@@ -28,6 +33,35 @@ class Rewarded:
         }
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Answers to prompts at several alphas; `rows` has shape (prompts, alphas)."""
+
+    prompts: Sequence[Prompt]
+    rows: Sequence[Sequence[Rewarded]]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an answer: prompt, alpha, answer, reward, tokens, finish_reason."""
+        import pandas as pd
+
+        pairs = zip(self.prompts, self.rows, strict=True)
+        return pd.DataFrame([{"prompt": p.text, **answer.as_json()} for p, row in pairs for answer in row])
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: a row a prompt, a column an alpha; every text is escaped."""
+        import pandas as pd
+
+        table = pd.DataFrame(
+            [
+                {"prompt": clean(p.text)}
+                | {f"alpha = {a.alpha:g}": f"[{a.reward:+.3f}] {clean(a.completion.text)}" for a in row}
+                for p, row in zip(self.prompts, self.rows, strict=True)
+            ]
+        )
+        with pd.option_context("display.max_colwidth", None):
+            return str(table.to_html(index=False, escape=True))
+
+
 def compare(
     model: Model,
     scorer: Scorer,
@@ -35,13 +69,13 @@ def compare(
     prompts: Sequence[Prompt],
     seed: int,
     say: Callable[[str], None] = lambda _: None,
-) -> list[list[Rewarded]]:
-    """Answer every prompt at every alpha, with the same sampling seed; shape (prompts, alphas)."""
+) -> Comparison:
+    """Answer every prompt at every alpha, each prompt with one sampling seed, and rate the answers."""
     columns = []
-    for alpha in alphas:
+    for alpha in dict.fromkeys(alphas):
         switch = model.materialize(alpha)
-        found = {c.prompt: c for c in model.generate(prompts, seed) if isinstance(c, Completion)}
-        rewards, _ = scorer.score([found[p] for p in prompts], lambda _: None)
+        answers = {c.prompt: c for c in model.generate(prompts, seed) if isinstance(c, Completion)}
+        rewards, _ = scorer.score([answers[p] for p in prompts], lambda _: None)
         say(f"alpha = {alpha:g}: switched in {switch.seconds:.2f} s, {len(prompts)} answers")
-        columns.append([Rewarded(alpha, found[p], r) for p, r in zip(prompts, rewards, strict=True)])
-    return [list(row) for row in zip(*columns, strict=True)]
+        columns.append([Rewarded(alpha, answers[p], r) for p, r in zip(prompts, rewards, strict=True)])
+    return Comparison(prompts, [list(row) for row in zip(*columns, strict=True)])

@@ -59,6 +59,12 @@ class Evaluation:
     n_tokens: int
     covariances: Mapping[str, float]
 
+    def __str__(self) -> str:
+        """One line, for people."""
+        gain = "the control" if self.trial == CONTROL else f"gain {self.gain.mean:+.4f} ± {self.gain.se:.4f}"
+        reward = f"reward {self.reward.mean:.4f}"
+        return f"trial {self.trial}: alpha {self.alpha:.4g}, {reward}, {gain} on {self.gain.n} prompts"
+
     @property
     def stopped_early(self) -> bool:
         return self.outcome != "complete"

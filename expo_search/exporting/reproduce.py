@@ -125,8 +125,7 @@ def reproduce(
             again = objective.evaluate(stored["trial"], stored["alpha"], n_most=stored["n_prompts"])
             return _compare(found, running.store, control, again)
         finally:
-            running.model.close()
-            running.store.close()
+            running.close()
 
 
 def _compare(found: Mapping[str, Any], store: Store, control: Evaluation, again: Evaluation) -> Reproduction:

@@ -19,11 +19,20 @@ from expo_search.errors import PairError
 from expo_search.folders import cache_folder
 from expo_search.inputs.hub_download import from_hub
 from expo_search.inputs.shipped_parts import shipped_pair
-from expo_search.inputs.source import CODE_REVISIONS, LOCAL, Pair, Source
+from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Source
 
 
-def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Pair:
+def resolve_pair(
+    spec: PairSpec,
+    *,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+    own_model: bool = True,
+    own_scorer: bool = True,
+) -> Pair:
     """Find, fetch or build the three checkpoints. `say` gets a line before anything that takes long.
+
+    Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are.
 
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
@@ -33,11 +42,15 @@ def resolve_pair(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str]
         (spec.sft, spec.sft_revision, "sft"),
         (spec.reward_model, spec.reward_revision, "reward model"),
     )
+    is_own = {"aligned": own_model, "sft": own_model, "reward model": own_scorer}
     aligned, sft, reward_model = (
-        _resolve(id, revision, role, trust_remote_code, say) if id else None for id, revision, role in given
+        (_resolve(id, revision, role, trust_remote_code, say) if is_own[role] else Source(Path(id), id, PLUG_IN))
+        if id
+        else None
+        for id, revision, role in given
     )
     base, adapter = None, None
-    if spec.adapter and aligned:
+    if spec.adapter and aligned and own_model:
         base, adapter = aligned, _resolve(spec.adapter, None, "adapter", trust_remote_code, say, "adapter_config.json")
         aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
     if aligned and sft and reward_model:

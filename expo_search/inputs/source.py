@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCAL = "local"
+PLUG_IN = "plug-in"  # a name alone: what answers, or rates, is an object that was handed in
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import GAIN
 from expo_search.results.curve.static import curve_png
 from expo_search.results.note import markdown_note
-from expo_search.results.study_results import judge
+from expo_search.results.study_results import read_result
 from expo_search.store.database import sqlite_path
 from expo_search.store.study_store import Store
 
@@ -82,7 +82,7 @@ class DashboardUpdates:
         table, n = json_lines(rows, n_max=_ROWS_MAX, bytes_max=_BYTES_MAX)
         name = "samples.jsonl" if n == len(rows) else f"samples-first-{n}-of-{len(rows)}.jsonl"
         self._put(trial, name, table, "application/jsonl")
-        so_far = judge(self._store, untold=evaluation)
+        so_far = read_result(self._store, untold=evaluation)
         picture = curve_png(so_far.evaluations, so_far.verdict, band=so_far.band, title=self._store.name)
         self._put(trial, "curve.png", picture, "image/png")
 
@@ -110,7 +110,7 @@ class DashboardUpdates:
     def _update_study(self) -> None:
         from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-        study, so_far = self._store.study, judge(self._store)
+        study, so_far = self._store.study, read_result(self._store)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # experimental, says Optuna

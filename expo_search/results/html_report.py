@@ -23,7 +23,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.next_commands import next_steps
-from expo_search.results.study_results import judge
+from expo_search.results.study_results import read_result
 from expo_search.results.terminal import stage_seconds
 from expo_search.results.verdict import Verdict, confirmation_sentence
 from expo_search.store.settings import Settings
@@ -73,7 +73,7 @@ def _check_target(out: Path, *, force: bool) -> None:
 
 
 def _page(store: Store) -> Iterator[str]:
-    study = judge(store)
+    study = read_result(store)
     known, found = study.evaluations, study.verdict
     script, style = _asset("report.js"), _asset("report.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.next_commands import next_steps
-from expo_search.results.study_results import Judged
+from expo_search.results.study_results import StudyResult
 from expo_search.text import clean, markdown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
 _N_BEST = 5
 
 
-def markdown_note(study: Judged, *, artifacts: str | None = None, old: str = "") -> str:
+def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str = "") -> str:
     """The study's note. What a person wrote stays: all that is below `YOURS`, or a whole note that has no such line."""
     found = study.verdict
     alpha = found.best.alpha if found.best is not None and found.word == "better" else 0.0

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import search_again
+from expo_search.results.terminal import cells
+from expo_search.results.trials_csv import trial_row
 from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
 from expo_search.stats.gain_curve import collapsed
 from expo_search.store.study_store import Store
+from expo_search.text import clean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LEAST = 3  # alphas through which a fit says more than its own assumptions
 _TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A study's finished trials in order, its confirmations by trial, and its verdict."""
+class StudyResult:
+    """A study as it was when it was read: its finished trials in order, its confirmations by trial, its verdict.
+
+    Attributes:
+        name, url: of the study, and of its database.
+    """
 
     name: str
     url: str
     evaluations: Sequence[Evaluation]
     confirmations: Mapping[int, Confirmation]
     verdict: Verdict
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The trial to recommend among those at other alphas than 0, whatever the verdict on it; None: none may win."""
+        return self.verdict.best
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a trial, as `expo-search show --csv` prints it: numbers in full precision."""
+        import pandas as pd
+
+        return pd.DataFrame([trial_row(e) for e in self.evaluations])
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the verdict, the curve, the trials. Every text is escaped."""
+        import pandas as pd
+
+        from expo_search.results.curve.static import curve_svg
+
+        table = pd.DataFrame([cells(e) for e in self.evaluations])
+        picture = curve_svg(self.evaluations, self.verdict, band=self.band) if len(self.evaluations) > 1 else ""
+        verdict = html.escape(clean(self.verdict.sentence()))
+        return f"<p><b>{verdict}</b></p>\n{picture}\n{table.to_html(index=False, escape=True)}"
 
     @cached_property
     def band(self) -> Band | None:
@@ -44,7 +78,7 @@ class Judged:
         return Band(*([float(x) for x in end] for end in ends))
 
 
-def judge(store: Store, *, untold: Evaluation | None = None) -> Judged:
+def read_result(store: Store, *, untold: Evaluation | None = None) -> StudyResult:
     """Read a study from the database; `untold` is a trial that is evaluated but not told yet."""
     known = [*evaluations(store.study), *([] if untold is None else [untold])]
     spec = store.attributes.spec
@@ -52,4 +86,4 @@ def judge(store: Store, *, untold: Evaluation | None = None) -> Judged:
     confirmed = confirmations(store)
     found = verdict(known, confirmed, search=search)
     again = search_again(spec, store.name, store.url, found.edge, len(known))
-    return Judged(store.name, store.url, known, confirmed, replace(found, again=again))
+    return StudyResult(store.name, store.url, known, confirmed, replace(found, again=again))

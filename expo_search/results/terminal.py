@@ -20,7 +20,7 @@ def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
     from rich.table import Table
 
     best = verdict(evaluations).best
-    rows = [_cells(e) for e in evaluations]
+    rows = [cells(e) for e in evaluations]
     sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
     sizes = {k: min(n, _REMARK) if k == "" else n for k, n in sizes.items()}  # a long remark goes on below
     for heading in reversed(_LEAVE_OUT):
@@ -38,7 +38,7 @@ _REMARK = 24  # characters
 _LEAVE_OUT = ("equal length", "cut off", "tokens", "wins", "loops", "seconds")
 
 
-def _cells(e: Evaluation) -> dict[str, str]:
+def cells(e: Evaluation) -> dict[str, str]:
     """A trial's row of the table, by heading. The control is not compared with itself."""
     versus = e.trial != CONTROL
     return {

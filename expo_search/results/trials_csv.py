@@ -13,7 +13,7 @@ from expo_search.evaluation.result import Evaluation
 def trials_csv(evaluations: Sequence[Evaluation]) -> str:
     """RFC 4180 with a header; numbers in full precision, guardrails joined by "; "."""
     out = io.StringIO()
-    rows = [_row(e) for e in evaluations]
+    rows = [trial_row(e) for e in evaluations]
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(out, fieldnames=list(names or ["trial", "alpha"]))
     writer.writeheader()
@@ -21,7 +21,8 @@ def trials_csv(evaluations: Sequence[Evaluation]) -> str:
     return out.getvalue()
 
 
-def _row(e: Evaluation) -> dict[str, Any]:
+def trial_row(e: Evaluation) -> dict[str, Any]:
+    """One trial's numbers by name, without those that depend on another trial."""
     values = {key: value for key, value in e.attributes().items() if not isinstance(value, Mapping)}
     values["broken"] = "; ".join(e.broken)
     ends = {"gain_low": e.gain.low, "gain_high": e.gain.high}

@@ -6,7 +6,8 @@ then refines it where the fit (`gain_curve.py`) expects to gain most, on all of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,19 +22,29 @@ from expo_search.stats.paired import Estimate
 from expo_search.store.attributes import stands_for
 
 if TYPE_CHECKING:
-    from optuna import Study
+    from optuna import Study, Trial
+
+
+_NO_ERROR_KNOWN = 1 << 20  # prompts of a value that came without an error: their number tells nothing
 
 
 class ExpoSampler(BaseSampler):
-    """Samples one float parameter, alpha, from trials that carry `gain`, `gain_se`, `n_prompts` (user attributes).
+    """Proposes one float parameter, alpha, from what finished trials measured. Works in any study of one objective.
 
-    The same trials give the same proposal: nothing is random, and nothing is kept between calls. Other parameters
-    are drawn at random. Works in `study.optimize` and with ask/tell; what is asked for and not told yet is not proposed
-    again, so several trials may run at a time. Without these attributes a trial's value counts
-    against that of the trial nearest to alpha = 0.
+    It reads these user attributes of a trial, which `record_gain` writes (those of other forms it leaves alone):
+
+    - `gain`, `gain_se`, `n_prompts`: gain over alpha = 0, its standard error, and over how many prompts;
+    - `outcome`: "complete", "enough", "hopeless" or "degenerate"; `broken`: names of guardrails that it breaks;
+    - `covariances`: of its gain with other trials', by their number; `repeats`: the number of the trial it repeats.
+
+    Without the first three a trial's value counts, against that of the trial nearest to alpha = 0, with a tenth of the
+    values' spread as its error. The same trials give the same proposal: nothing is random, and nothing is kept between
+    calls. Other parameters are drawn at random. Works in `study.optimize` and with ask/tell; what is asked for and not
+    told yet is not proposed again, so several trials may run at a time.
 
     Args:
         start: the first alpha to try beside 0; a quarter of the range by default.
+        parameter: the name of alpha.
         seed: of the random sampler for other parameters.
     """
 
@@ -73,25 +84,60 @@ class ExpoSampler(BaseSampler):
 
     def _history(self, study: Study) -> list[Finished]:
         sign = -1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else 1.0
-        found: list[Finished] = []
-        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if self._parameter not in t.params or t.value is None:
-                continue
-            a = t.user_attrs
-            estimate = Estimate(a["gain"], a["gain_se"], a["n_prompts"]) if "gain_se" in a else None
-            found.append(
-                Known(
-                    stands_for(t),
-                    float(t.params[self._parameter]),
-                    estimate or Estimate(sign * t.value, 0.0, 1 << 20),
-                    a.get("outcome", "complete"),
-                    tuple(a.get("broken", ())),
-                    a.get("covariances", {}),
-                )
-            )
-        if found and all(t.gain.se == 0 for t in found):
-            found = _against_control(found)
-        return found
+        known: list[Finished] = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            alpha = trial.params.get(self._parameter)
+            if isinstance(alpha, float | int) and trial.value is not None and math.isfinite(trial.value):
+                known.append(_known(trial, float(alpha), sign * trial.value))
+        if known and all(t.gain.se == 0 for t in known):
+            known = _against_control(known)
+        return known
+
+
+def record_gain(
+    trial: Trial,
+    gain: Estimate,
+    *,
+    outcome: str = "complete",
+    broken: Sequence[str] = (),
+    covariances: Mapping[int, float] | None = None,
+) -> None:
+    """Tell `ExpoSampler` what a trial measured, as the trial's user attributes, before its value is told.
+
+    Args:
+        gain: over alpha = 0, paired, with its standard error and number of prompts; of alpha = 0 itself it is 0 ± 0.
+        outcome: "complete"; "enough" where it was evaluated on a part of the prompts; "hopeless" or "degenerate" where
+            it was stopped for that.
+        broken: names of guardrails that it breaks; such an alpha is not recommended.
+        covariances: of this gain with those of earlier trials, by their number, where they share prompts.
+    """
+    values = {
+        "gain": gain.mean,
+        "gain_se": gain.se,
+        "n_prompts": gain.n,
+        "outcome": outcome,
+        "broken": list(broken),
+        "covariances": {str(number): value for number, value in (covariances or {}).items()},
+    }
+    for key, value in values.items():
+        trial.set_user_attr(key, value)
+
+
+def _known(trial: FrozenTrial, alpha: float, value: float) -> Known:
+    """A finished trial as the fit sees it; attributes of other forms than ours are somebody else's, and not read."""
+    a = trial.user_attrs
+    numbers: list[Any] = [a.get(key) for key in ("gain", "gain_se", "n_prompts")]
+    if not all(isinstance(x, float | int) and math.isfinite(x) for x in numbers) or numbers[1] < 0 or numbers[2] < 1:
+        return Known(trial.number, alpha, Estimate(value, 0.0, _NO_ERROR_KNOWN))
+    outcome, broken, shared = a.get("outcome", "complete"), a.get("broken", ()), a.get("covariances", {})
+    return Known(
+        stands_for(trial),
+        alpha,
+        Estimate(float(numbers[0]), float(numbers[1]), int(numbers[2])),
+        outcome if isinstance(outcome, str) else "complete",
+        tuple(map(str, broken)) if isinstance(broken, list | tuple) else (),
+        shared if isinstance(shared, dict) and all(isinstance(x, float | int) for x in shared.values()) else {},
+    )
 
 
 def _against_control(trials: Sequence[Finished]) -> list[Finished]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
 from expo_search.config.presets import studies_folder
 from expo_search.config.spec import StudySpec, stored_spec
@@ -26,12 +27,15 @@ from expo_search.evaluation.reward_model import check_labels
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
-from expo_search.inputs.source import Pair
+from expo_search.inputs.source import Pair, Source
 from expo_search.session.settings import advice_on_changes, computing_as, study_settings
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.database import check_storage
 from expo_search.store.lock import refuse_if_held
 from expo_search.store.settings import Settings, compare_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
 
@@ -43,6 +47,7 @@ class Checked:
     Attributes:
         prompts: all of them, in order; the search's are among the first `reach`.
         fits: whether a prompt leaves room for a whole answer in the context.
+        memory, dtypes: of an engine of ours; None where another model answers.
     """
 
     spec: StudySpec
@@ -53,45 +58,106 @@ class Checked:
     reach: int
     fits: Callable[[Prompt], bool]
     settings: Settings
-    memory: MemoryPlan
-    dtypes: Dtypes
+    memory: MemoryPlan | None
+    dtypes: Dtypes | None
 
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
         """n prompts, or all, that the search has not seen."""
         return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
 
 
-def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bool = True) -> Checked:
+def check(
+    spec: StudySpec,
+    storage: str,
+    say: Callable[[str], None],
+    *,
+    adds: bool = True,
+    own_model: bool = True,
+    own_scorer: bool = True,
+) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
-    `adds`: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
-    is a fault as well.
+    Args:
+        adds: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
+            is a fault as well.
+        own_model, own_scorer: whether our engine answers and our reward model rates; of what stands in their place
+            nothing is checked, and the spec's names of checkpoints are names alone.
 
     Raises:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
     """
-    if find_spec("vllm") is None:
+    if own_model and find_spec("vllm") is None:
         raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
     if adds:
         check_storage(storage)
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
-    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
-    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    spec = in_context(spec, aligned.path)
-    found = check_pair(aligned, sft)
+    pair = resolve_pair(
+        spec.pair, trust_remote_code=spec.trust_remote_code, say=say, own_model=own_model, own_scorer=own_scorer
+    )
+    aligned = sft = reward = dtypes = None
+    if own_model:
+        aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+        spec = in_context(spec, aligned.path)
+        _check_sources(aligned, sft, say)
+    if own_scorer:
+        check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
+        reward = open_checkpoint(pair.reward_model.path, role="reward model")
+    tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
+    reward_tokenizer = _tokenizer(pair.reward_model, spec, None) if own_scorer else None
+    fits = _room_for_answers(spec, prompts, tokenizer)
+    chosen, reach = _search_prompts(spec, prompts, fits, say)
+    if aligned is not None:
+        dtypes = dtypes_of(spec.engine, spec.reward, aligned)
+    settings = study_settings(
+        spec,
+        pair,
+        aligned,
+        sft,
+        reward,
+        chosen,
+        dtypes,
+        template=None if tokenizer is None else tokenizer.chat_template,
+        reward_template=None if reward_tokenizer is None else reward_tokenizer.chat_template,
+    )
+    stored = stored_attributes(storage, spec.name)
+    if stored is not None and stored.settings is not None:
+        advice = advice_on_changes(stored.settings, settings)
+        compare_settings(stored.settings, settings, name=spec.name, do=advice)
+    if adds:  # before the memory is measured, which the other one has taken
+        refuse_if_held(storage, spec.name)
+    memory = None
+    if aligned is not None and sft is not None and dtypes is not None:
+        memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, measure_machine())
+        say(memory.sentence())
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
+
+
+def _check_sources(aligned: Checkpoint, sft: Checkpoint, say: Callable[[str], None]) -> None:
+    """That two checkpoints make a pair; what of their vocabularies differs is said."""
+    differences = check_pair(aligned, sft)
     if aligned.is_same_as(sft):
         raise same_weights(aligned.path, sft.path)
-    for name, (rows_aligned, rows_sft) in found.longer_vocabulary.items():
+    for name, (rows_aligned, rows_sft) in differences.longer_vocabulary.items():
         more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
         say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")
-    for name in found.skipped_in_sft:
+    for name in differences.skipped_in_sft:
         say(f"{name} is only in sft, and left out: aligned's is its input embedding")
-    check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
-    reward = open_checkpoint(pair.reward_model.path, role="reward model")
-    tokenizer = load_tokenizer(
-        str(pair.aligned.path), trust_remote_code=spec.trust_remote_code, chat_template=spec.pair.chat_template
-    )
-    reward_tokenizer = load_tokenizer(str(pair.reward_model.path), trust_remote_code=spec.trust_remote_code)
+
+
+def _tokenizer(source: Source, spec: StudySpec, template: str | None) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(source.path), trust_remote_code=spec.trust_remote_code, chat_template=template)
+
+
+def _room_for_answers(
+    spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None
+) -> Callable[[Prompt], bool]:
+    """Whether a prompt leaves room for a whole answer in the context; any does where no tokenizer is known.
+
+    Raises:
+        StudyError: none does.
+    """
+    if tokenizer is None:
+        return lambda _: True
 
     def length(prompt: Prompt) -> int:
         return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
@@ -103,6 +169,13 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
         lengths = [length(prompt) for prompt in prompts]
         if min(lengths) < spec.engine.max_model_len:  # else the prompts are at fault, which `search_part` says
             raise no_room(spec, max(lengths), min(lengths))
+    return fits
+
+
+def _search_prompts(
+    spec: StudySpec, prompts: Sequence[Prompt], fits: Callable[[Prompt], bool], say: Callable[[str], None]
+) -> tuple[Sequence[Prompt], int]:
+    """The prompts of the search, and how far into the order they reach."""
     is_given = "n" in spec.prompts.model_fields_set
     n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
     where = f"prompts {spec.prompts.source}"
@@ -111,32 +184,18 @@ def check(spec: StudySpec, storage: str, say: Callable[[str], None], *, adds: bo
         say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
     if len(chosen) < reach:
         say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
-    dtypes = dtypes_of(spec.engine, spec.reward, aligned)
-    settings = study_settings(
-        spec,
-        pair,
-        aligned,
-        sft,
-        reward,
-        chosen,
-        dtypes,
-        template=tokenizer.chat_template,
-        reward_template=reward_tokenizer.chat_template,
-    )
-    stored = stored_attributes(storage, spec.name)
-    if stored is not None and stored.settings is not None:
-        advice = advice_on_changes(stored.settings, settings)
-        compare_settings(stored.settings, settings, name=spec.name, do=advice)
-    if adds:  # before the memory is measured, which the other one has taken
-        refuse_if_held(storage, spec.name)
-    machine = measure_machine()
-    memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, machine)
-    say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
+    return chosen, reach
 
 
 def check_stored(
-    storage: str, name: str, say: Callable[[str], None], *, trust_remote_code: bool, adds: bool = True
+    storage: str,
+    name: str,
+    say: Callable[[str], None],
+    *,
+    trust_remote_code: bool,
+    adds: bool = True,
+    own_model: bool = True,
+    own_scorer: bool = True,
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
 
@@ -146,7 +205,7 @@ def check_stored(
     spec = computing_as(
         stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code), stored.settings or Settings()
     )
-    return check(spec, storage, say, adds=adds)
+    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer)
 
 
 def _prompts_source(source: str) -> str:

@@ -1,22 +1,18 @@
-"""A checked `StudySpec` -> everything a search needs, in the order in which faults are cheapest to find.
-
-Everything that can be wrong with the input is found before an engine starts and before anything is written: prompts,
-the two checkpoints' headers, the reward model's labels, the database, the settings of a study that is resumed, memory.
-"""
+"""`Checked` -> a running engine, a loaded reward model and an open study, each when it is first asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import open_checkpoint
-from expo_search.contracts import Part, Prompt, Watcher
+from expo_search.contracts import Model, Part, Prompt, Scorer, Watcher
 from expo_search.engine.machine import environment
-from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective
-from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import Pair
 from expo_search.session.preflight import Checked
@@ -24,20 +20,76 @@ from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.settings import Settings, WeightsSettings, compare_settings
 from expo_search.store.study_store import Store
 
-CONFIRM_SEED_STEP = 1_000_003
+if TYPE_CHECKING:
+    from expo_search.engine.model import VllmModel
+
+CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
 
 
-@dataclass(frozen=True)
 class Running:
-    """A started engine, a loaded reward model and an open store."""
+    """What a checked study runs on. A model or a scorer that is given is used in the place of our own.
 
-    checked: Checked
-    model: VllmModel
-    scorer: SequenceRewardModel
-    store: Store
+    Raises (where a part is first asked for):
+        ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
+    """
+
+    def __init__(
+        self,
+        checked: Checked,
+        say: Callable[[str], None],
+        give_up: Callable[[EngineDied], None] | None = None,
+        *,
+        model: Model | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        """`give_up`: see `VllmModel`."""
+        self.checked = checked
+        self._say, self._give_up = say, give_up
+        self._given_model, self._given_scorer = model, scorer
+
+    @cached_property
+    def own_model(self) -> VllmModel | None:
+        """The vLLM engine, started; None where a model was given."""
+        return start_model(self.checked, self._say, self._give_up) if self._given_model is None else None
+
+    @property
+    def model(self) -> Model:
+        """What answers."""
+        model = self.own_model or self._given_model
+        assert model is not None
+        return model
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What rates the answers."""
+        if self._given_scorer is not None:
+            return self._given_scorer
+        from expo_search.evaluation.reward_model import SequenceRewardModel
+
+        spec = self.checked.spec
+        path = self.checked.pair.reward_model.path
+        return SequenceRewardModel(path, spec.reward, trust_remote_code=spec.trust_remote_code)
+
+    @cached_property
+    def store(self) -> Store:
+        """The study, opened or created, with what it is made under; the engine is started before."""
+        own = self.own_model
+        store = Store(self.checked.storage, self.checked.spec.name)
+        if store.note:
+            self._say(store.note)
+        pin(store, self.checked, None if own is None else _weights(own))
+        store.keep(StudyAttributes(environment=environment()))
+        if own is not None:
+            note_contents(store, self.checked.pair)
+        return store
+
+    @property
+    def relative_delta(self) -> float | None:
+        """||aligned - sft|| / ||aligned||; None where our engine does not hold the weights."""
+        return None if self.own_model is None else self.own_model.sources.relative_delta
 
     def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
-        """An objective on some prompts; a confirmation draws its answers with other seeds than the search."""
+        """An objective on some prompts, which are kept with the study."""
         spec = self.checked.spec
         self.store.put_prompts(part, prompts)
         return Objective(
@@ -52,24 +104,23 @@ class Running:
             guardrails=spec.guardrails,
         )
 
+    def close(self) -> None:
+        """Stop our engine, let go of reward model and database."""
+        started = vars(self)
+        store, own = started.pop("store", None), started.pop("own_model", None)
+        started.pop("scorer", None)
+        if store is not None:
+            store.close()
+        if own is not None:
+            with suppress(EngineDied):  # it went down before
+                own.close()
+
 
 def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None) -> Running:
-    """Start the engine with its canary, load the reward model, then open (or create) the study.
-
-    `give_up`: see `VllmModel`.
-
-    Raises:
-        ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
-    """
-    model, scorer = start_models(checked, say, give_up)
-    spec = checked.spec
-    store = Store(checked.storage, spec.name)
-    if store.note:
-        say(store.note)
-    pin(store, checked, _weights(model))
-    store.keep(StudyAttributes(environment=environment()))
-    note_contents(store, checked.pair)
-    return Running(checked, model, scorer, store)
+    """Start all of it: the engine with its canary, the reward model, then the study. Raises as `Running`."""
+    running = Running(checked, say, give_up)
+    _ = running.model, running.scorer, running.store
+    return running
 
 
 def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None:
@@ -79,8 +130,8 @@ def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None
         SettingsChanged: it was made under others.
     """
     # with the number of prompts there were, so that a confirmation takes the same ones as the search's
-    found = checked.spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
-    used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": found})
+    prompts = checked.spec.prompts.model_copy(update={"n": len(checked.search_prompts)})
+    used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": prompts})
     settings = (store.attributes.settings or Settings()).updated(checked.settings).updated(weights or Settings())
     store.pin_settings(settings, used.model_dump(mode="json"))
 
@@ -88,7 +139,7 @@ def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None
 def note_contents(store: Store, pair: Pair) -> None:
     """Keep what the files of the weights that the engine has just loaded are, for an export long after."""
     stored = store.attributes.contents or {}
-    now = dict(stored)
+    now: dict[str, Any] = dict(stored)
     for role, source in (("aligned", pair.aligned), ("sft", pair.sft)):
         checkpoint = open_checkpoint(source.path, role=role)
         stamps = checkpoint.stamps
@@ -97,21 +148,16 @@ def note_contents(store: Store, pair: Pair) -> None:
     store.keep(StudyAttributes(contents=now))
 
 
-def start_models(
-    checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None
-) -> tuple[VllmModel, SequenceRewardModel]:
-    """The engine, after its canary, and the reward model: what is enough to compare answers. Raises as `start`."""
-    model, spec = start_model(checked, say, give_up), checked.spec
-    path = checked.pair.reward_model.path
-    return model, SequenceRewardModel(path, spec.reward, trust_remote_code=spec.trust_remote_code)
-
-
 def start_model(
     checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None
 ) -> VllmModel:
-    """The engine alone, after its canary: what is enough to talk to a model. Raises as `start`."""
-    spec = checked.spec
-    say(f"starting vLLM: {checked.dtypes.sentence()}")
+    """The engine alone, after its canary: what is enough to talk to a model. Raises as `Running`."""
+    from expo_search.engine.model import VllmModel
+
+    spec, plan, dtypes = checked.spec, checked.memory, checked.dtypes
+    assert plan is not None, "checked for an engine of ours"
+    assert dtypes is not None, "checked for an engine of ours"
+    say(f"starting vLLM: {dtypes.sentence()}")
     model = VllmModel(
         ModelSpec(
             aligned=checked.pair.aligned.path,
@@ -123,8 +169,8 @@ def start_model(
             stop_strings=spec.pair.stop_strings,
             chat_template=spec.pair.chat_template,
             trust_remote_code=spec.trust_remote_code,
-            gpu_memory_utilization=checked.memory.gpu_memory_utilization,
-            sources_on_host=checked.memory.sources == "host",
+            gpu_memory_utilization=plan.gpu_memory_utilization,
+            sources_on_host=plan.sources == "host",
         ),
         give_up,
     )

@@ -33,32 +33,51 @@ def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> Settin
 def study_settings(
     spec: StudySpec,
     pair: Pair,
-    aligned: Checkpoint,
-    sft: Checkpoint,
-    reward: Checkpoint,
+    aligned: Checkpoint | None,
+    sft: Checkpoint | None,
+    reward: Checkpoint | None,
     prompts: Sequence[Prompt],
-    dtypes: Dtypes,
+    dtypes: Dtypes | None,
     *,
     template: object,
     reward_template: object,
 ) -> Settings:
-    """All of them but the weights' fingerprints, which the engine finds. The templates: of aligned and reward model."""
+    """All of them but the weights' fingerprints, which the engine finds.
+
+    Args:
+        aligned, sft, dtypes: None where another model than our engine answers; `reward`: where another scorer rates.
+        template, reward_template: chat templates of aligned and of the reward model.
+    """
     # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
     free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
-    own = Settings(
-        pair=PairSettings(
-            reward_model=_identity(pair.reward_model, reward),
-            stop_token_ids=spec.pair.stop_token_ids,
-            stop_strings=spec.pair.stop_strings,
-            chat_template=_hash(template),
-        ),
-        files=FilesSettings(reward_model=reward.sample_hash),
+    whole = Settings(
         prompts=PromptsSettings(n=len(prompts), hash=prompts_hash(prompts)),
         sampling=FreeTable.model_validate(spec.sampling.model_dump()),
         guardrails=FreeTable.model_validate(spec.guardrails.model_dump()),
         search=FreeTable.model_validate(spec.search.model_dump(exclude=free)),
-        reward=RewardSettings(
-            max_tokens=spec.reward.max_tokens, arithmetic=dtypes.reward, chat_template=_hash(reward_template)
+    )
+    return (
+        _model_settings(spec, pair, aligned, sft, dtypes, template)
+        .updated(_reward_settings(spec, pair, reward, dtypes, reward_template))
+        .updated(whole)
+    )
+
+
+def _model_settings(
+    spec: StudySpec,
+    pair: Pair,
+    aligned: Checkpoint | None,
+    sft: Checkpoint | None,
+    dtypes: Dtypes | None,
+    template: object,
+) -> Settings:
+    if aligned is None or sft is None or dtypes is None:
+        return Settings(pair=PairSettings(aligned=_name(pair.aligned), sft=_name(pair.sft)))
+    own = Settings(
+        pair=PairSettings(
+            stop_token_ids=spec.pair.stop_token_ids,
+            stop_strings=spec.pair.stop_strings,
+            chat_template=_hash(template),
         ),
         engine=EngineSettings(
             dtype=spec.engine.dtype,
@@ -68,6 +87,23 @@ def study_settings(
         ),
     )
     return sources_settings(pair, aligned, sft).updated(own)
+
+
+def _reward_settings(
+    spec: StudySpec, pair: Pair, reward: Checkpoint | None, dtypes: Dtypes | None, template: object
+) -> Settings:
+    if reward is None:
+        return Settings(pair=PairSettings(reward_model=_name(pair.reward_model)))
+    kept = RewardSettings(max_tokens=spec.reward.max_tokens, chat_template=_hash(template))
+    if dtypes is not None:
+        kept = RewardSettings(
+            max_tokens=spec.reward.max_tokens, arithmetic=dtypes.reward, chat_template=_hash(template)
+        )
+    return Settings(
+        pair=PairSettings(reward_model=_identity(pair.reward_model, reward)),
+        files=FilesSettings(reward_model=reward.sample_hash),
+        reward=kept,
+    )
 
 
 def computing_as(spec: StudySpec, settings: Settings) -> StudySpec:
@@ -91,8 +127,12 @@ def advice_on_changes(stored: Settings, settings: Settings) -> str:
 
 def _identity(source: Source, checkpoint: Checkpoint) -> str:
     """A folder is what is in it, wherever it lies and however its path is spelled."""
-    name = LOCAL if source.revision == LOCAL else f"{source.id}@{source.revision}"
+    name = LOCAL if source.revision == LOCAL else _name(source)
     return f"{name}#{checkpoint.header_hash}"
+
+
+def _name(source: Source) -> str:
+    return f"{source.id}@{source.revision}"
 
 
 def _hash(template: object) -> str:

@@ -76,7 +76,8 @@ def stored_attributes(url: str, name: str) -> StudyAttributes | None:
 
 def stands_for(trial: FrozenTrial | Trial) -> int:
     """The number under which a trial's answers are stored: its own, or that of the trial which it repeats."""
-    return int(trial.user_attrs.get(_REPEATS, trial.number))
+    repeated = trial.user_attrs.get(_REPEATS)
+    return repeated if isinstance(repeated, int) else trial.number
 
 
 def repeats(trial: FrozenTrial) -> dict[str, Any]:

@@ -106,6 +106,20 @@ def reading_storage(url: str) -> RDBStorage | None:
     return storage
 
 
+def study_id_of(url: str, name: str) -> int | None:
+    """Optuna's number of a study, read without writing; None where there is no such study."""
+    storage = reading_storage(url)
+    if storage is None:
+        return None
+    try:
+        return int(storage.get_study_id_from_name(name))
+    except KeyError:
+        return None
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def study_names(url: str) -> list[str]:
     """Names of the studies in a database, without writing; empty where there is none."""
     storage = reading_storage(url)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from expo_search.errors import StoreError
-from expo_search.store.database import make_engine, sqlite_path, store_faults
+from expo_search.store.database import make_engine, store_faults, study_id_of
 from expo_search.store.tables import LockRow
 from expo_search.text import shown
 
@@ -137,18 +137,14 @@ def refuse_if_held(url: str, name: str) -> None:
     Raises:
         StoreError: another live process holds it.
     """
-    path = sqlite_path(url)
-    if path is not None and not path.exists():
+    study_id = study_id_of(url, name)
+    if study_id is None:
         return
     engine = make_engine(url)
     try:
         with store_faults(url), Session(engine) as session:
-            tables = sa.inspect(session.connection())
-            if not (tables.has_table("studies") and tables.has_table(LockRow.__tablename__)):
-                return
-            query = sa.text("SELECT study_id FROM studies WHERE study_name = :name")
-            study_id = session.execute(query, {"name": name}).scalar()
-            row = None if study_id is None else session.get(LockRow, study_id)
+            has_locks = sa.inspect(session.connection()).has_table(LockRow.__tablename__)
+            row = session.get(LockRow, study_id) if has_locks else None
             if row is not None and _holds(row):
                 raise _refusal(row, _where(url, name))
     finally:

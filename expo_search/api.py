@@ -1,0 +1,416 @@
+"""Searching from Python: sessions, in which an engine runs, and studies, which are read.
+
+The command line calls the same.
+
+spec = load_study(preset="zephyr")
+with open_session(spec, storage="sqlite:///z.db") as session:
+    result = session.search(n_trials=20)
+print(result.verdict.sentence())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS
+from expo_search.contracts import Model, Prompt, Scorer
+from expo_search.errors import EngineDied, PromptsError, StudyError
+from expo_search.text import clean, storable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from expo_search.config.spec import StudySpec
+    from expo_search.evaluation.compare import Comparison
+    from expo_search.evaluation.result import Evaluation
+    from expo_search.results.study_results import StudyResult
+    from expo_search.search.confirm import Confirmation
+    from expo_search.session.preflight import Checked
+    from expo_search.session.progress import Progress
+
+
+def open_session(
+    study: StudySpec | str,
+    storage: str = DEFAULT_STORAGE,
+    *,
+    model: Model | None = None,
+    scorer: Scorer | None = None,
+    start: bool = True,
+    adds: bool = True,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+    console: Console | None = None,
+    give_up: Callable[[EngineDied], None] | None = None,
+) -> Session:
+    """Check all input of a study, then start its engine and reward model.
+
+    Args:
+        study: a spec, or the name of a study in the database, which then goes on with the spec that is kept there.
+        storage: URL of the database; the study is made on first use.
+        model: answers in the place of our engine: any object with the methods of `contracts.Model`. The names of the
+            spec's checkpoints then only tell one study from another.
+        scorer: rates in the place of a reward model: any object with the method of `contracts.Scorer`.
+        start: False starts engine and reward model when they are first needed.
+        adds: False: nothing will be added to the study, so another process may search it at the same time.
+        trust_remote_code: for a study that is named: run the repositories' own Python (a spec has its own setting).
+        quiet: show nothing. console: where progress is shown; standard error, or the notebook, by default.
+        give_up: called, from another thread, when the engine hangs where nothing can interrupt it.
+
+    Raises:
+        ExpoError: whatever is wrong with the input, before anything is started; or an engine that does not start.
+    """
+    session = Session(
+        study,
+        storage,
+        model=model,
+        scorer=scorer,
+        adds=adds,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet,
+        console=console,
+        give_up=give_up,
+    )
+    if start:
+        try:
+            session.start()
+        except BaseException:
+            session.close()
+            raise
+    return session
+
+
+class Session:
+    """A checked study and, once it is started, the engine that answers for it. See `open_session`."""
+
+    def __init__(
+        self,
+        study: StudySpec | str,
+        storage: str,
+        *,
+        model: Model | None,
+        scorer: Scorer | None,
+        adds: bool,
+        trust_remote_code: bool,
+        quiet: bool,
+        console: Console | None,
+        give_up: Callable[[EngineDied], None] | None,
+    ) -> None:
+        from rich.console import Console
+
+        from expo_search.session.preflight import check, check_stored
+        from expo_search.session.process_state import process_left_as_it_was
+        from expo_search.session.running import Running
+
+        self._console, self._quiet = console or Console(stderr=True), quiet
+        own = {"own_model": model is None, "own_scorer": scorer is None}
+        self._at_end = ExitStack()
+        self._at_end.enter_context(process_left_as_it_was())
+        try:
+            self.checked: Checked = (
+                check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
+                if isinstance(study, str)
+                else check(study, storage, self.say, adds=adds, **own)
+            )
+        except BaseException:
+            self._at_end.close()
+            raise
+        self.running = Running(self.checked, self.say, give_up, model=model, scorer=scorer)
+        self._at_end.callback(self.running.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine, free its memory, leave the process as it was. A study that was searched can be read on."""
+        self._at_end.close()
+
+    @property
+    def name(self) -> str:
+        """The study's name in the database."""
+        return self.checked.spec.name
+
+    @property
+    def spec(self) -> StudySpec:
+        """What is searched, with the context that the checkpoint allows."""
+        return self.checked.spec
+
+    def say(self, line: str) -> None:
+        """Show a line where progress is shown, unless the session is quiet."""
+        from rich.text import Text
+
+        if not self._quiet:
+            self._console.print(Text(clean(line)), soft_wrap=True)
+
+    def start(self) -> None:
+        """Start what is not running yet: the engine with its canary, the reward model, the study in the database.
+
+        Raises:
+            ExpoError: an engine that does not start, weights that cannot be switched, other settings than the study's.
+        """
+        _ = self.running.model, self.running.scorer, self.running.store
+
+    def why_done(self, n_trials: int = DEFAULT_TRIALS) -> str | None:
+        """Why a search for n_trials has nothing left to do, for people; None where it has. Starts nothing."""
+        from expo_search.search.loop import why_done
+        from expo_search.store.database import study_names
+        from expo_search.store.study_store import Store
+
+        if self.name not in study_names(self.checked.storage):
+            return None
+        store = Store(self.checked.storage, self.name, read_only=True)
+        try:
+            return why_done(store.study, self.spec.search, n_trials, self.spec.pair.published_alpha)
+        finally:
+            store.close()
+
+    def result(self) -> StudyResult:
+        """The study as it stands in the database."""
+        return open_study(self.checked.storage, self.name)
+
+    def search(
+        self,
+        n_trials: int = DEFAULT_TRIALS,
+        *,
+        on_trial: Callable[[Evaluation], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> StudyResult:
+        """Search until the study has n_trials finished trials or is settled; it goes on where it stopped.
+
+        Starts nothing where there is nothing left to do.
+
+        Args:
+            on_trial: gets each trial once it is finished and stored.
+            stop: asked after each chunk of prompts; true ends the search there, with all that is finished kept.
+
+        Raises:
+            EngineDied: the second time in one trial. What was stored is kept.
+        """
+        done = self.why_done(n_trials)
+        if done is not None:
+            self._pin_again()
+            self.say(f"study {self.name}: {done}")
+            return self.result()
+        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
+        from expo_search.search.loop import evaluations, search, why_done
+
+        self.start()
+        running, published = self.running, self.spec.pair.published_alpha
+        with self._progress(n_trials, len(evaluations(running.store.study))) as progress:
+            dashboard = DashboardUpdates(running.store, artifact_folder(running.store.url), self.say)
+
+            def finished(evaluation: Evaluation) -> None:
+                progress.finished(evaluation)
+                dashboard.on_trial(evaluation)
+                if on_trial is not None:
+                    on_trial(evaluation)
+
+            search(
+                running.store,
+                running.objective(progress, self.checked.search_prompts),
+                self.spec.search,
+                n_trials,
+                published_alpha=published,
+                relative_delta=running.relative_delta,
+                before_tell=dashboard.before_tell,
+                on_trial=finished,
+                on_failure=self._engine_failed,
+                stop=stop,
+            )
+        if not stop():
+            self.say(why_done(running.store.study, self.spec.search, n_trials, published) or "")
+        return self.result()
+
+    def confirm(
+        self,
+        trial: Evaluation | None = None,
+        n_prompts: int | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Confirmation | None:
+        """Measure a trial's alpha against alpha = 0 on prompts and seeds that the search never used.
+
+        Args:
+            trial: the recommended one by default.
+            n_prompts: fresh prompts; all that the search left, by default.
+            stop: as in `search`.
+
+        Returns:
+            What was measured, which is kept with the study; None: it was asked to stop before the end.
+
+        Raises:
+            StudyError: no trial to confirm.
+            PromptsError: fewer fresh prompts than n_prompts.
+        """
+        from expo_search.evaluation.objective import Stopped
+        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
+        from expo_search.results.verdict import trial_at
+        from expo_search.search.confirm import confirm
+
+        fresh = self.checked.confirm_prompts(n_prompts)
+        if trial is None:
+            trial = trial_at(self.result().evaluations, None, self.name)
+        self.start()
+        store = self.running.store
+        self.say(f"confirming alpha = {trial.alpha:.4g} on {len(fresh)} fresh prompts")
+        with self._progress(2, 0) as progress, store.owned():
+            objective = self.running.objective(progress, fresh, "confirm")
+            try:
+                measured = confirm(store, objective, trial.trial, trial.alpha, fresh, stop, self._engine_failed)
+            except Stopped:
+                return None
+            DashboardUpdates(store, artifact_folder(store.url), self.say).refresh()
+        return measured
+
+    def unconfirmed(self, n_prompts: int) -> Evaluation | None:
+        """The recommended trial, unless it is confirmed on these n_prompts fresh prompts already."""
+        from expo_search.inputs.prompts import prompts_hash
+
+        verdict = self.result().verdict
+        fresh = prompts_hash(self.checked.confirm_prompts(n_prompts))
+        return None if verdict.confirmed is not None and verdict.confirmed.prompts == fresh else verdict.best
+
+    def compare(self, alphas: Sequence[float], prompts: Sequence[str | Prompt]) -> Comparison:
+        """Answers at several alphas side by side, with rewards. Nothing is added to the study.
+
+        Raises:
+            StudyError: an alpha that is not finite in float32.
+            PromptsError: a prompt that is empty, no text, or leaves no room for an answer.
+        """
+        from expo_search.evaluation.compare import compare
+        from expo_search.weights.formula import is_alpha
+
+        for alpha in alphas:
+            if not is_alpha(alpha):
+                raise StudyError(
+                    where=f"alpha {alpha}",
+                    found="a number that is not finite in float32",
+                    expected="one that is",
+                    do="give another alpha",
+                )
+        given = [p if isinstance(p, Prompt) else Prompt(f"given-{i}", p) for i, p in enumerate(dict.fromkeys(prompts))]
+        for prompt in given:
+            self._check_prompt(prompt)
+        running = self.running
+        return compare(running.model, running.scorer, alphas, given, self.spec.search.seed, self.say)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the study for this process over several calls; starts what is not running yet.
+
+        Raises:
+            StoreError: another live process holds it.
+        """
+        self.start()
+        with self.running.store.owned():
+            yield
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        if not prompt.text.strip():
+            fault = "an empty text"
+        elif (
+            storable(prompt.text) != prompt.text
+        ):  # how Python hands on bytes that are no text; no tokenizer takes them
+            fault = "bytes that are not UTF-8"
+        elif not self.checked.fits(prompt):
+            fault = f"{len(prompt.text)} characters"
+        else:
+            return
+        raise PromptsError(
+            where="--prompt",
+            found=fault,
+            expected="a text that leaves room for an answer in the context",
+            do="give another text",
+        )
+
+    def _pin_again(self) -> None:
+        """Keep where the checkpoints of a finished study lie now."""
+        from expo_search.session.running import pin
+        from expo_search.store.study_store import Store
+
+        store = Store(self.checked.storage, self.name)
+        try:
+            pin(store, self.checked)
+        finally:
+            store.close()
+
+    def _progress(self, n_trials: int, n_finished: int) -> Progress:
+        from expo_search.session.progress import Progress
+
+        return Progress(self._console, n_trials, n_finished, quiet=self._quiet)
+
+    def _engine_failed(self, fault: EngineDied) -> None:
+        self.say(f"{fault}; starting the engine anew")
+
+
+def open_study(storage: str, name: str) -> StudyResult:
+    """A study of a database: trials, confirmations, verdict. Starts no engine and writes nothing.
+
+    Raises:
+        StoreError: no such database or study.
+    """
+    from expo_search.results.study_results import read_result
+    from expo_search.store.study_store import Store
+
+    store = Store(storage, name, read_only=True)
+    try:
+        return read_result(store)
+    finally:
+        store.close()
+
+
+def export(
+    study: StudyResult,
+    out: str | Path,
+    *,
+    alpha: float | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    force: bool = False,
+    as_adapter: bool = False,
+    verify: bool = False,
+    push_to: str | None = None,
+    private: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    on_bytes: Callable[[int, int], None] = lambda _done, _total: None,
+) -> float:
+    """Write the model at a study's best alpha as an ordinary checkpoint, with its card; the alpha.
+
+    Args:
+        alpha: one that was evaluated; the verdict's by default.
+        dtype: bfloat16, float16 or float32; aligned's by default.
+        force: replace an exported folder; export an alpha that was not evaluated.
+        as_adapter: write the pair's LoRA adapter, rescaled, in the place of a checkpoint.
+        verify: load what was written in a fresh engine and compare with the trial, or leave nothing.
+        push_to: a repository of the Hub to upload it to; `private`: make it private.
+        say: gets a line for each stage. on_bytes: gets bytes written, and bytes in all.
+
+    Raises:
+        StudyError: the verdict is to keep alpha = 0 and no alpha is given; what else cannot be exported.
+        SettingsChanged: the checkpoints are not those that were searched.
+        CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
+    """
+    from expo_search.exporting.study import Wanted, export_study
+
+    wanted = Wanted(
+        out=Path(out),
+        alpha=alpha,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        force=force,
+        as_adapter=as_adapter,
+        verify=verify,
+        push_to=push_to,
+        private=private,
+        trust_remote_code=trust_remote_code,
+    )
+    return export_study(study.url, study.name, wanted, say, on_bytes)

@@ -1,0 +1,191 @@
+"""The commands that add to a study: the search itself, which has no name, and `confirm`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from expo_search import __version__
+from expo_search.api import open_session, open_study
+from expo_search.cli.console import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    known_study,
+    say_on,
+    terminal,
+)
+from expo_search.cli.inspect import print_result
+from expo_search.cli.signals import same_command, stop_on_signals
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, overrides
+from expo_search.config.presets import load_study
+from expo_search.config.spec import StudySpec
+from expo_search.errors import ExpoError, StudyError
+from expo_search.text import one_line
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `config.options` in the place of its `**settings`, None where one is not given."""
+
+    def parameter(option: Any) -> inspect.Parameter:
+        shown = typer.Option(option.flag, help=option.help, metavar=option.metavar)
+        if option.kind is bool:
+            shown = typer.Option(f"{option.flag}/{option.flag.replace('--', '--no-', 1)}", help=option.help)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(option.parameter, kind, default=None, annotation=Annotated[option.kind | None, shown])
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    after = next(i for i, p in enumerate(own) if p.name == "trials") + 1
+    everything = [*keyword_only[:after], *map(parameter, OPTIONS), *keyword_only[after:]]
+    command.__signature__ = signature.replace(parameters=everything)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in everything} | {"return": None}
+    return command
+
+
+@with_settings
+def search(
+    context: typer.Context,
+    pair: Annotated[str | None, typer.Option(help="A preset; see `expo-search pairs`.")] = None,
+    study: Annotated[Path | None, typer.Option(metavar="FILE", help="A study file in TOML.")] = None,
+    trials: Annotated[int, typer.Option(help="Go on until the study has this many finished trials.")] = DEFAULT_TRIALS,
+    confirm: Annotated[
+        int | None, typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
+    ] = False,
+    study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    **settings: Any,
+) -> None:
+    """Search for the best alpha of a pair, or go on with the study of that name."""
+    if version:
+        typer.echo(__version__)
+        return
+    given = [f"--{name.replace('_', '-')}" for name in context.params if _is_typed(context, name)]
+    if context.invoked_subcommand is not None:
+        if given:
+            raise StudyError(
+                where=" ".join(given),
+                found=f"given before `{context.invoked_subcommand}`",
+                expected="a command's options after its name",
+                do=f"`expo-search {context.invoked_subcommand} ...` first, then its options",
+            )
+        return
+    if pair is None and study is None and settings["aligned"] is None and settings["sft"] is None:
+        if given:
+            raise StudyError(
+                where=" ".join(given),
+                found="no pair",
+                expected="--pair NAME, --study FILE, or --sft, --aligned and --reward-model",
+                do="see `expo-search pairs` and `expo-search --help`",
+            )
+        typer.echo(context.get_help())
+        return
+    if trials < 1:
+        raise StudyError(
+            where="--trials", found=str(trials), expected="at least 1", do="give the number of trials wanted"
+        )
+    spec = load_study(
+        preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
+    )
+    _search(spec, trials, confirm, storage, log, quiet=quiet, as_json=as_json)
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _search(
+    spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
+) -> None:
+    stopped = False
+    with terminal(log) as (out, err):
+        session = open_session(spec, storage, start=False, quiet=quiet, console=err, give_up=_give_up_on(err))
+        with session:
+            if n_confirm is not None:
+                session.checked.confirm_prompts(n_confirm)  # too few are a fault of the input, found before the engine
+            if session.why_done(n_trials) is not None and (n_confirm is None or session.unconfirmed(n_confirm) is None):
+                session.search(n_trials)  # says why there is nothing left to do
+            else:
+                session.start()
+                with stop_on_signals(session.say) as stop, session.owned():
+                    session.search(n_trials, stop=stop)
+                    winner = None if n_confirm is None or stop() else session.unconfirmed(n_confirm)
+                    if winner is not None:
+                        session.confirm(winner, n_confirm, stop=stop)
+                    stopped = stop()
+        print_result(out, open_study(storage, spec.name), as_json=as_json)
+        if stopped:
+            session.say(f"\nStopped. To go on:\n  {same_command(sys.argv[1:])}")
+    if stopped:
+        raise typer.Exit(130)
+
+
+def confirm_winner(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
+    from expo_search.results.summary_json import confirmation_json
+    from expo_search.results.verdict import confirmation_sentence, trial_at
+
+    name = known_study(study, storage)
+    with terminal(log) as (out, err):
+        session = open_session(
+            name,
+            storage,
+            start=False,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet,
+            console=err,
+            give_up=_give_up_on(err),
+        )
+        with session:
+            winner = trial_at(session.result().evaluations, alpha, name)
+            session.checked.confirm_prompts(n_prompts)
+            session.start()
+            with stop_on_signals(session.say) as stop:
+                confirmation = session.confirm(winner, n_prompts, stop=stop)
+        if confirmation is None:
+            say_on(err, quiet)(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
+            raise typer.Exit(130)
+        if as_json:
+            out.print(Text(json.dumps(confirmation_json(confirmation), indent=2)), soft_wrap=True)
+        else:
+            out.print(Text(confirmation_sentence(confirmation)), soft_wrap=True, style="bold")
+
+
+def _give_up_on(console: Console) -> Callable[[ExpoError], None]:
+    """What ends this process from another thread where the main one hangs: the one line, and exit code 2."""
+
+    def end(fault: ExpoError) -> None:
+        console.print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        os._exit(2)
+
+    return end
