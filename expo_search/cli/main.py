@@ -29,6 +29,7 @@ from expo_search.cli.console import (
     say_on,
     terminal,
 )
+from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, print_result, report_page, show
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
@@ -402,3 +403,4 @@ app.command("report")(report_page)
 app.command("dashboard")(dashboard)
 app.command("compare")(compare)
 app.command("chat")(chat)
+app.command("doctor")(doctor)
