@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from twins import make_pair, read_all
 
+from expo_search.checkpoint import lora
 from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
 from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.lora import open_adapter
 from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec
@@ -109,13 +112,21 @@ def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(base: Path, 
 @pytest.mark.parametrize(
     ("config", "found"),
     [
-        ({"use_dora": True}, "LORA use_dora"),
+        ({"use_dora": True}, "LORA with use_dora = true; expected plain LoRA"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias=all"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"bias": "all"}, 'bias = "all"'),
+        ({"init_lora_weights": "pissa"}, 'init_lora_weights = "pissa"'),
+        ({"init_lora_weights": "lora_ga"}, 'init_lora_weights = "lora_ga"'),
+        ({"init_lora_weights": 2}, "init_lora_weights = 2"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"use_rslora": "no"}, 'use_rslora = "no"'),
+        ({"kasa_config": {"beta": 1e-4}}, 'LORA with kasa_config = {"beta": 0.0001}; expected plain LoRA'),
+        ({"use_next": True}, "LORA with use_next = true (a key that is not known here); expected plain LoRA"),
+        ({"use_next": 0}, "use_next = 0 (a key that is not known here)"),
+        ({"next\nline": ["a\nb"]}, 'next line = ["a\\nb"] (a key that is not known here)'),
+        ({"use_dora": True, "bias": "all"}, 'use_dora = true, bias = "all"'),
         ({"r": 0}, "r = 0, lora_alpha = 4.0; expected a rank of 1 or more and a finite scale"),
         ({"r": "four"}, "r = four"),
         ({"r": 0.5}, "r = 0.5"),
@@ -137,6 +148,33 @@ def test_what_a_plain_merge_does_not_cover_is_refused_by_name(
     assert found in str(fault.value)
     assert "\n" not in str(fault.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], {}])
+def test_a_key_of_a_newer_peft_is_no_obstacle_at_the_value_that_turns_it_off(tmp_path: Path, value: Any) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_next": value, "use_dora": value}))
+    assert open_adapter(adapter).scale == 4.0
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "EVA", "orthogonal", "mica"])
+def test_a_start_that_leaves_the_base_as_it_is_is_plain(tmp_path: Path, start: Any) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": start}))
+    assert open_adapter(adapter).scale == 4.0
+
+
+def test_peft_has_no_setting_of_lora_that_is_not_known_and_its_defaults_are_plain(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    known = lora._READ | lora._NO_EFFECT | lora._MUST_BE_OFF | lora._CHOICES.keys()
+    assert fields - known == set(), "decide for each whether it changes a merge"
+    adapter = write_adapter(tmp_path / "adapter")
+    peft.LoraConfig(r=1, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(adapter)
+    assert set(json.loads((adapter / "adapter_config.json").read_text())) == fields - {"runtime_config"}
+    assert open_adapter(adapter).scale == 4.0
 
 
 def test_a_folder_without_an_adapter_and_pickled_factors_are_refused(base: Path, tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import make_evaluation
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from expo_search.evaluation.result import Evaluation, Outcome
+from expo_search.stats import gain_curve
 from expo_search.stats.gain_curve import Fit, collapsed, fit, noise_covariance
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
@@ -201,3 +204,36 @@ def test_the_true_best_is_expected_above_the_best_known_by_less_the_more_is_know
     assert few.expected_best() > few.mean.max()
     assert many.expected_best() - many.mean.max() < few.expected_best() - few.mean.max()
     assert many.expected_best() == pytest.approx(0.3, abs=0.02)
+
+
+def test_each_member_is_the_gaussian_process_of_scikit_learn_and_weighs_as_likely_as_that_is() -> None:
+    """Errors that are independent, which is all that scikit-learn knows: a variance a trial."""
+    errors = np.array([0.01, 0.04, 0.02, 0.03, 0.02, 0.05, 0.01])
+    known = [CONTROL, *(trial(i, a, hill(a), se) for i, (a, se) in enumerate(zip(ALPHAS, errors, strict=True), 1))]
+    found = fit(known, 0.0, 1.0)
+
+    n = np.array([t.gain.n for t in known[1:]])
+    variances = errors**2 * (n - 1) / (n - 3)  # of Student's t
+    gains = np.array([hill(a) for a in ALPHAS])
+    size = math.sqrt(max(np.mean(gains**2), np.median(variances)))
+    x = np.log1p(np.array([0.0, *ALPHAS]) / (max(ALPHAS) / 4))
+    center, width = gain_curve._LENGTH_PRIOR
+    posteriors, logs = [], []
+    for length in gain_curve._LENGTHS:
+        for amplitude in gain_curve._AMPLITUDES * size:
+            kernel = ConstantKernel(amplitude**2, "fixed") * RBF(length, "fixed")
+            jitter = gain_curve._JITTER * amplitude**2 + 1e-12
+            process = GaussianProcessRegressor(kernel, alpha=np.array([0.0, *variances]) + jitter, optimizer=None)
+            process.fit(x[:, None], np.array([0.0, *gains]))
+            posteriors.append(process.predict(found.warped[:, None], return_cov=True))
+            logs.append(process.log_marginal_likelihood_value_ - 0.5 * (math.log(length / center) / width) ** 2)
+    weights = np.exp(np.array(logs) - max(logs))
+    weights /= weights.sum()
+    kept = np.flatnonzero(weights >= gain_curve._LEAST_WEIGHT)
+
+    assert len(found.members) == len(kept) > 1
+    for member, i in zip(found.members, kept, strict=True):
+        # the matrix is conditioned like 1 / jitter, 1e8: eight of sixteen digits are left
+        assert member.weight == pytest.approx(weights[i] / weights[kept].sum(), rel=1e-6)
+        assert member.mean == pytest.approx(posteriors[i][0], abs=1e-6)
+        assert member.covariance == pytest.approx(posteriors[i][1], abs=1e-6)

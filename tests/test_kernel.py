@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from expo_search.weights.cpu_kernel import ALIGNED_ENDED, SFT_ENDED, STREAM_BYTES, TOO_LARGE, Kernel, Place, load_kernel
+from expo_search.weights import cpu_kernel
+from expo_search.weights.cpu_kernel import (
+    ALIGNED_ENDED,
+    SFT_ENDED,
+    STREAM_BYTES,
+    TOO_LARGE,
+    Kernel,
+    Place,
+    kernel_fault,
+    load_kernel,
+)
 from expo_search.weights.fingerprint import WORDS_PER_BLOCK, Fingerprinter
 from expo_search.weights.formula import plain_theta
 
@@ -193,3 +205,70 @@ def test_other_dtypes_and_layouts_are_left_to_torch(kernel: Kernel) -> None:
     assert not kernel.takes(a.half(), a, a)
     assert not kernel.takes(a.t()[:2], a, a)
     assert not kernel.takes(a.to("meta"), a, a)  # an output elsewhere, whose sources stay in host memory
+
+
+@pytest.fixture
+def afresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """As a process that has not asked for the kernel yet, with an empty cache folder; the folder."""
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    for function in (cpu_kernel.load_kernel, cpu_kernel._load):
+        function.cache_clear()
+    yield tmp_path / "cache"
+    for function in (cpu_kernel.load_kernel, cpu_kernel._load):
+        function.cache_clear()
+
+
+def compiler(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("printf 'In file a.c:\\nb.c:3: error: no such header\\nc.c:4: error: more\\n' >&2; exit 4",
+         "ended with exit status 4: b.c:3: error: no such header"),
+        ("exit 1", "ended with exit status 1: no message"),
+        ("printf 'odd \\033[31m\\377 words' >&2; exit 2", "ended with exit status 2: odd"),
+        ("while [ $# -gt 1 ]; do [ $1 = -o ] && echo none > $2; shift; done", "OSError"),
+        ("exit 0", "FileNotFoundError"),
+    ],
+    ids=["errors", "silent", "control characters", "no library", "no output"],
+)  # fmt: skip
+def test_a_kernel_that_cannot_be_compiled_says_why_once_in_one_line(
+    afresh: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path / "cc", script))
+    with caplog.at_level(logging.WARNING):
+        assert load_kernel() is None
+        assert load_kernel() is None
+    fault = kernel_fault()
+    assert fault is not None
+    assert told in fault
+    assert fault.isprintable()
+    assert [(r.name, r.levelname) for r in caplog.records] == [("expo_search.weights.cpu_kernel", "WARNING")]
+    assert fault in caplog.text
+
+
+def test_where_there_is_no_compiler_at_all_the_path_was_looked_through(
+    afresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(afresh))
+    assert kernel_fault() == "no C compiler: $CC is not set, and there is no cc, gcc or clang on the path"
+
+
+def test_a_kernel_that_is_compiled_has_no_fault_and_warns_of_nothing(
+    kernel: Kernel, afresh: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert kernel_fault() is None
+        assert load_kernel() is not None
+    assert len(list(afresh.glob("kernels/expo-*.so"))) == 1
+    assert not caplog.records

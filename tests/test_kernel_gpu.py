@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -40,3 +41,29 @@ def test_the_kernel_gives_the_bits_of_the_torch_versions() -> None:
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.stdout == "agrees\n", run.stderr
+
+
+def test_a_device_on_which_the_kernel_does_not_run_is_told_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Triton has no compiler for a CPU."""
+    pytest.importorskip("triton")
+    from expo_search.weights.gpu_kernel import gpu_kernel_fault, load_gpu_kernel
+
+    with caplog.at_level(logging.WARNING):
+        assert load_gpu_kernel(torch.device("cpu")) is None
+        assert load_gpu_kernel(torch.device("cpu")) is None
+    fault = gpu_kernel_fault(torch.device("cpu"))
+    assert fault is not None
+    assert fault.isprintable()
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("expo_search.weights.gpu_kernel", "WARNING")
+    assert fault in record.getMessage()
+
+
+def test_a_kernel_with_other_bits_is_not_used_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from expo_search.weights import gpu_kernel
+
+    monkeypatch.setattr(gpu_kernel, "_agrees", lambda *_: False)
+    device = torch.device("meta")  # asked for by no other test: answers are kept
+    assert gpu_kernel.load_gpu_kernel(device) is None
+    assert gpu_kernel.gpu_kernel_fault(device) == "on meta its bits are not those of torch"

@@ -22,18 +22,37 @@ from expo_search.checkpoint.shard_writer import ShardWriter, known_dtype
 from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.dtypes import TORCH_DTYPES
 from expo_search.errors import PairError
+from expo_search.text import cut, one_line
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-_NOT_PLAIN = (
-    "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication", "use_qalora",
-    "use_bdlora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "modules_to_save",
-)  # fmt: skip
-# Starts that change only the adapter's first values; the others (PiSSA, OLoRA, CorDA, LoftQ) change the base as well.
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# Every key of a config must be in one of the following tables, or off. Checked against PEFT 0.21.
+_READ = frozenset({"peft_type", "r", "lora_alpha"})  # and checked where they are read
+_NO_EFFECT = frozenset({  # on a merge of the factors in the file, whatever they say
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config",
+    "task_type",
+    "exclude_modules", "layers_pattern", "layers_to_transform", "target_modules",  # which layers have factors
+    "ensure_weight_tying",  # more layers that have factors
+    "lora_dropout",  # in training
+    "corda_config", "eva_config", "loftq_config", "lora_ga_config",  # of the start, which `init_lora_weights` names
+    "megatron_core", "qalora_group_size",  # details of keys that must be off
+})  # fmt: skip
+_MUST_BE_OFF = frozenset({  # variants of LoRA whose merge is another, or that change more than the factors' weights
+    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication",
+    "lora_bias", "megatron_config", "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config",
+})  # fmt: skip
+# Starts that change only the adapter's first values; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take something
+# out of the base as well, and what was trained is to be added to that changed base.
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+_CHOICES = {
+    "bias": (None, "none"),
+    "init_lora_weights": (None, True, False, *_PLAIN_STARTS),
+    "use_rslora": (None, True, False),
+}
 
 
 @dataclass(frozen=True)
@@ -170,17 +189,38 @@ def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as fault:
         raise misfit(path, f"a {CONFIG} that is not readable ({type(fault).__name__}: {fault})") from None
-    used = [name for name in _NOT_PLAIN if config.get(name) and not (heads and name == "modules_to_save")]
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
-        used.append(f"init_lora_weights={start}")
-    if config.get("bias", "none") != "none":
-        used.append(f"bias={config['bias']}")
     if type(rank) is not int or rank < 1 or not math.isfinite(alpha):
         raise misfit(path, f"r = {rank}, lora_alpha = {alpha}", "a rank of 1 or more and a finite scale")
-    if kind != "LORA" or used:
-        raise misfit(path, " ".join([str(kind), *used]), "plain LoRA")
+    used = _not_plain({key: value for key, value in config.items() if not (heads and key == "modules_to_save")})
+    if kind != "LORA":  # of which the keys need not be known
+        raise misfit(path, one_line(cut(str(kind), 80)), "plain LoRA")
+    if used:
+        raise misfit(path, f"LORA with {', '.join(used)}", "plain LoRA")
     return dict(config)
+
+
+def _not_plain(config: Mapping[str, Any]) -> list[str]:
+    """Keys, with their values, that a plain merge does not cover, or that may mean anything."""
+    used = []
+    for key, value in config.items():
+        if key in _CHOICES:
+            is_plain = (value.lower() if isinstance(value, str) else value) in _CHOICES[key]
+        else:
+            is_plain = key in _READ | _NO_EFFECT or _is_off(value)
+        if not is_plain:
+            known = key in _MUST_BE_OFF | _CHOICES.keys()
+            shown = f"{one_line(cut(key, 80))} = {cut(json.dumps(value), 80)}"
+            used.append(shown if known else f"{shown} (a key that is not known here)")
+    return used
+
+
+def _is_off(value: object) -> bool:
+    """None, False or empty.
+
+    So of a key that is not known too: each version of PEFT writes all of its keys, new ones with the value at which
+    nothing changes, and that is None, False or empty. Refusing those would refuse every adapter of a newer PEFT.
+    """
+    return value is None or value is False or value in ("", [], {})
 
 
 def _is_factor(name: str, factors: Mapping[str, object]) -> bool:

