@@ -128,7 +128,7 @@ def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
 def test_it_says_whether_what_was_written_was_verified(tmp_path: Path) -> None:
     origin = make_origin(tmp_path)
     assert "- verified: no, what was written was not compared with the trial" in card(origin)
-    assert "- verified: yes, loaded in a fresh engine\\: 8 of 9" in card(origin, verified="8 of 9")
+    assert "- verified: yes, loaded in a fresh engine: 8 of 9" in card(origin, verified="8 of 9")
 
 
 def test_what_cannot_be_done_is_not_offered(tmp_path: Path) -> None:
