@@ -207,7 +207,7 @@ def test_the_table_says_which_trials_stopped_early_and_what_they_broke() -> None
     assert rows[0].rstrip().endswith("3.1")
     assert rows[1].split()[2] == "16"
     assert rows[1].rstrip().endswith("hopeless")
-    assert rows[2].rstrip().endswith("broke: length broke: cut off")
+    assert rows[2].rstrip().endswith("broke length; broke cut off")
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 20])

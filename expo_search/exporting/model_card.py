@@ -109,7 +109,7 @@ def _why(origin: Origin) -> str:
         )
     if e.broken:
         lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")
-    if e.outcome != "complete":
+    if e.stopped_early:
         lines.append(f"Its trial was stopped early ({markdown(e.outcome)}), on {n} prompts.")
     return "\n\n".join([*lines, _picture(origin)])
 
@@ -120,15 +120,14 @@ def _picture(origin: Origin) -> str:
 
 def _trials(origin: Origin) -> str:
     heading = "| trial | alpha | mean reward | gain over alpha = 0 | 95 % interval | prompts | tokens | cut off | |"
-    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(_row, origin.evaluations)])
+    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(trial_row, origin.evaluations)])
 
 
-def _row(e: Evaluation) -> str:
-    remarks = [f"breaks {', '.join(e.broken)}"] if e.broken else []
-    remarks += [e.outcome] if e.outcome != "complete" else []
+def trial_row(e: Evaluation) -> str:
+    """A row of the table of trials, in Markdown."""
     gain = ["0", ""] if e.trial == CONTROL else [f"{e.gain.mean:+.4f}", f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]"]
     numbers = [str(e.trial), f"{e.alpha:.6g}", f"{e.reward.mean:.4f}", *gain, str(e.reward.n)]
-    return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", "; ".join(remarks)]) + " |"
+    return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", markdown(e.remark)]) + " |"
 
 
 def _how(origin: Origin, *, verified: str | None) -> str:

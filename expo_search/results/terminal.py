@@ -54,7 +54,7 @@ def _cells(e: Evaluation) -> dict[str, str]:
         "cut off": f"{e.share_cut:.0%}",
         "loops": f"{e.share_repeating:.0%}",
         "seconds": f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-        "": " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
+        "": e.remark,
     }
 
 
