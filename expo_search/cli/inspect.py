@@ -88,6 +88,7 @@ def dashboard(
 
 def print_result(console: Console, store: Store, *, as_json: bool) -> None:
     from expo_search.results import terminal
+    from expo_search.results.curve.terminal import terminal_curve
     from expo_search.results.next_commands import next_steps
     from expo_search.results.study_results import judge
     from expo_search.results.summary_json import summary
@@ -100,7 +101,8 @@ def print_result(console: Console, store: Store, *, as_json: bool) -> None:
         return
     console.print(terminal.trial_table(found, console.width))
     if len(found) > 1:
-        console.print(Text(terminal.curve(found, width=min(100, console.width))), soft_wrap=True)
+        picture = terminal_curve(found, verdict, band=study.band, width=min(100, console.width))
+        console.print(Text(picture), soft_wrap=True)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
     console.print(Text(terminal.stage_seconds(found)), soft_wrap=True)
     steps = next_steps(store.name, store.url, verdict)
