@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from fakes import make_evaluation
+from huggingface_hub import ModelCard, metadata_load
 from markdown_it import MarkdownIt
 from twins import make_pair, read_all
 
@@ -61,6 +62,32 @@ def test_the_metadata_names_both_models_and_how_they_were_merged(tmp_path: Path)
     assert found["library_name"] == "transformers"
     assert {"merge", "expo"} <= set(found["tags"])
     assert found["license"] == "other", "the sources name none"
+
+
+@pytest.mark.parametrize("name", ["owner/model", EVIL, "null", "1.0", "a: b # c", "日本 👀"])
+def test_the_hub_reads_the_metadata_as_it_was_meant(tmp_path: Path, name: str) -> None:
+    origin = make_origin(tmp_path)
+    aligned = replace(origin.pair.aligned, id=name)
+    (tmp_path / "out").mkdir()
+    write_card(replace(origin, pair=replace(origin.pair, aligned=aligned)), tmp_path / "out")
+    expected = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "other",
+        "base_model": [name, "owner/sft"],
+        "base_model_relation": "merge",
+        "tags": ["merge", "mergekit", "expo", "expo-search", "model-extrapolation"],
+    }
+    assert metadata_load(tmp_path / "out" / "README.md") == expected
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.to_dict() == expected
+
+
+def test_the_metadata_of_a_rescaled_adapter_says_so(tmp_path: Path) -> None:
+    origin = make_origin(tmp_path, as_adapter=True)
+    origin = replace(origin, pair=replace(origin.pair, base=Source(tmp_path, "owner/base", "abc123", on_hub=True)))
+    found = metadata(card(origin))
+    assert (found["library_name"], found["base_model_relation"]) == ("peft", "adapter")
+    assert found["base_model"] == ["owner/base"]
 
 
 def test_a_licence_that_all_sources_share_is_the_models(tmp_path: Path) -> None:

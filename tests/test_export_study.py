@@ -270,7 +270,7 @@ class TestAdapter:
         base = {"base_model_name_or_path": str(home / "aligned"), "revision": None}
         assert after == before | base | {"lora_alpha": 2.0 * before["lora_alpha"]}
         assert not (tmp_path / "lora" / "model.safetensors").exists()
-        assert 'library_name: "peft"' in (tmp_path / "lora" / "README.md").read_text()
+        assert huggingface_hub.metadata_load(tmp_path / "lora" / "README.md")["library_name"] == "peft"
         assemble.merge_adapter(home / "aligned", tmp_path / "lora", tmp_path / "again")
         theta, again = read_all(tmp_path / "out"), read_all(tmp_path / "again")
         for name in theta:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import BROKEN, CHOSEN, CONFIRMED, EVALUATED, FEWER, STOPPED, AlphaAxis, Band
 from expo_search.results.curve.static import curve_png, curve_svg
+from expo_search.results.curve.terminal import terminal_curve
 from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation
 
@@ -134,3 +137,88 @@ class TestPictures:
         assert svg.rstrip().endswith("</svg>")
         assert "<script" not in svg
         assert "font-family" not in svg
+
+
+def drawn(known: list[Evaluation], found: Verdict | None = None, **options: Any) -> tuple[list[str], str]:
+    """The lines of the picture between its axes, and what stands below it."""
+    text = terminal_curve(known, found or verdict(known), **options)
+    picture, _, below = text.partition("└")
+    return [re.split("[│┤├]", line, maxsplit=1)[1] for line in picture.splitlines()[2:-1]], below
+
+
+class TestTerminal:
+    def test_a_trial_stands_at_its_gain_with_its_95_percent_interval(self) -> None:
+        few = make_evaluation(1, 0.5, 0.2, 0.1, 5)  # 2.776 standard errors (quantile from a table): -0.08 .. 0.48
+        text = terminal_curve([CONTROL, few], Verdict(few, "better"), height=40)
+        assert "bars: 95 % interval" in text.splitlines()[0]
+        lines = text.splitlines()
+        zero = next(i for i, line in enumerate(lines) if "├" in line)
+        mark = next(i for i, line in enumerate(lines) if EVALUATED.character in line)
+        column = lines[mark].index(EVALUATED.character)
+        bar = [i for i, line in enumerate(lines) if line[column : column + 1] in ("│", EVALUATED.character)]
+        a_line = (zero - mark) / 0.2  # in which a gain is rounded to whole lines
+        assert zero - bar[0] == pytest.approx(0.4776 * a_line, abs=1.5)
+        assert zero - bar[-1] == pytest.approx(-0.0776 * a_line, abs=1.5)
+        verdict_mark = next(line for line in lines if CHOSEN.character in line)
+        assert verdict_mark.index(CHOSEN.character) == column
+
+    def test_each_kind_of_trial_has_its_mark_and_the_legend_says_which(self) -> None:
+        c = Confirmation(1, 0.5, 0.1, 0.05, 100, "abcd", 1.1, 1.0)
+        picture, below = drawn(TRIALS, Verdict(GOOD, "no evidence of a gain", confirmed=c), width=100, height=30)
+        for kind in (EVALUATED, FEWER, STOPPED, BROKEN, CONFIRMED):
+            assert "".join(picture).count(kind.character) == 1, kind.words
+            assert f"{kind.character} {kind.words}" in below
+        assert f"{CHOSEN.character} verdict: alpha = 0" in below
+        assert FEWER.character not in drawn([CONTROL, GOOD])[1], "nothing that is not drawn"
+
+    def test_alphas_over_decades_stand_on_the_same_axis_as_in_the_other_pictures(self) -> None:
+        wide = [CONTROL, make_evaluation(1, 0.05, 0.1, 0.05), make_evaluation(2, 30.0, 0.2, 0.05)]
+        _, below = drawn(wide)
+        labels = below.splitlines()[1].split()
+        assert {"0", "0.1", "1", "10"} <= set(labels)
+        assert [float(label) for label in labels] == sorted(float(label) for label in labels)
+
+    def test_of_a_fit_the_mean_is_drawn(self) -> None:
+        band = Band([0.0, 0.5], [0.0, 0.3], [0.0, 0.2], [0.0, 0.4])
+        picture, below = drawn([CONTROL, GOOD], band=band)
+        assert "· fit" in below
+        assert "··" in "".join(picture)
+        assert "·" not in "".join(drawn([CONTROL, GOOD])[0])
+
+    @pytest.mark.parametrize(("alpha", "note"), [(8.0, "↓ -5.00 ×"), (-3.0, "× -5.00 ↓")])
+    def test_a_collapsed_trial_does_not_press_the_others_together(self, alpha: float, note: str) -> None:
+        picture, _ = drawn([CONTROL, GOOD, replace(DEGENERATE, alpha=alpha)])
+        assert note in picture[-1]
+        mark = next(i for i, line in enumerate(picture) if EVALUATED.character in line)
+        assert mark < len(picture) / 2
+
+    @pytest.mark.parametrize("n", [1, 2, 20])
+    @pytest.mark.parametrize(("width", "height"), [(90, 18), (40, 10), (120, 40)])
+    def test_it_is_plain_text_within_its_width_and_height(self, n: int, width: int, height: int) -> None:
+        known = [make_evaluation(i, i / n, i / n * (1 - i / n), 0.01 if i else 0.0) for i in range(n)]
+        text = terminal_curve(known, verdict(known), width=width, height=height)
+        assert "\x1b" not in text
+        assert max(map(len, text.splitlines())) == width
+        assert text.splitlines()[height - 1].strip() == "alpha", "the last line before the legend"
+
+    def test_a_long_legend_goes_on_below_within_the_width(self) -> None:
+        text = terminal_curve(TRIALS, verdict(TRIALS), width=40)
+        assert max(map(len, text.splitlines())) <= 40
+        assert f"\n{STOPPED.character} {STOPPED.words}\n" in text
+
+    @pytest.mark.parametrize("height", [10, 18, 40])
+    def test_no_two_gains_of_the_axis_share_a_line(self, height: int) -> None:
+        lines = terminal_curve(TRIALS, verdict(TRIALS), height=height).partition("└")[0].splitlines()
+        gains = [float(re.split("[│┤├]", line)[0]) for line in lines if re.match(r" *[+-]?\d", line)]
+        steps = [above - below for above, below in itertools.pairwise(gains)]
+        assert 0.0 in gains
+        assert steps == pytest.approx([steps[0]] * len(steps)), "none is missing between two others"
+
+    def test_drawing_twice_gives_the_same_curve(self) -> None:
+        first = terminal_curve(TRIALS, verdict(TRIALS))
+        terminal_curve([CONTROL, GOOD], verdict([CONTROL, GOOD]))
+        assert terminal_curve(TRIALS, verdict(TRIALS)) == first
+
+    @pytest.mark.parametrize("known", [[CONTROL], [CONTROL, make_evaluation(1, 0.5, 0.0, 0.0)]])
+    def test_equal_gains_can_be_drawn(self, known: list[Evaluation]) -> None:
+        assert "0├" in terminal_curve(known, verdict(known))

@@ -10,20 +10,29 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import optuna
 import pytest
 from browser import browser_page
-from fakes import make_evaluation
+from fakes import make_evaluation, make_prompts
 from test_artifacts import HOSTILE, Run
 
+import expo_search
 from expo_search.cli.inspect import report_page, show
+from expo_search.contracts import Completion
 from expo_search.errors import StoreError, StudyError
+from expo_search.evaluation.result import Evaluation
 from expo_search.results.html_report import write_report
 from expo_search.results.trials_csv import trials_csv
 from expo_search.search.loop import evaluations
 from expo_search.store.study_store import Store
+
+PACKAGE = Path(expo_search.__file__).parent
 
 
 class Page(HTMLParser):
@@ -66,6 +75,24 @@ def text(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
     return out.read_text(encoding="utf-8")
 
 
+def stored_study(url: str, name: str, trials: Sequence[Evaluation], answer: str, n_prompts: int = 2) -> Store:
+    """A study of these trials, each with one answer to every prompt."""
+    store, prompts = Store(url, name), make_prompts(n_prompts)
+    store.put_prompts("search", prompts)
+    for e in trials:
+        store.add_completions(e.trial, "search", {i: Completion(p, answer, 1, "stop") for i, p in enumerate(prompts)})
+        store.add_rewards(e.trial, "search", dict.fromkeys(range(n_prompts), e.reward.mean))
+        store.study.add_trial(
+            optuna.trial.create_trial(
+                params={"alpha": e.alpha},
+                distributions={"alpha": optuna.distributions.FloatDistribution(-10, 100)},
+                value=e.gain.mean,
+                user_attrs=e.attributes(),
+            )
+        )
+    return store
+
+
 def test_it_holds_verdict_curve_trials_and_answers(store: Store, text: str) -> None:
     page = Page(text)
     for e in evaluations(store.study):
@@ -88,6 +115,35 @@ def test_text_of_prompts_and_answers_stays_text(text: str) -> None:
     assert HOSTILE.replace("\x1b", "�") in page.cells
     assert len(page.scripts) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_whatever_comes_from_outside_is_cleaned_and_escaped(tmp_path: Path) -> None:
+    """Name of the study, guardrail, setting, prompt and answer; only our own style, script and picture are markup."""
+    hostile = f"'\"{HOSTILE}"
+    trials = [make_evaluation(0, 0.0, 0.0, 0.0), replace(make_evaluation(1, 0.5, 0.1, 0.1), broken=(hostile,))]
+    store = stored_study(f"sqlite:///{tmp_path / 's.db'}", hostile, trials, hostile)
+    store.pin_settings({"prompts.hash": hostile}, {"search": {}})
+    write_report(store, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert len(Page(page).scripts) == 1
+    assert not any(name.startswith("on") for _, attributes in Page(page).tags for name in attributes)
+    assert "\x1b" not in page
+    cleaned = hostile.replace("\x1b", "�")
+    assert {cleaned, f"broke {cleaned}"} <= set(Page(page).cells)
+    marked_safe = set(re.findall(r"(\w+) \| safe", (PACKAGE / "results" / "report.html.j2").read_text("utf-8")))
+    assert marked_safe == {"style", "script", "curve"}
+
+
+def test_one_trials_answers_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    trials = [make_evaluation(i, i / 10, 0.0, 0.1) for i in range(16)]
+    n_prompts, n_characters = 40, 20_000
+    store = stored_study(f"sqlite:///{tmp_path / 's.db'}", "s", trials, "a" * n_characters, n_prompts)
+    write_report(store, tmp_path / "first.html")  # what libraries keep once they are loaded is not the page's
+    tracemalloc.start()
+    write_report(store, tmp_path / "second.html")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(trials) * n_prompts * n_characters, "less than all answers together"
 
 
 def test_it_asks_no_network_for_anything(text: str) -> None:

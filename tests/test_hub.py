@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hub_server import COMMIT, TOKEN, hub_server
+from huggingface_hub import metadata_load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import make_pair, make_reward_model, offline_checkpoint, read_all, write_prompts
 
@@ -104,7 +105,7 @@ def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_pa
     pair = json.loads((there / "expo.json").read_text())["pair"]
     assert pair["aligned"] == {"id": "me/aligned", "revision": COMMIT, "on_hub": True}
     assert f"me/sft@{COMMIT}" in (there / "mergekit.yaml").read_text()
-    assert 'base_model: ["me/aligned", "me/sft"]' in (there / "README.md").read_text()
+    assert metadata_load(there / "README.md")["base_model"] == ["me/aligned", "me/sft"]
 
 
 @pytest.mark.parametrize(

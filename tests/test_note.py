@@ -39,7 +39,7 @@ def test_without_a_gain_it_keeps_alpha_0_and_offers_no_export() -> None:
 
 def test_trials_that_cannot_win_say_why() -> None:
     e = replace(make_evaluation(1, 0.3, -0.5, 0.05), outcome="hopeless", broken=("cut off",))
-    assert "stopped early: hopeless; broke cut off" in markdown_note(judged([CONTROL, e]))
+    assert "| hopeless; broke cut off |" in markdown_note(judged([CONTROL, e]))
 
 
 def test_what_a_person_wrote_below_the_line_stays() -> None:

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+BROUGHT_BY = {"triton": "torch"}  # torch's own build of it: another one could not compile for that torch
+
+
+def imported() -> dict[str, set[str]]:
+    """Top-level names of other projects' packages that any file of the package imports, lazily too -> those files."""
+    found: dict[str, set[str]] = {}
+    for file in (ROOT / "expo_search").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules.append(str(node.module))
+            for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"expo_search"}:
+                found.setdefault(name, set()).add(str(file.relative_to(ROOT)))
+    return found
+
+
+def canonical(distribution: str) -> str:
+    """A name as package indexes compare it (PEP 503), without version and extras."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", distribution, maxsplit=1)[0]).lower()
+
+
+def test_whatever_the_package_imports_is_a_dependency_or_in_an_extra_for_users() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = {canonical(d) for d in project["dependencies"]}
+    declared |= {canonical(d) for extra in ("cpu", "gpu", "dashboard", "demo") for d in extras[extra]}
+    installed = packages_distributions()  # what is not installed here goes by the name that is imported
+    undeclared = {
+        name: files
+        for name, files in imported().items()
+        if not {canonical(d) for d in installed.get(BROUGHT_BY.get(name, name), [name])} & declared
+    }
+    assert undeclared == {}
+    assert {"jinja2", "pyarrow", "plotly", "vllm", "triton"} <= imported().keys(), (
+        "imports are read inside functions too"
+    )
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [d for d in project["dependencies"] if ">=" not in d] == []
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +74,7 @@ def test_the_presets_and_the_demo_ship_inside_the_wheel(wheel: Path) -> None:
     tracked = {p.name for p in (ROOT / "studies").glob("*.toml")}
     assert tracked <= shipped
     assert {"expo_search/weights/cpu_switch.c", "expo_search/weights/cpu_stream.c"} <= set(names)
+    assert {f"expo_search/results/report.{kind}" for kind in ("html.j2", "css", "js")} <= set(names)
     assert {"demo/prompts.jsonl", "demo/aligned/adapter_config.json", "demo/reward/adapter_config.json"} <= shipped
     assert not [name for name in names if "/tests/" in name or name.startswith("tests/")]
 

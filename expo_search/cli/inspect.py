@@ -117,6 +117,7 @@ def dashboard(
 def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
     """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
+    from expo_search.results.curve.terminal import terminal_curve
     from expo_search.results.next_commands import next_steps
     from expo_search.results.summary_json import summary
 
@@ -126,7 +127,8 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         return
     console.print(terminal.trial_table(known, console.width))
     if len(known) > 1:
-        console.print(Text(terminal.curve(known, width=min(100, console.width))), soft_wrap=True)
+        picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
+        console.print(Text(picture), soft_wrap=True)
     console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
     console.print(Text(terminal.stage_seconds(known)), soft_wrap=True)
     steps = next_steps(result.name, result.url, verdict)

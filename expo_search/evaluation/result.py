@@ -69,6 +69,14 @@ class Evaluation:
     def stopped_early(self) -> bool:
         return self.outcome != "complete"
 
+    @property
+    def remark(self) -> str:
+        """What every view of a trial says beside its numbers: why it was stopped early, and which guardrails it broke.
+
+        Plain text, empty where there is nothing to say: "hopeless; broke cut off; broke length".
+        """
+        return "; ".join([*([self.outcome] if self.stopped_early else []), *(f"broke {name}" for name in self.broken)])
+
     def attributes(self) -> dict[str, Any]:
         """As the trial's user attributes: an estimate as NAME and NAME_se, with n_prompts for all of them."""
         flat: dict[str, Any] = {"n_prompts": self.reward.n}

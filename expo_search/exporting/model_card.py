@@ -1,16 +1,14 @@
 """What is known about an exported model -> its model card: README.md with YAML metadata, and the curve as a picture.
 
-Names and notes may come from files that are not ours: in the metadata they are quoted, in the text every character
+Names and notes may come from files that are not ours: in the metadata YAML quotes them, in the text every character
 that Markdown or HTML could read as markup is escaped. Folders are named without the paths to them, which are nobody
 else's business.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from expo_search import __version__
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
@@ -55,24 +53,24 @@ def card(origin: Origin, *, verified: str | None = None) -> str:
 
 
 def _metadata(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str:
-    """YAML; every value is written as JSON, which YAML contains."""
+    """The YAML block for the Hub. Without a source on the Hub it names no base model."""
+    from huggingface_hub import ModelCardData
+
     pair = origin.pair
     bases = [pair.base] if origin.as_adapter else [pair.base or pair.aligned, pair.adapter, pair.sft]
     ids = list(dict.fromkeys(s.id for s in bases if s is not None and s.on_hub))
     named = {licence for _, licence in licences}
     licence = named.pop() if len(named) == 1 else None
-    fields: dict[str, Any] = {
-        "library_name": "peft" if origin.as_adapter else "transformers",
-        "pipeline_tag": "text-generation",
-        "license": licence if licence in _HUB_LICENCES else "other",
-        "base_model": ids,
-        "base_model_relation": "adapter" if origin.as_adapter else "merge",
-        "tags": ["merge", "mergekit", "expo", "expo-search", "model-extrapolation"],
-    }
-    if not ids:
-        del fields["base_model"], fields["base_model_relation"]
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
-    return "\n".join(["---", *lines, "---"])
+    relation = "adapter" if origin.as_adapter else "merge"
+    metadata = ModelCardData(
+        library_name="peft" if origin.as_adapter else "transformers",
+        pipeline_tag="text-generation",
+        license=licence if licence in _HUB_LICENCES else "other",
+        base_model=ids or None,
+        base_model_relation=relation if ids else None,
+        tags=["merge", "mergekit", "expo", "expo-search", "model-extrapolation"],
+    )
+    return f"---\n{metadata.to_yaml()}\n---"
 
 
 def _what(origin: Origin) -> str:
@@ -109,7 +107,7 @@ def _why(origin: Origin) -> str:
         )
     if e.broken:
         lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")
-    if e.outcome != "complete":
+    if e.stopped_early:
         lines.append(f"Its trial was stopped early ({markdown(e.outcome)}), on {n} prompts.")
     return "\n\n".join([*lines, _picture(origin)])
 
@@ -120,15 +118,14 @@ def _picture(origin: Origin) -> str:
 
 def _trials(origin: Origin) -> str:
     heading = "| trial | alpha | mean reward | gain over alpha = 0 | 95 % interval | prompts | tokens | cut off | |"
-    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(_row, origin.evaluations)])
+    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(trial_row, origin.evaluations)])
 
 
-def _row(e: Evaluation) -> str:
-    remarks = [f"breaks {', '.join(e.broken)}"] if e.broken else []
-    remarks += [e.outcome] if e.outcome != "complete" else []
+def trial_row(e: Evaluation) -> str:
+    """A row of the table of trials, in Markdown."""
     gain = ["0", ""] if e.trial == CONTROL else [f"{e.gain.mean:+.4f}", f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]"]
     numbers = [str(e.trial), f"{e.alpha:.6g}", f"{e.reward.mean:.4f}", *gain, str(e.reward.n)]
-    return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", "; ".join(remarks)]) + " |"
+    return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", markdown(e.remark)]) + " |"
 
 
 def _how(origin: Origin, *, verified: str | None) -> str:

@@ -1,21 +1,22 @@
 """a study -> one self-contained HTML page: verdict, curve, trials, settings, answers. No network, everything escaped.
 
-The curve is an inline SVG: 50 kB and sharp in print, where Plotly's script would be 4 MB. The page's policy lets
-nothing run but the one script below, known by its hash, which sorts tables: an answer that holds markup stays text.
+What the page says is put together here, as plain text; its markup is `report.html.j2`, with `report.css` and
+`report.js`. The curve is an inline SVG: 50 kB and sharp in print, where Plotly's script would be 4 MB. The page's
+policy lets nothing run but that one script, known by its hash, which sorts tables: an answer's markup stays text.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expo_search import __version__
 from expo_search.errors import StudyError
@@ -30,9 +31,38 @@ from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _IN_ORDER, _EXTREMES = 20, 5  # answers of the best trial: the first ones, and those that gained or lost most
 _IN_ORDER_OTHERS = 5
 _CELL_MAX = 4000  # characters of one text on the page
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table's row: a text for each heading, and the row's class in the style sheet."""
+
+    cells: Sequence[str]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its class in the style sheet, headings, rows."""
+
+    kind: str
+    heads: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class TrialAnswers:
+    """Some answers of a trial, folded away unless `is_open`."""
+
+    title: str
+    table: Table
+    is_open: bool
 
 
 def write_report(store: Store, out: Path, *, force: bool = False) -> None:
@@ -73,32 +103,54 @@ def _check_target(out: Path, *, force: bool) -> None:
 
 
 def _page(store: Store) -> Iterator[str]:
+    """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
     known, found = study.evaluations, study.verdict
-    script, style = _asset("report.js"), _asset("report.css")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    yield (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(store.name)} - expo-search</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+    script = _asset("report.js")
+    return _template().generate(
+        name=store.name,
+        policy=_policy(script),
+        style=_asset("report.css"),
+        script=script,
+        verdict=found.sentence(),
+        confirmations=[confirmation_sentence(c) for c in study.confirmations.values()],
+        curve=curve_svg(known, found, band=study.band) if len(known) > 1 else "",
+        trials=trial_table(known, found),
+        seconds=stage_seconds(known),
+        answers=(_answers(e, samples(store, e.trial), is_best=e is found.best) for e in _best_first(known, found)),
+        settings=_settings((store.attributes.settings or Settings()).flat()),
+        commands=[command for command, _ in next_steps(store.name, store.url, found)],
+        version=__version__,
     )
-    yield f"<h1>{_text(store.name)}</h1>\n<p class='verdict'>{_text(found.sentence())}</p>\n"
-    yield from (f"<p>{_text(confirmation_sentence(c))}</p>\n" for c in study.confirmations.values())
-    if len(known) > 1:
-        svg = curve_svg(known, found, band=study.band)
-        yield f"<figure role='img' aria-label='gain over alpha = 0 against alpha'>{svg}</figure>\n"
-    yield f"<h2>Trials</h2>\n{_trial_table(known, found)}\n<p>{_text(stage_seconds(known))}</p>\n"
-    yield "<h2>Answers</h2>\n<p>Each beside the answer at alpha = 0 to the same prompt, drawn with the same seed.</p>\n"
-    for e in _best_first(known, found):
-        yield from _answers(e, samples(store, e.trial), best=found.best is not None and e.trial == found.best.trial)
-    yield f"<h2>Settings</h2>\n{_settings((store.attributes.settings or Settings()).flat())}\n<h2>Next</h2>\n<pre>"
-    yield "\n".join(_text(command) for command, _ in next_steps(store.name, store.url, found))
-    yield f"</pre>\n<footer>expo-search {_text(__version__)}</footer>\n<script>{script}</script>\n</body>\n</html>\n"
 
 
-def _trial_table(known: Sequence[Evaluation], found: Verdict) -> str:
+def _template() -> Template:
+    """The page's template, in which whatever is printed is cleaned and escaped, unless the template marks it safe."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("expo_search.results", "."),
+        autoescape=True,
+        finalize=_cleaned,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _cleaned(value: object) -> object:
+    """A value as it may be printed. What is markup by now was cleaned when it was made, or is marked safe."""
+    return value if hasattr(value, "__html__") else clean(str(value))
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def trial_table(known: Sequence[Evaluation], found: Verdict) -> Table:
+    """A row a trial, in the order in which they ran; the best one is marked."""
     heads = (
         "trial",
         "alpha",
@@ -110,12 +162,11 @@ def _trial_table(known: Sequence[Evaluation], found: Verdict) -> str:
         "tokens",
         "cut off",
         "seconds",
+        "",
     )
     rows = []
     for e in known:
         control = e.trial == CONTROL
-        remarks: list[str] = [] if e.outcome == "complete" else [e.outcome]
-        remarks += [f"broke {guardrail}" for guardrail in e.broken]
         cells = (
             str(e.trial),
             f"{e.alpha:.4g}",
@@ -127,10 +178,10 @@ def _trial_table(known: Sequence[Evaluation], found: Verdict) -> str:
             f"{e.mean_length:.1f}",
             f"{e.share_cut:.0%}",
             f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-            "; ".join(remarks),
+            e.remark,
         )
-        rows.append((cells, "best" if e is found.best else ""))
-    return _table((*heads, ""), rows, "numbers")
+        rows.append(Row(cells, "best" if e is found.best else ""))
+    return Table("numbers", heads, rows)
 
 
 def _best_first(known: Sequence[Evaluation], found: Verdict) -> list[Evaluation]:
@@ -139,18 +190,17 @@ def _best_first(known: Sequence[Evaluation], found: Verdict) -> list[Evaluation]
     return ([] if best is None else [best]) + sorted(others, key=lambda e: -e.gain.mean)
 
 
-def _answers(e: Evaluation, rows: Sequence[Sample], *, best: bool) -> Iterator[str]:
-    shown = _chosen(rows, _IN_ORDER if best else _IN_ORDER_OTHERS, _EXTREMES if best else 0)
+def _answers(e: Evaluation, rows: Sequence[Sample], *, is_best: bool) -> TrialAnswers:
+    shown = _chosen(rows, _IN_ORDER if is_best else _IN_ORDER_OTHERS, _EXTREMES if is_best else 0)
     title = f"alpha = {e.alpha:.4g} (trial {e.trial}), gain {e.gain.mean:+.4f}: {len(shown)} of {len(rows)} answers"
-    yield f"<details{' open' if best else ''}><summary>{_text(title)}</summary>\n"
     heads = ("prompt", f"answer at alpha = {e.alpha:.4g}", "answer at alpha = 0", "reward", "difference", "tokens", "")
     body = []
     for why, s in shown:
         ended = "cut off" if s.finish_reason == "length" else s.finish_reason
-        texts = [cut(clean(t), _CELL_MAX) for t in (s.prompt, s.answer, s.control or "")]
+        texts = [cut(text, _CELL_MAX) for text in (s.prompt, s.answer, s.control or "")]
         numbers = ["" if x is None else f"{x:+.3f}" for x in (s.reward, s.difference)]
-        body.append(((*texts, *numbers, str(s.n_tokens), f"{why}; {ended}"), ""))
-    yield f"{_table(heads, body, 'texts')}</details>\n"
+        body.append(Row((*texts, *numbers, str(s.n_tokens), f"{why}; {ended}")))
+    return TrialAnswers(title, Table("texts", heads, body), is_best)
 
 
 def _chosen(rows: Sequence[Sample], n_first: int, n_extreme: int) -> list[tuple[str, Sample]]:
@@ -164,28 +214,10 @@ def _chosen(rows: Sequence[Sample], n_first: int, n_extreme: int) -> list[tuple[
     return chosen
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
-    rows = [((key, value if isinstance(value, str) else json.dumps(value)), "") for key, value in settings.items()]
-    return _table(("setting", "value"), rows, "settings")
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], kind: str) -> str:
-    """Cells carry their column's name, which a narrow screen shows instead of the head."""
-    head = "".join(f"<th>{_text(h)}</th>" for h in heads)
-    body = "".join(
-        f"<tr class='{style}'>"
-        + "".join(f"<td data-head='{_text(h)}'>{_text(cell)}</td>" for h, cell in zip(heads, cells, strict=True))
-        + "</tr>\n"
-        for cells, style in rows
-    )
-    return (
-        f"<div class='wide'><table class='{kind}'><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
+def _settings(settings: Mapping[str, Any]) -> Table:
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return Table("settings", ("setting", "value"), [Row(pair) for pair in texts.items()])
 
 
 def _asset(name: str) -> str:
     return files("expo_search.results").joinpath(name).read_text(encoding="utf-8")
-
-
-def _text(text: str) -> str:
-    return html.escape(clean(text))

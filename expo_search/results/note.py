@@ -35,11 +35,9 @@ def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:
     others = sorted((e for e in evaluations if e.trial != CONTROL), key=lambda e: -e.gain.mean)
     control = [e for e in evaluations if e.trial == CONTROL]
     for e in [*others[:_N_BEST], *control]:
-        remarks: list[str] = [] if e.outcome == "complete" else [f"stopped early: {e.outcome}"]
-        remarks += [f"broke {name}" for name in e.broken]
         interval = "" if e.trial == CONTROL else f"{e.gain.low:+.4f} .. {e.gain.high:+.4f}"
         gain = "0" if e.trial == CONTROL else f"{e.gain.mean:+.4f}"
         cells = [f"{e.trial}", f"{e.alpha:.4g}", gain, interval, f"{e.reward.mean:.4f}", f"{e.mean_length:.1f}"]
-        cells += [f"{e.share_cut:.0%}", "; ".join(remarks)]
+        cells += [f"{e.share_cut:.0%}", e.remark]
         rows.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     return rows

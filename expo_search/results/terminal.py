@@ -1,4 +1,4 @@
-"""Finished trials -> a table and a curve for a terminal."""
+"""Finished trials -> a table for a terminal, and the seconds that they took."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import verdict
-from expo_search.stats.gain_curve import collapsed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,25 +53,8 @@ def cells(e: Evaluation) -> dict[str, str]:
         "cut off": f"{e.share_cut:.0%}",
         "loops": f"{e.share_repeating:.0%}",
         "seconds": f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-        "": " ".join([*([e.outcome] if e.stopped_early else []), *(f"broke: {name}" for name in e.broken)]),
+        "": e.remark,
     }
-
-
-def curve(evaluations: Sequence[Evaluation], width: int = 90, height: int = 18) -> str:
-    """Gain over alpha with one-standard-error bars, as text without colour codes; collapsed trials are left out."""
-    import plotext
-
-    points = sorted((e for e in evaluations if not collapsed(e, evaluations)), key=lambda e: e.alpha)
-    alphas = [e.alpha for e in points]
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(width, height)
-    plotext.plot(alphas, [e.gain.mean for e in points], marker="dot")
-    plotext.error(alphas, [e.gain.mean for e in points], yerr=[2 * e.gain.se for e in points])
-    plotext.horizontal_line(0)
-    plotext.xlabel("alpha")
-    plotext.title("gain over alpha = 0, paired by prompt (bars: ± 1 standard error)")
-    return str(plotext.uncolorize(plotext.build()))
 
 
 def stage_seconds(evaluations: Sequence[Evaluation]) -> str:

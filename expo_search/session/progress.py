@@ -67,10 +67,11 @@ class Progress:
         self._trial_s.append(time.monotonic() - self._t_start)
         rate = e.n_generated / e.generate_s if e.generate_s else 0.0
         gain = "the control" if e.trial == 0 else f"gain {e.gain.mean:+.4f} ± {e.gain.se:.4f}"
-        stopped = f"  {e.outcome} after {e.gain.n} prompts" if e.stopped_early else ""
+        remark = f"  {e.remark}" if e.remark else ""
+        remark += f" (after {e.gain.n} prompts)" if e.stopped_early else ""
         self.say(
             f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {gain}"
-            f"{stopped}  {e.n_generated} tokens, {rate:.0f}/s  left {_clock(self._left(0))} at most"
+            f"{remark}  {e.n_generated} tokens, {rate:.0f}/s  left {_clock(self._left(0))} at most"
         )
 
     def _reset(self, trial: int, alpha: float, n_prompts: int) -> None:

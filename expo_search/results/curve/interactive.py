@@ -110,10 +110,7 @@ def _hover(e: Evaluation) -> str:
     """HTML, of numbers and our own words; names of guardrails are escaped all the same."""
     lines = [f"trial {e.trial}: alpha = {e.alpha:.6g}", _interval(e.gain), f"mean reward {e.reward.mean:.4f}"]
     lines += [f"{e.mean_length:.0f} tokens an answer, {e.share_cut:.0%} cut off", f"{e.gain.n} prompts"]
-    if e.outcome != "complete":
-        lines.append(f"stopped early: {e.outcome}")
-    if e.broken:
-        lines.append(f"guardrails broken: {', '.join(e.broken)}")
+    lines += [e.remark] if e.remark else []
     return "<br>".join(html.escape(line) for line in lines)
 
 

@@ -36,20 +36,22 @@ class Band:
 
 @dataclass(frozen=True)
 class Style:
-    """How trials of one kind are drawn: words for the legend, colour, symbols of matplotlib and of Plotly."""
+    """How trials of one kind are drawn: words for the legend, colour, symbols of matplotlib and of Plotly, and the
+    character that stands for them in a terminal."""
 
     words: str
     colour: str
     marker: str
     symbol: str
+    character: str
 
 
-EVALUATED = Style("trial, 95 % interval", BLUE, "o", "circle")
-FEWER = Style("enough learnt from fewer prompts", BLUE, "D", "diamond-open")
-STOPPED = Style("stopped early: hopeless or degenerate", GREY, "v", "triangle-down-open")
-BROKEN = Style("broke a guardrail: cannot win", ORANGE, "X", "x")
-CONFIRMED = Style("confirmed on fresh prompts", GREEN, "s", "square")
-CHOSEN = Style("verdict", BLACK, "o", "circle-open")
+EVALUATED = Style("trial, 95 % interval", BLUE, "o", "circle", "●")
+FEWER = Style("enough learnt from fewer prompts", BLUE, "D", "diamond-open", "◇")
+STOPPED = Style("stopped early: hopeless or degenerate", GREY, "v", "triangle-down-open", "▽")
+BROKEN = Style("broke a guardrail: cannot win", ORANGE, "X", "x", "×")
+CONFIRMED = Style("confirmed on fresh prompts", GREEN, "s", "square", "■")
+CHOSEN = Style("verdict", BLACK, "o", "circle-open", "▲")
 
 
 def style(e: Evaluation) -> Style:
@@ -148,6 +150,12 @@ class Scene:
     @property
     def y_range(self) -> list[float]:
         return _with_margin(self.floor, max(gain.mean + half for gain, half in self._bars))
+
+    def y_ticks(self, n_max: int) -> list[float]:
+        """Round gains within the range, 0 among them, at least an n_max-th of the range apart."""
+        low, high = self.y_range
+        step = _round_up((high - low) / max(1, n_max))
+        return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     @property
     def _bars(self) -> list[tuple[Estimate, float]]:
