@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_prompts
-from optuna_dashboard import get_note
-from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
-from expo_search.cli.main import _confirm
-from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective, Stopped
-from expo_search.results.dashboard_updates import FIGURE
 from expo_search.search.confirm import confirm, confirmations
-from expo_search.search.loop import search
 from expo_search.stats.paired import Kind, estimate, gain
 from expo_search.store.study_store import Store
 
@@ -138,27 +131,6 @@ def test_prompts_that_were_put_before_they_were_looked_at_do_no_harm(store: Stor
     assert confirm(store, objective(store, model, other), 4, 0.3, other).n == 8
     assert len(model.asked) == 16
     assert store.prompts("confirm") == other
-
-
-def test_the_command_shows_a_confirmation_in_the_dashboards_note_and_figure(store: Store) -> None:
-    searched = Objective(FakeModel(), FakeScorer(noise=0.1), store, PROMPTS, FakeWatcher())
-    winner = search(store, searched, SearchSpec(sampler="grid", racing=False), 4)[1]
-    fresh, said = make_prompts(20)[8:], list[str]()
-    running = SimpleNamespace(
-        store=store,
-        objective=lambda watcher, prompts, part: Objective(
-            FakeModel(), FakeScorer(noise=0.1), store, prompts, watcher, part=part
-        ),
-    )
-    progress = FakeWatcher()
-    progress.say = said.append  # type: ignore[attr-defined]
-    assert get_note(store.study) == ""
-    stopped = _confirm(running, progress, winner, fresh, lambda: True)  # type: ignore[arg-type]
-    assert (stopped, get_note(store.study)) == (None, "")
-    assert _confirm(running, progress, winner, fresh, lambda: False) is not None  # type: ignore[arg-type]
-    assert "12 fresh prompts" in get_note(store.study)
-    assert FIGURE in get_plotly_graph_objects(store.storage.get_study_system_attrs(store.study._study_id))
-    assert said == ["confirming alpha = 0.3333 on 12 fresh prompts"] * 2
 
 
 class TestEngineThatDies:

@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +21,13 @@ from rich.console import Console
 from twins import make_pair, make_reward_model, write_prompts
 
 from expo_search.cli.chat_session import Chat, parse_alphas
-from expo_search.cli.talk import _Interrupt, _lines, _prompts, chat, print_answers
+from expo_search.cli.talk import _Interrupt, _lines, chat, print_answers
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import MaterializeError, PromptsError, StudyError
-from expo_search.evaluation.compare import Rewarded, compare
+from expo_search.evaluation.compare import Comparison, Rewarded, compare
 
 NOT_TEXT = "caf\udce9"  # "café" in Latin-1, as Python hands on an argument that is not UTF-8
 
@@ -84,23 +83,9 @@ class TestCompare:
         with pytest.raises(StudyError, match="--alphas"):
             parse_alphas(text)
 
-    @pytest.mark.parametrize(
-        ("text", "found"), [(" ", "an empty text"), (NOT_TEXT, "bytes that are not UTF-8"), ("x" * 99, "99 characters")]
-    )
-    def test_a_prompt_that_no_model_can_answer_is_refused(self, text: str, found: str) -> None:
-        def fits(prompt: Prompt) -> bool:
-            assert prompt.text.encode()  # a tokenizer takes nothing else
-            return len(prompt.text) < 99
-
-        checked: Any = SimpleNamespace(fits=fits)
-        store: Any = None
-        assert [p.text for p in _prompts(store, ["café", "?"], None, checked)] == ["café", "?"]
-        with pytest.raises(PromptsError, match=f"--prompt: {found}"):
-            _prompts(store, ["?", text], None, checked)
-
     def test_every_prompt_is_answered_at_every_alpha_and_scored(self) -> None:
         model, prompts, said = FakeModel(), make_prompts(4), list[str]()
-        rows = compare(model, FakeScorer(), [0.5, 0.0], prompts, 0, said.append)
+        rows = compare(model, FakeScorer(), [0.5, 0.0], prompts, 0, said.append).rows
         assert model.alphas == [0.5, 0.0]
         for prompt, row in zip(prompts, rows, strict=True):
             assert [json.loads(a.completion.text) for a in row] == [[0.5, prompt.id], [0.0, prompt.id]]
@@ -113,7 +98,7 @@ class TestCompare:
         row = [Rewarded(a, Completion(prompt, f"at {a} \x1b[31m[red]", 9, "length"), 1.5) for a in (0.0, 0.3)]
         console = Console(width=width, color_system=None)
         with console.capture() as captured:
-            print_answers(console, [prompt], [row])
+            print_answers(console, Comparison([prompt], [row]))
         text = captured.get()
         assert "[bold]this[/bold]?" in text
         assert "at 0.0 �[31m[red] [cut off]" in text
