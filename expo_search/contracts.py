@@ -79,9 +79,14 @@ class Scorer(Protocol):
 class Watcher(Protocol):
     """What wants to know how an evaluation goes; see `session/progress.py`."""
 
-    def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None: ...
-    def generated(self, n_tokens: int, n_completions: int) -> None: ...
-    def scored(self, n: int) -> None: ...
+    def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
+        """A trial begins, of whose `n_prompts` answers `n_stored` are stored already."""
+
+    def generated(self, n_tokens: int, n_completions: int) -> None:
+        """The model generated this many tokens since the last call, and finished this many answers."""
+
+    def scored(self, n: int) -> None:
+        """The scorer rated n more answers."""
 
 
 class Speaker(Protocol):

@@ -41,15 +41,18 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
+        """The first of config.json's `architectures`, such as "LlamaForCausalLM"; "?" where it names none."""
         named = self.config.get("architectures")
         return str(named[0]) if isinstance(named, list) and named else "?"
 
     @property
     def tied_embeddings(self) -> bool:
+        """Whether config.json says that the output layer is the input embedding's tensor; false by default."""
         return bool(self.config.get("tie_word_embeddings", False))
 
     @cached_property
     def n_bytes(self) -> int:
+        """Size of all tensors as they are stored."""
         return sum(t.n_bytes for t in self.tensors.values())
 
     @cached_property

@@ -39,10 +39,19 @@ class TensorInfo:
 
     @property
     def n_elements(self) -> int:
+        """Product of the shape; 1 for a scalar."""
         return math.prod(self.shape)
 
 
 def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
+    """The tensors of one safetensors file, in the order of their bytes. `where` names the checkpoint in messages.
+
+    Reads the header alone. The size of the file is checked while the entries are handed out, so take all of them.
+
+    Raises:
+        CheckpointError: a file that is cut off, or a header that is broken, too large, or does not describe every byte.
+    """
+
     def broken(found: str) -> CheckpointError:
         return CheckpointError(
             where=f"{where}, file {file.name}",

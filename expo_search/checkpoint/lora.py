@@ -71,6 +71,7 @@ class Adapter:
 
     @property
     def scale(self) -> float:
+        """The factor s in W + s B A: lora_alpha / r, or with rank-stabilised LoRA lora_alpha / sqrt(r)."""
         rank = self.config["r"]
         return float(self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
 
@@ -113,7 +114,8 @@ def open_adapter(path: Path, *, extra: tuple[str, ...] = ()) -> Adapter:
 
 
 def check_fits(adapter: Adapter, base: Checkpoint) -> None:
-    """
+    """Check that every pair of factors has a tensor of its shape in the base.
+
     Raises:
         PairError: names every factor whose base tensor is not there or has another shape.
     """

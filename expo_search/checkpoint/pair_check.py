@@ -101,7 +101,10 @@ def _scores_or_embeds(architecture: str) -> bool:
 
 
 def with_rows_of(aligned: torch.Tensor, sft: torch.Tensor) -> torch.Tensor:
-    """sft's vocabulary tensor in aligned's shape: rows that sft lacks are aligned's, so that they do not move."""
+    """The vocabulary tensor of `sft` in the shape of `aligned`, whose rows stand in for those that `sft` lacks.
+
+    Such rows do not move with alpha.
+    """
     import torch
 
     if aligned.shape == sft.shape:

@@ -55,9 +55,11 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def open(self) -> None:
+        """Switch the model to the first alpha; call it once, before `hear`."""
         self._switch(self.alpha)
 
     def hear(self, line: str) -> bool:
+        """Answer a line, or carry out a command that begins with `/`; False once the user wants to leave."""
         line = storable(line.strip())  # no tokenizer takes what is no text
         if line.startswith("/"):
             return self._command(*line[1:].partition(" ")[::2])

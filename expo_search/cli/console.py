@@ -56,6 +56,8 @@ def console_on(stream: TextIO) -> Console:
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
+    """A function that prints one line on `console`, without control characters; it prints nothing if `quiet`."""
+
     def say(line: str) -> None:
         if not quiet:
             console.print(Text(clean(line)), soft_wrap=True)

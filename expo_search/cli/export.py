@@ -105,7 +105,8 @@ def reproduce_model(
 
 
 def check_name(out: Path) -> None:
-    """
+    """Check that the file system can look up the name of the target, whether it exists or not.
+
     Raises:
         StudyError: a name that the file system does not even look up: too long, a loop of links, a folder closed to us.
     """
@@ -123,7 +124,7 @@ def check_name(out: Path) -> None:
 
 
 def size_in_bytes(text: str) -> int:
-    """ "5GB" -> 5 * 10**9; "2GiB" -> 2 * 2**30.
+    """Parse a size: "5GB" -> 5 * 10**9, "2GiB" -> 2 * 2**30.
 
     Raises:
         StudyError: not a size.

@@ -222,6 +222,12 @@ def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_cod
 
 
 def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
+    """The spec that nested settings, by table and key, make. `where` names their file or study in messages.
+
+    Raises:
+        StudyError: unknown keys or values that are not allowed, all of them at once; a tokenizer of remote code without
+            consent; a context with no room for a prompt.
+    """
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as faults:

@@ -40,8 +40,9 @@ class Probed(Protocol):
 
 
 def check_switching(engine: Probed, where: str) -> None:
-    """Prove that alpha alone decides what the engine answers. Leaves it at alpha = 0. Costs four switches,
-    and one more for each halving of the probe's alpha.
+    """Prove that alpha alone decides what the engine answers, and leave it at alpha = 0.
+
+    Costs four switches, and one more for each halving of the probe's alpha.
 
     1. Everything is poisoned with NaN and then switched to alpha = 0: greedy tokens and log-probabilities must be, to
        the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN.

@@ -67,6 +67,7 @@ class Machine:
 
     @property
     def has_gpu(self) -> bool:
+        """Whether a GPU was measured."""
         return self.gpu_total > 0
 
 

@@ -54,6 +54,7 @@ class Needs:
 
     @classmethod
     def of(cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint | None, dtypes: Dtypes) -> Needs:
+        """From the headers and configs of the checkpoints; without a `reward` there is no reward model to load."""
         itemsize = ITEMSIZE[dtypes.engine]
         config = aligned.config.get("text_config") or aligned.config
         kv_per_token, kv_heads = _key_values(config)
@@ -100,6 +101,7 @@ class MemoryPlan:
         )
 
     def fits(self, machine: Machine) -> bool:
+        """Whether the plan takes no more than what is free on the GPU and the host (on a CPU: on the host)."""
         host, device = sum(self.host.values()), sum(self.device.values())
         if not machine.has_gpu:
             return device <= machine.host_free

@@ -47,8 +47,14 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class SourcesReport:
-    """The two sources as the engine loaded them: fingerprints, ||aligned - sft|| / ||aligned||, share of entries that
-    differ (0..1), bytes kept."""
+    """The two sources as the engine loaded them.
+
+    Attributes:
+        aligned, sft: fingerprints.
+        relative_delta: ||aligned - sft|| / ||aligned||; of several ranks the mean, weighted by bytes.
+        changed_share: share of elements that differ, 0..1; of several ranks likewise.
+        n_bytes: size of both sources, over all ranks.
+    """
 
     aligned: str
     sft: str
@@ -120,6 +126,15 @@ def _cores_by_rank(ranks: int) -> str:
 
 
 def start_engine(spec: ModelSpec) -> LLM:
+    """Start vLLM with both checkpoints loaded, live at alpha = 0. Takes seconds to minutes.
+
+    Sets environment variables that vLLM reads, and freezes the garbage collector's present objects.
+
+    Raises:
+        EngineError: vLLM is not installed, or cannot start with these checkpoints and options.
+        CheckpointError: `aligned` is no whole checkpoint.
+        StudyError: an arithmetic that cannot hold the weights.
+    """
     try:
         import torch
 

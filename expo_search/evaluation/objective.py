@@ -75,6 +75,7 @@ class Objective:
 
     @property
     def n_prompts(self) -> int:
+        """How many prompts a whole evaluation answers."""
         return len(self._prompts)
 
     def restart(self) -> None:

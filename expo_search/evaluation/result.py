@@ -67,6 +67,7 @@ class Evaluation:
 
     @property
     def stopped_early(self) -> bool:
+        """Whether only a part of the prompts was answered; `outcome` says why."""
         return self.outcome != "complete"
 
     @property

@@ -140,7 +140,7 @@ class SequenceRewardModel:
 
 
 def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:
-    """transformers gives random weights to what a file lacks, such as the head of a model that is no reward model."""
+    """Refuse a file without all weights: transformers would make up the rest at random, such as a missing head."""
     lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     if lacking:
         raise RewardError(

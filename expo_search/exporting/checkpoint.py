@@ -88,7 +88,8 @@ def n_bytes_of(aligned: Checkpoint, dtype: str | None) -> int:
 
 
 def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: bool) -> None:
-    """
+    """Check that `n_bytes` of tensors can be written to the folder `out`, before the work begins.
+
     Raises:
         StudyError: the folder is there (without `force`), is no checkpoint, or is a source; cannot be made; no room.
     """

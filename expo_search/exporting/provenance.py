@@ -77,6 +77,7 @@ class Origin:
 
     @property
     def consent(self) -> list[str]:
+        """The command line's option that allows remote code, if the study was given it; else empty."""
         return ["--trust-remote-code"] if self.spec.trust_remote_code else []
 
 

@@ -51,6 +51,7 @@ class Reproduction:
 
     @property
     def grade(self) -> Grade:
+        """How well it agrees: by the fingerprints of the weights first, then by every reward."""
         if not self.same_weights:
             return "different"
         return "identical" if self.same_rewards else "same weights, other environment"

@@ -25,6 +25,16 @@ _NOT_WANTED = ("*/*.safetensors", "consolidated*")  # of training; the same weig
 def from_hub(
     id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None], first: str
 ) -> Source:
+    """Download a repository into the Hub's cache, all files from one commit; the commit is the source's revision.
+
+    Args:
+        id: owner/name.
+        role: what it is in the pair ("aligned", "sft", ...), for messages; some roles may have code.
+        first: a small file that the repository must have; it is fetched first and tells the commit.
+
+    Raises:
+        PairError: gated, not there or not reached; code that is not allowed or at a revision that can change.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError
 

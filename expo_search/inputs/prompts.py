@@ -98,7 +98,7 @@ def search_part(
 def confirm_part(
     prompts: Sequence[Prompt], reach: int, n: int | None, *, where: str, fits: Callable[[Prompt], bool] | None = None
 ) -> list[Prompt]:
-    """n prompts (or all) from the back of the order, none of which a search that reached so far can have seen.
+    """The last n prompts (or all) of the order, none of which a search that reached so far can have seen.
 
     Raises:
         PromptsError: fewer than n, or than 2, are left.

@@ -41,6 +41,7 @@ def artifact_folder(url: str) -> Path:
 
 
 def artifact_store(folder: Path) -> FileSystemArtifactStore:
+    """Optuna's artifact store over a folder, without its warning that it is experimental."""
     from optuna.artifacts import FileSystemArtifactStore
 
     with warnings.catch_warnings():
@@ -60,6 +61,7 @@ class DashboardUpdates:
         self._guarded(lambda: self._upload(trial, evaluation))
 
     def on_trial(self, _: Evaluation) -> None:
+        """Called after each finished trial: `refresh`."""
         self.refresh()
 
     def refresh(self) -> None:

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
-    """Trials in the order in which they ran; the best one is marked. Columns that `width` has no room for are left out,
-    the last of `_LEAVE_OUT` first, so that no number is cut."""
+    """Trials in the order in which they ran; the best one is marked.
+
+    Columns that `width`, in characters, has no room for are left out, the last of `_LEAVE_OUT` first, so that no number
+    is cut.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

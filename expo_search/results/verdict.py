@@ -88,8 +88,10 @@ def verdict(
     *,
     search: SearchSpec | None = None,
 ) -> Verdict:
-    """Judge by a 95 % interval of the paired gain: of the confirmation if the best trial has one, else of the search,
-    corrected for the number of alphas tried."""
+    """Judge the best trial by a 95 % interval of its paired gain.
+
+    It is the confirmation's interval if that trial has one, else the search's, corrected for the number of alphas.
+    """
     kind: Kind = search.objective if search else "reward"
     best = winner(evaluations)
     if best is None:
@@ -160,7 +162,8 @@ def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
 
 
 def refuse_zero(alpha: float | None) -> None:
-    """
+    """Refuse alpha = 0 where a model other than the aligned one is wanted.
+
     Raises:
         StudyError: alpha is 0, which is no model of its own.
     """

@@ -17,8 +17,10 @@ _DELTA_TIMES_ALPHA = 1e-3  # of the weights' norm: the first step when nothing i
 
 
 def bounds(search: SearchSpec, published_alpha: float | None) -> tuple[float, float]:
-    """The range as numbers. "auto" is the widest there is for `expo`, which finds its own, else 0 .. twice the
-    published alpha, at least 1."""
+    """The range (low, high) as numbers.
+
+    "auto" is the widest there is for `expo`, which narrows it itself, else 0 .. twice the published alpha, at least 1.
+    """
     wide = search.sampler == "expo"
     given_low = None if isinstance(search.alpha_min, str) else search.alpha_min
     given_high = None if isinstance(search.alpha_max, str) else search.alpha_max
@@ -31,8 +33,11 @@ def bounds(search: SearchSpec, published_alpha: float | None) -> tuple[float, fl
 
 
 def first_step(search: SearchSpec, published_alpha: float | None, relative_delta: float | None) -> float:
-    """The first alpha above 0: the published one; in a range that was given a quarter of it; else one that moves the
-    weights by a thousandth of their norm, `relative_delta` being ||aligned - sft|| / ||aligned||."""
+    """The first alpha above 0 to try.
+
+    It is the published one; in a range that was given a quarter of it; else one that moves the weights by a thousandth
+    of their norm, `relative_delta` being ||aligned - sft|| / ||aligned||.
+    """
     low, high = bounds(search, published_alpha)
     if published_alpha is not None and max(low, 0) < published_alpha <= high:
         return published_alpha

@@ -38,9 +38,11 @@ class Confirmation:
 
     @property
     def estimate(self) -> Estimate:
+        """The gain over alpha = 0 with its standard error and number of prompts."""
         return Estimate(self.difference, self.se, self.n)
 
     def attributes(self) -> dict[str, Any]:
+        """The fields by name, as the study's attributes keep them."""
         return asdict(self)
 
 

@@ -53,9 +53,11 @@ class ExpoSampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
+        """Optuna's: seed the random sampler of other parameters anew; alpha is not drawn at random."""
         self._random.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """Optuna's: empty, since no parameter is drawn together with others."""
         return {}  # there is one parameter: everything is sampled "independently"
 
     def sample_relative(
@@ -64,11 +66,16 @@ class ExpoSampler(BaseSampler):
         trial: FrozenTrial,  # noqa: ARG002
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
+        """Optuna's: empty, as the relative search space is."""
         return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        """Optuna's: the next alpha, within its distribution; another parameter's value at random.
+
+        Reads the study's finished and running trials, writes nothing.
+        """
         if param_name != self._parameter or not isinstance(param_distribution, FloatDistribution):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         d = param_distribution

@@ -146,10 +146,10 @@ def _n_most(
 
 
 def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: float) -> Trial:
-    """The trial that a killed process left running, or one that is to be repeated, or the next of the points that a
-    study begins with, else a new one.
+    """The next trial to evaluate.
 
-    Only one trial is ever queued, so that the next `ask` is sure to take it.
+    In this order: one that a killed process left running, a failed one to repeat, the next of the points that a study
+    begins with, a new one from the sampler. Only one trial is ever queued, so that the next `ask` is sure to take it.
     """
     from optuna.trial import Trial, TrialState
 

@@ -107,8 +107,11 @@ def refine(trials: Sequence[Finished], low: float, high: float) -> float:
 
 
 def posterior(trials: Sequence[Finished], low: float, high: float) -> Fit:
-    """The fit between the ends of what may be tried: on each side up to half way from the last good alpha to a
-    collapsed one; above 0 no further than `bracketing` went, below 0 only where no alpha above it gains."""
+    """The fit between the ends of what may be tried.
+
+    On each side it reaches half way from the last good alpha to a collapsed one; above 0 no further than `bracketing`
+    went, below 0 only where no alpha above it gains.
+    """
     positive = [t for t in trials if t.alpha > 0]
     if low < 0 < high and not (positive and all(t.gain.mean + t.gain.se < 0 for t in positive)):
         low = 0.0

@@ -52,7 +52,8 @@ def inspect_installation() -> list[Fact]:
 
 
 def check_can_search(facts: Iterable[Fact]) -> None:
-    """
+    """Check that nothing a search needs is missing.
+
     Raises:
         EngineError: names everything that a search needs and that is missing.
     """

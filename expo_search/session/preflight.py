@@ -62,7 +62,7 @@ class Checked:
     dtypes: Dtypes | None
 
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
-        """n prompts, or all, that the search has not seen."""
+        """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
         return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
 
 

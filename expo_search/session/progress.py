@@ -44,6 +44,7 @@ class Progress:
             self._console.print(Text(clean(line)), soft_wrap=True)
 
     def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
+        """A trial begins: count anew from its stored answers, and say so if there are any."""
         self._reset(trial, alpha, n_prompts)
         self._n_answers = n_stored
         if n_stored:
@@ -51,6 +52,7 @@ class Progress:
         self._show()
 
     def generated(self, n_tokens: int, n_completions: int) -> None:
+        """Add tokens and finished answers; the rate counts from a trial's first call."""
         if self._t_generate is None:
             self._t_generate = time.monotonic()
         self._n_tokens += n_tokens
@@ -58,6 +60,7 @@ class Progress:
         self._show()
 
     def scored(self, n: int) -> None:
+        """Add n rated answers."""
         self._n_scored += n
         self._show()
 

@@ -34,17 +34,28 @@ class Finished(Protocol):
     """What the fit needs of a trial (an `evaluation.result.Evaluation` has it)."""
 
     @property
-    def trial(self) -> int: ...
+    def trial(self) -> int:
+        """Its number, by which `covariances` names it; a repetition has that of the trial it repeats."""
+
     @property
-    def alpha(self) -> float: ...
+    def alpha(self) -> float:
+        """0 is the control."""
+
     @property
-    def gain(self) -> Estimate: ...
+    def gain(self) -> Estimate:
+        """Over alpha = 0, paired by prompt."""
+
     @property
-    def outcome(self) -> str: ...
+    def outcome(self) -> str:
+        """Why it ended: "complete", "enough", "hopeless" or "degenerate"."""
+
     @property
-    def broken(self) -> tuple[str, ...]: ...
+    def broken(self) -> tuple[str, ...]:
+        """Names of the guardrails that it breaks."""
+
     @property
-    def covariances(self) -> Mapping[str, float]: ...
+    def covariances(self) -> Mapping[str, float]:
+        """Of its gain's error with other trials', by their number as text, in the gain's unit squared."""
 
 
 @dataclass(frozen=True)

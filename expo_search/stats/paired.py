@@ -32,10 +32,12 @@ class Estimate:
 
     @property
     def low(self) -> float:
+        """Lower end of the 95 % interval; -inf with one prompt."""
         return self.mean - self._half_width
 
     @property
     def high(self) -> float:
+        """Upper end of the 95 % interval; inf with one prompt."""
         return self.mean + self._half_width
 
     @property
@@ -165,8 +167,11 @@ def simultaneous(best: int, gains: Sequence[Estimate], covariance: NDArray[np.fl
 
 
 def _parts_of_intercept(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values, shape (n,), whose mean is the intercept of the least-squares line of y over x, and whose standard error
-    is that intercept's (by the jackknife: HC3 of MacKinnon and White 1985). y itself where x says nothing."""
+    """Values, shape (n,), whose mean is the intercept of the least-squares line of y over x.
+
+    Their standard error is that intercept's (by the jackknife: HC3 of MacKinnon and White 1985). Where x does not vary,
+    or with fewer than three points, they are y itself.
+    """
     n = len(x)
     centred = x - x.mean() if n > 2 else np.zeros(n)
     spread = float(centred @ centred)

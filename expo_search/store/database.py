@@ -133,6 +133,11 @@ def study_names(url: str) -> list[str]:
 
 
 def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLite database, whether it exists or not; None for one in memory or of another kind.
+
+    Raises:
+        StoreError: not a database URL.
+    """
     try:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):  # ValueError: a port that is not a number
@@ -189,10 +194,16 @@ def only_read(engine: sa.Engine) -> None:
 
 
 def connect_args(url: str) -> dict[str, Any]:
+    """What SQLAlchemy passes to the driver: how long SQLite waits for another's lock; empty for other databases."""
     return {"timeout": _LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
 
 
 def make_engine(url: str) -> sa.Engine:
+    """SQLAlchemy's engine for a database, whose faults are `StoreError`s. Does not connect yet.
+
+    Raises:
+        StoreError: not a database URL, or its driver is not installed.
+    """
     sqlite_path(url)  # says what is wrong with a URL that is none
     with store_faults(url):
         engine = sa.create_engine(url, connect_args=connect_args(url))

@@ -146,6 +146,7 @@ class Store:
                 session.execute(sa.insert(PromptRow), rows)
 
     def prompts(self, part: Part) -> list[Prompt]:
+        """The stored prompts of a part in their order; empty where none were put."""
         query = sa.select(PromptRow).where(PromptRow.study_id == self._study_id, PromptRow.part == part)
         with self._session() as session:
             return [Prompt(r.prompt_id, r.text) for r in session.scalars(query.order_by(PromptRow.position))]

@@ -1,5 +1,8 @@
-"""Our tables beside Optuna's, keyed by its study id and trial number. Types that SQLite, PostgreSQL and MySQL all keep
-whole: a plain Float is half a number on MySQL, and a text without a bound is 64 KiB there."""
+"""Our tables beside Optuna's, keyed by its study id and trial number.
+
+Their types lose nothing on SQLite, PostgreSQL and MySQL: on MySQL a plain Float has single precision, and a text
+without a bound ends after 64 KiB.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _TEXT = sa.Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):
-    pass
+    """SQLAlchemy's registry of the tables below, apart from Optuna's."""
 
 
 class PromptRow(Base):

@@ -76,7 +76,7 @@ class Kernel:
         )
 
     def switch(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> int:
-        """out <- theta(alpha), rounded to bfloat16, in place; the fingerprint's sum of those bfloat16 numbers.
+        """`out` <- theta(alpha), rounded to bfloat16, in place; the fingerprint's sum of those bfloat16 numbers.
 
         A float32 `out` gets them widened. Tensors of one shape that `takes` takes.
         """
@@ -103,7 +103,7 @@ class Kernel:
         return all(d in _STREAMED_DTYPES and (d != "F16" or self._has_float16) for d in dtypes)
 
     def stream(self, aligned: Place, sft: Place, out: Place, n: int, alpha: float, memory: torch.Tensor) -> int:
-        """n elements of theta(alpha) from two files to a third, on the calling thread, without the interpreter.
+        """Write n elements of theta(alpha) from two files to a third, on the calling thread, without the interpreter.
 
         Arithmetic as in `formula.py`, rounded once to the dtype of `out`.
 

@@ -29,7 +29,7 @@ _SEED = 0x45_78_50_4F  # "ExPO"
 
 
 def keys(start: int, n: int) -> torch.Tensor:
-    """n pseudo-random int64 numbers, (n,), the same on every platform: SplitMix64 of start, start + 1, ..."""
+    """Pseudo-random int64 numbers, (n,), the same on every platform: SplitMix64 of start, start + 1, ..."""
     import numpy as np
     import torch
 

@@ -24,7 +24,7 @@ GPU_BLOCK = 1 << 24  # bounds the float32 scratch at 2 x 64 MiB, and keeps launc
 
 
 def single(alpha: float) -> float:
-    """alpha as the arithmetic takes it: the nearest float32, which may be 0 or infinite where alpha is neither."""
+    """Alpha as the arithmetic takes it: the nearest float32, which may be 0 or infinite where alpha is neither."""
     return ctypes.c_float(alpha).value
 
 
@@ -55,7 +55,7 @@ class Extrapolator:
         self._scratch: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def into(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> None:
-        """out <- theta(alpha), in place; `aligned` and `sft` are only read.
+        """`out` <- theta(alpha), in place; `aligned` and `sft` are only read.
 
         All three have one shape (N elements in all) and may have any floating dtypes; `out`'s is the one that is
         rounded to. `out` must not overlap either source.

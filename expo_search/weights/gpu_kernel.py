@@ -70,7 +70,7 @@ class GpuKernel:
     def switch(
         self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, first_block: int = 0
     ) -> torch.Tensor:
-        """out <- theta(alpha), in place; the fingerprint's sum as int64, (), on the device: nothing waits for it.
+        """`out` <- theta(alpha), in place; the fingerprint's sum as int64, (), on the device: nothing waits for it.
 
         The tensors may be a piece of a weight that begins with fingerprint block `first_block`. Sources are finite.
         """

@@ -14,8 +14,9 @@ _ALIGNMENT = 64
 
 
 def host_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: bool) -> Iterator[torch.Tensor]:
-    """Uninitialised tensors in one block of host memory, on huge pages where Linux has them: who reads a model from
-    its first byte to its last waits for the translation of a small page's address now and then.
+    """Uninitialised tensors in one block of host memory, on huge pages where Linux has them.
+
+    With small pages, reading a whole model waits for address translations (misses of the TLB).
 
     `pinned`: CUDA may read from it while the program goes on. Torch's own pinned allocator rounds every tensor up to
     a power of two; one registered block wastes nothing.

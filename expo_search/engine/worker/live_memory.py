@@ -1,6 +1,8 @@
-"""Memory that must stay where it is (a captured CUDA graph reads weights by address, not by name), and memory that is
-used again: fresh pages for every weight that is packed would cost as much time as the packing. And memory of the host
-for the sources, which are read whole at every switch."""
+"""Memory that must stay where it is, and memory that is used again.
+
+A captured CUDA graph reads weights by address, not by name, so live weights keep theirs. Fresh pages for every weight
+that is packed would cost as much time as the packing.
+"""
 
 from __future__ import annotations
 

@@ -71,6 +71,7 @@ class Weight:
 
     @property
     def is_parameter(self) -> bool:
+        """Whether it is a Parameter, and not a buffer."""
         return isinstance(self.tensor, nn.Parameter)
 
     @property
@@ -100,6 +101,13 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         super().__init__(config)
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Called by vLLM: load aligned and sft, leave alpha = 0 in `model`, and keep both sources beside it.
+
+        Raises:
+            MaterializeError: weights that are not finite, or that the files do not give.
+            CheckpointError: a folder that is no whole checkpoint.
+            PairError: two checkpoints that do not match.
+        """
         aligned = open_checkpoint(Path(model_config.model), role="aligned")
         sft = open_checkpoint(self._sft_path, role="sft")
         check = check_pair(aligned, sft)
@@ -220,7 +228,7 @@ def _not_finite(checkpoint: Checkpoint) -> str | None:
 def _sft_tensors(
     tensors: Iterator[tuple[str, torch.Tensor]], aligned: Checkpoint, check: PairCheck
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """sft's tensors, shaped for aligned's model: vocabulary rows that sft lacks are aligned's, so they do not move."""
+    """Tensors of sft, shaped for aligned's model: vocabulary rows that sft lacks are aligned's, so they do not move."""
     copies = {source: name for name, source in check.tied_in_sft.items()}
     for name, tensor in tensors:
         if name in check.skipped_in_sft:

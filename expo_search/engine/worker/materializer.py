@@ -173,7 +173,7 @@ class LiveWeights:
         return line(weight.name, written, fused_sum)
 
     def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
-        """out <- theta(alpha), rounded to the weight's dtype; the fingerprint's sum where it came with the writing."""
+        """`out` <- theta(alpha), rounded to the weight's dtype; the fingerprint's sum if a kernel computed it too."""
         whole = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
         if self._kernel is not None and self._is_compiled(weight):
             fused_sum: int | None = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)

@@ -29,9 +29,12 @@ class HasSources(Protocol):
     """What is read of a weight."""
 
     @property
-    def aligned(self) -> torch.Tensor: ...
+    def aligned(self) -> torch.Tensor:
+        """Any shape, N elements."""
+
     @property
-    def sft(self) -> torch.Tensor: ...
+    def sft(self) -> torch.Tensor:
+        """Of the shape of `aligned`."""
 
 
 class Piece(NamedTuple):

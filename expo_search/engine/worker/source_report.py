@@ -32,6 +32,7 @@ class Spread:
 
     @classmethod
     def of(cls, aligned: torch.Tensor, sft: torch.Tensor) -> Spread:
+        """Measure two tensors of one shape, with at least one element; differences in float32, sums in float64."""
         wide = aligned.float()
         delta = wide - sft.float()
         return cls(

@@ -36,8 +36,13 @@ class Band:
 
 @dataclass(frozen=True)
 class Style:
-    """How trials of one kind are drawn: words for the legend, colour, symbols of matplotlib and of Plotly, and the
-    character that stands for them in a terminal."""
+    """How trials of one kind are drawn.
+
+    Attributes:
+        words: for the legend.
+        marker, symbol: as matplotlib and as Plotly name it.
+        character: in a terminal.
+    """
 
     words: str
     colour: str
@@ -79,9 +84,11 @@ class AlphaAxis:
         return max(sizes[0], sizes[-1] / 1e4)
 
     def position(self, alpha: float) -> float:
+        """Where to draw an alpha: alpha itself, or asinh(alpha / width)."""
         return alpha if self.width is None else math.asinh(alpha / self.width)
 
     def positions(self, alphas: Sequence[float]) -> list[float]:
+        """`position` of each."""
         return [self.position(a) for a in alphas]
 
     def ticks(self) -> dict[float, str]:
@@ -115,6 +122,7 @@ class Scene:
 
     @cached_property
     def axis(self) -> AlphaAxis:
+        """The alpha axis that suits all evaluated alphas."""
         return AlphaAxis(tuple(e.alpha for e in self.evaluations))
 
     @cached_property
@@ -144,11 +152,13 @@ class Scene:
 
     @property
     def x_range(self) -> list[float]:
+        """[low, high] in positions of the axis; alpha = 0 is always inside."""
         ends = [self.axis.position(e.alpha) for e in self.evaluations]
         return _with_margin(min([0.0, *ends]), max([0.0, *ends]))
 
     @property
     def y_range(self) -> list[float]:
+        """[low, high] in gains: from `floor` to the highest end of an interval, with a margin."""
         return _with_margin(self.floor, max(gain.mean + half for gain, half in self._bars))
 
     def y_ticks(self, n_max: int) -> list[float]:
