@@ -16,10 +16,11 @@ from pathlib import Path
 
 @contextmanager
 def published(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside `out` that becomes `out` when the block ends well; else it and parents made for it go again.
+    """A new folder beside `out`, renamed to `out` when the block succeeds, else removed with the parents made for it.
 
-    With `replace` an existing `out` stays until the new one is whole and on the disk; then it is renamed, and the new
-    one is. Who is killed between the two finds the old one by its other name, and the next call puts it back.
+    With `replace` an existing `out` stays until the new folder is whole and on the disk; then the old one is renamed
+    out of the way, and the new one into its place. If the process is killed between the two renames, the next call
+    puts the old one back.
 
     Raises:
         FileExistsError: `out` is there (or came into being in the meantime), without `replace`.
@@ -75,7 +76,7 @@ def _beside(out: Path, state: str) -> Path:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Remove what dead processes of this host left; put an old folder back whose place was taken by none."""
+    """Remove what dead processes of this host left; put an old folder back if no new one took its place."""
     if not out.parent.is_dir():
         return
     for state in ("old", "partial"):
@@ -95,7 +96,7 @@ def _is_running(pid: str) -> bool:
     if not pid.isdecimal():
         return True  # not one of our names
     try:
-        # killed, but not yet waited for by its parent: gone as well
+        # a zombie, killed but not yet waited for by its parent, is not running
         return int(pid) != os.getpid() and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -70,8 +70,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, code: bool = False) -
 
     `code` copies the base's own Python as well. About 2 s for 135 M weights.
 
-    Raises: PairError: a file is missing, the adapter is no plain LoRA or fits another base, or `out` exists
-        already.
+    Raises:
+        PairError: a file is missing, the adapter is no plain LoRA or fits another base, or `out` exists already.
     """
     checkpoint, lora = open_checkpoint(base, role="base"), open_adapter(adapter)
     check_fits(lora, checkpoint)
@@ -90,8 +90,8 @@ def merge_reward_adapter(base: Path, adapter: Path, out: Path) -> None:
     the base's; `layers.json`, an object with `num_hidden_layers`, says that its body is that many of the
     base's lower layers.
 
-    Raises: PairError: a file is missing, the adapter is no plain LoRA with a score head, fits another base,
-        or `out` exists.
+    Raises:
+        PairError: a file is missing, the adapter is no plain LoRA with a score head or fits another base, `out` exists.
     """
     from safetensors.torch import load_file
 

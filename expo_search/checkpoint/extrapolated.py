@@ -36,8 +36,8 @@ def theta_specs(aligned: Checkpoint, dtype: str | None) -> list[tuple[str, str, 
     Raises:
         CheckpointError: quantised weights.
     """
-    found = [(t, known_dtype(t)) for t in aligned.tensors.values()]
-    return [(t.name, STORED[dtype] if dtype and "F" in stored else stored, t.shape) for t, stored in found]
+    dtypes = [(t, known_dtype(t)) for t in aligned.tensors.values()]
+    return [(t.name, STORED[dtype] if dtype and "F" in stored else stored, t.shape) for t, stored in dtypes]
 
 
 def write_theta(
@@ -65,7 +65,7 @@ def write_theta(
 
 
 class _Piece(NamedTuple):
-    """`n` elements of aligned's `tensor` from `first` on, and what they are extrapolated from: as many of `source`."""
+    """`n` elements of aligned's `tensor` from `first` on, extrapolated from as many of `source`."""
 
     tensor: TensorInfo
     source: TensorInfo
@@ -74,7 +74,7 @@ class _Piece(NamedTuple):
 
 
 class _Work:
-    """What becomes of each piece. `sources`: sft's tensor for each of aligned's, by name."""
+    """Computes and writes pieces. `sources`: sft's tensor for each of aligned's, by name."""
 
     def __init__(self, files: _Files, writer: ShardWriter, alpha: float, sources: Mapping[str, TensorInfo]) -> None:
         from expo_search.weights.cpu_kernel import load_kernel
@@ -83,7 +83,10 @@ class _Work:
         self._kernel = load_kernel()
 
     def pieces(self, tensors: Iterable[TensorInfo]) -> Iterator[_Piece]:
-        """In the order of the tensors. Beyond sft's vocabulary aligned is its own source: it does not move there."""
+        """All pieces, in the order of the tensors.
+
+        Vocabulary rows that sft lacks have aligned itself as their source, so they do not move.
+        """
         for t in tensors:
             source = self._sources[t.name]
             shared = min(t.n_elements, source.n_elements)
@@ -92,12 +95,12 @@ class _Work:
                 yield from (_Piece(t, s, first, min(size, stop - first)) for first in range(start, stop, size))
 
     def _streams(self, t: TensorInfo, source: TensorInfo) -> bool:
-        """Whether the kernel can do a tensor."""
+        """Whether the kernel takes the dtypes of a tensor, of its source and of its output."""
         dtypes = t.dtype, source.dtype, self._writer.layout[t.name].dtype
         return self._kernel is not None and self._kernel.streams(*dtypes)
 
     def write(self, piece: _Piece) -> int:
-        """Bytes that were written."""
+        """Compute one piece and write it; the number of bytes written."""
         if self._streams(piece.tensor, piece.source):
             return self._stream(piece)
         theta = self._theta(piece)
@@ -129,7 +132,7 @@ class _Work:
         return n_bytes
 
     def _theta(self, piece: _Piece) -> torch.Tensor:
-        """By torch, for what the kernel leaves to it."""
+        """Compute a piece with torch, for dtypes that the kernel does not take."""
         import torch
 
         t = piece.tensor
@@ -168,7 +171,10 @@ def _ended(file: Path) -> CheckpointError:
 
 
 def _is_finite(piece: torch.Tensor) -> bool:
-    """Whether every element is. One look at each takes ten times as long as their sum, which all but always tells."""
+    """Whether every element is finite.
+
+    The sum is finite nearly always, and then so is every element; it costs a tenth of a test of each.
+    """
     import torch
 
     return not piece.is_floating_point() or bool(
@@ -182,7 +188,7 @@ def _each(
     on_bytes: Callable[[int], None],
     n_threads: int,
 ) -> None:
-    """Do the pieces on a few threads, each of which takes the next; the first error, or Ctrl-C, stops all."""
+    """Process the pieces on a few threads; the first error, or Ctrl-C, stops all of them."""
     lock, stopped = Lock(), False
 
     def worker() -> None:
@@ -210,13 +216,13 @@ def _each(
 
 
 class _Memory(local):
-    """Each thread's own memory, by use: what an export needs is this, however many pieces there are."""
+    """Buffers of each thread, one for each use, that all of its pieces share: they bound the memory of an export."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def take(self, use: str, n_bytes: int) -> torch.Tensor:
-        """Uninitialised bytes, until the same thread takes the same again."""
+        """Uninitialised bytes, valid until the same thread asks for the same use again."""
         import torch
 
         if use not in self._buffers or len(self._buffers[use]) < n_bytes:

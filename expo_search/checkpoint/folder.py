@@ -86,7 +86,7 @@ class Checkpoint:
 
     @property
     def stamps(self) -> dict[str, list[int]]:
-        """Size and time of the last change (ns) of each file: the same where nobody wrote to it."""
+        """File name -> [size in bytes, time of the last change in ns]; the same while nobody writes to the file."""
         files = sorted({t.file for t in self.tensors.values()})
         return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
@@ -102,7 +102,7 @@ class Checkpoint:
             return hashlib.sha256("".join(of_files).encode()).hexdigest()
 
     def is_same_as(self, other: Checkpoint) -> bool:
-        """Whether the files hold the same bytes; they are read whole only where all that is cheap to see is equal."""
+        """Whether the files hold the same bytes; they are read whole only if the cheap hashes are equal."""
         cheap = (self.header_hash, self.sample_hash) == (other.header_hash, other.sample_hash)
         return cheap and self.content_hash() == other.content_hash()
 
@@ -151,12 +151,12 @@ def open_checkpoint(path: Path, *, role: str) -> Checkpoint:
 
 
 def _quantisation(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
-    """The method, in all the places where vLLM looks for one, or the dtype that tells it."""
+    """The quantisation method, from any place where vLLM looks for one, or a quantised dtype; None if there is none."""
     text = config.get("text_config")
     for table in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
-            if found := table.get(key):
-                return str(found.get("quant_method", key)) if isinstance(found, dict) else str(found)
+            if method := table.get(key):
+                return str(method.get("quant_method", key)) if isinstance(method, dict) else str(method)
     if (path / _MODELOPT).is_file():
         return _MODELOPT
     return next((f"{t.name} is {t.dtype}" for t in tensors.values() if t.dtype.startswith(_QUANTISED)), None)

@@ -169,7 +169,7 @@ def write_rescaled(adapter: Adapter, alpha: float, folder: Path, *, base: str, r
 
 
 def misfit(path: Path, found: str, expected: str = "LoRA factors that fit the base") -> PairError:
-    """An adapter that is not what is asked for."""
+    """The error for an adapter that cannot be used with its base, or for what it is wanted."""
     return PairError(
         where=f"adapter {path}", found=found, expected=expected,
         do="give this base's own plain LoRA adapter, or merge it with peft and give the merged checkpoint",
@@ -177,7 +177,7 @@ def misfit(path: Path, found: str, expected: str = "LoRA factors that fit the ba
 
 
 def _read_config(path: Path, *, heads: bool) -> dict[str, Any]:
-    """Checked; `heads`: whether whole modules may be saved beside the factors."""
+    """Read and check the adapter's config. `heads`: whether whole modules may be saved beside the factors."""
     file = path / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -217,9 +217,9 @@ def _not_plain(config: Mapping[str, Any]) -> list[str]:
 
 
 def _is_off(value: object) -> bool:
-    """None, False or empty.
+    """Whether a value (None, False or empty) means that its key has no effect.
 
-    So of a key that is not known too: each version of PEFT writes all of its keys, new ones with the value at which
+    This holds for unknown keys too: each version of PEFT writes all of its keys, new ones with the value at which
     nothing changes, and that is None, False or empty. Refusing those would refuse every adapter of a newer PEFT.
     """
     return value is None or value is False or value in ("", [], {})

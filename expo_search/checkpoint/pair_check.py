@@ -31,7 +31,7 @@ _WRITING = ("LMHeadModel", "ChatGLMModel", "ChatModel", "OmniModel", "AudioModel
 
 @dataclass(frozen=True)
 class PairCheck:
-    """What `check_pair` found out: names that the SFT side must be given specially.
+    """Result of `check_pair`: names of tensors that need special treatment when sft is loaded.
 
     Attributes:
         longer_vocabulary: name -> (rows of aligned, rows of sft) of embeddings whose first dimension differs.
@@ -96,7 +96,7 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
 
 
 def _scores_or_embeds(architecture: str) -> bool:
-    """By the names that transformers and vLLM give: a head without a vocabulary, or no head at all."""
+    """Whether a model has a head without a vocabulary, or none, judged by its name in transformers and vLLM."""
     return architecture.endswith(_POOLING) or (architecture.endswith("Model") and not architecture.endswith(_WRITING))
 
 
@@ -124,7 +124,7 @@ def _is_vocabulary(name: str) -> bool:
 
 
 def _vocabulary_size(checkpoint: Checkpoint) -> object:
-    """Of the language model, where the config describes others too."""
+    """Vocabulary size of the language model, also where the config describes other models beside it."""
     text = checkpoint.config.get("text_config")
     return checkpoint.config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
 
@@ -134,7 +134,7 @@ def _input_embedding(checkpoint: Checkpoint) -> str | None:
 
 
 def same_weights(aligned: Path, sft: Path) -> MaterializeError:
-    """The fault of a pair that is one model."""
+    """The error for a pair of two checkpoints with the same weights."""
     return MaterializeError(
         where=f"pair {aligned} / {sft}",
         found="aligned and sft hold the same weights",

@@ -53,7 +53,7 @@ def _named_code(folder: Path) -> Iterator[str]:
             config: Any = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue  # not there, or said to be broken where it is read in full
-        found = config.get("auto_map") if isinstance(config, dict) else None
-        values = list(found.values()) if isinstance(found, dict) else [found]
+        auto_map = config.get("auto_map") if isinstance(config, dict) else None
+        values = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
         for value in values:  # a tokenizer has two: the slow one's and the fast one's
             yield from (v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, str))

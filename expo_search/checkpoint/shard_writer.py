@@ -101,12 +101,12 @@ class ShardWriter:
         self.written(name, raw.nbytes)
 
     def place(self, name: str, first: int = 0) -> tuple[int, int]:
-        """(open file, offset in bytes) of a tensor's element `first`, for whoever writes there and says `written`."""
+        """(open file, offset in bytes) of a tensor's element `first`; who writes there calls `written`."""
         info = self.layout[name]
         return self._files[info.file], info.offset + first * _itemsize(info.dtype)
 
     def written(self, name: str, n_bytes: int) -> None:
-        """So many bytes of a tensor were written; sets the disk to work now and then."""
+        """Count `n_bytes` written of a tensor; every so often start writing them out to the disk."""
         with self._lock:
             self._unsynced += n_bytes
             if self._unsynced >= _SYNC_BYTES and self._syncing.done():

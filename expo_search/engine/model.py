@@ -75,7 +75,7 @@ class VllmModel:
         return Switch(alpha, time.perf_counter() - started, fingerprint)
 
     def switch(self, alpha: float, *, reread: bool = False) -> str:
-        """As `materialize`; the fingerprint alone, those of tensor-parallel ranks joined by "-".
+        """As `materialize`, but return the fingerprint alone; those of tensor-parallel ranks are joined by "-".
 
         `reread` takes it from the memory after the writing, not while writing.
 

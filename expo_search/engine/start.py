@@ -152,7 +152,7 @@ def start_engine(spec: ModelSpec) -> LLM:
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
     dtypes = dtypes_of(spec.engine, RewardSpec(), open_checkpoint(spec.aligned, role="aligned"))
-    gc.collect()  # first: what a dead engine left behind must not stay
+    gc.collect()  # before freezing, so that what a dead engine left is freed
     gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through
     try:
         with not_for_children():
@@ -186,9 +186,9 @@ def start_engine(spec: ModelSpec) -> LLM:
 
 @contextmanager
 def not_for_children() -> Iterator[None]:
-    """Processes started within it never get a Ctrl-C, which a terminal sends to all: they would end under way.
+    """Keep Ctrl-C, which a terminal sends to every process, from the processes that are started within the block.
 
-    They inherit the mask. This process still gets it, through the threads that were there before.
+    They inherit the signal mask. This process still gets it, through threads that were started before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,7 @@
 """Calls into an engine -> `EngineDied` where one never comes back: no token for too long, or a process that is gone.
 
-vLLM's client waits without end for the answer of an engine process that was killed or stands still. A thread looks on
-and raises in the main thread, which ends a wait for a lock, a queue or a socket. Code that does not return to Python at
+vLLM's client waits forever for the answer of an engine process that was killed or hangs. A thread watches, and raises
+in the main thread, which ends a wait for a lock, a queue or a socket. Code that does not return to Python at
 all (an engine in this process, stuck in a kernel) can only be ended with the process; what is stored is intact.
 """
 
@@ -42,7 +42,7 @@ class Watchdog:
             threading.Thread(target=self._look, name="expo-search watchdog", daemon=True).start()
 
     def progress(self) -> None:
-        """A token, or an answer: the time starts anew."""
+        """Restart the time limit, because a token or an answer has come."""
         self._left_s = self._timeout_s
 
     @contextmanager
@@ -68,7 +68,7 @@ class Watchdog:
             raise self._hung()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._closed.set()
 
     def _on_signal(self, _: int, __: FrameType | None) -> None:

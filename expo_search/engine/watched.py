@@ -1,4 +1,4 @@
-"""A vLLM engine whose every call is watched: whatever goes wrong in one is an `EngineDied`, and it can start anew."""
+"""A vLLM engine whose every call is watched: any failure of one is an `EngineDied`, after which it can be restarted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class WatchedEngine:
             self._llm.llm_engine.add_request(request, {"prompt_token_ids": list(ids)}, params)
 
     def step(self) -> list[RequestOutput]:
-        """One step for all requests under way; what came of it."""
+        """One step for all requests under way; their outputs so far."""
         with self._working():
             outputs: list[RequestOutput] = self._llm.llm_engine.step()
         if any(o.finished or o.outputs[0].token_ids for o in outputs):
@@ -75,7 +75,7 @@ class WatchedEngine:
         for pid in self._watchdog.processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        # vLLM's own way out waits for its processes, and may do so for good after one was killed
+        # vLLM's own shutdown waits for its processes, possibly forever if one was killed
         closing = threading.Thread(target=self.close, daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
@@ -116,9 +116,9 @@ def _children() -> set[int]:
     """The processes that this one has started, and theirs. Python's tracker of resources is no part of an engine."""
     import psutil
 
-    found = set()
+    pids = set()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if not any("resource_tracker" in word for word in child.cmdline()):
-                found.add(child.pid)
-    return found
+                pids.add(child.pid)
+    return pids

@@ -80,7 +80,7 @@ def export(
 
 
 def n_bytes_of(aligned: Checkpoint, dtype: str | None) -> int:
-    """Size of the exported tensors."""
+    """Size of the exported tensors, in `dtype` if it is given."""
     width = {None: 0, "float32": 4}.get(dtype, 2)
     return sum(
         t.n_elements * width if width and "F" in t.dtype else t.n_bytes for t in aligned.tensors.values()
@@ -112,8 +112,8 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
             )
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        found = "is read-only" if parent.is_dir() else "is a file"
-        raise StudyError(where=where, found=f"{parent} {found}", expected="a writable folder", do="name another")
+        problem = "is read-only" if parent.is_dir() else "is a file"
+        raise StudyError(where=where, found=f"{parent} {problem}", expected="a writable folder", do="name another")
     free, needed = shutil.disk_usage(parent).free, int(n_bytes * 1.01) + _SLACK_BYTES
     if free < needed:
         raise StudyError(
@@ -126,7 +126,7 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
 
 @contextmanager
 def writing(out: Path, *, force: bool) -> Iterator[Path]:
-    """`published`, with the disk's faults in our words.
+    """`published`, with errors of the file system as `StudyError`s.
 
     Raises:
         StudyError: the disk is full, read-only, or otherwise refuses.

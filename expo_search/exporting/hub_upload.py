@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_push(repo: str, api: HfApi | None = None) -> None:
-    """Find out, before any work, whether there is a token and the Hub takes it.
+    """Check, before any work, that there is a token and the Hub accepts it.
 
     Raises:
         StudyError: no token, one that the Hub refuses, or a repository name that it does not allow.
@@ -40,7 +40,7 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
 
 
 def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], api: HfApi | None = None) -> str:
-    """Upload a folder's files in one commit, into a new repository or one that is there; the address.
+    """Upload a folder's files in one commit, into a new or an existing repository; its URL.
 
     Args:
         instead: file name -> the text to upload in the file's place.
@@ -74,5 +74,5 @@ def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], 
 
 
 def _refused(where: str, fault: Exception, do: str) -> StudyError:
-    found = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
-    return StudyError(where=where, found=found, expected="a Hub that takes the upload", do=do)
+    cause = f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
+    return StudyError(where=where, found=cause, expected="a Hub that takes the upload", do=do)

@@ -1,8 +1,8 @@
 """What is known about an exported model -> its model card: README.md with YAML metadata, and the curve as a picture.
 
 Names and notes may come from files that are not ours: in the metadata YAML quotes them, in the text every character
-that Markdown or HTML could read as markup is escaped. Folders are named without the paths to them, which are nobody
-else's business.
+that Markdown or HTML could read as markup is escaped. Folders are named without the paths to them, which
+are private.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_card(origin: Origin, folder: Path, *, verified: str | None = None) -> 
 def card(origin: Origin, *, verified: str | None = None) -> str:
     """The card's text. Reads the licences that the sources' own cards name.
 
-    `verified`: in what the written weights, loaded in a fresh engine, equalled the trial (`verify.py`).
+    `verified`: the result of `verify.verify`, if the written weights were compared with the trial in a fresh engine.
     """
     shown = public(origin)
     licences = _licences(origin, shown)
@@ -184,8 +184,8 @@ def _licences(origin: Origin, shown: Origin) -> list[tuple[str, str | None]]:
     """Each source, as `shown` names it, and the licence that the metadata of its own card names."""
     here, there = vars(origin.pair), vars(shown.pair)
     roles = ["base" if origin.pair.base else "aligned", "adapter", "sft"]
-    found = {here[role]: there[role] for role in roles if here[role] is not None}
-    return [(_shown(named), _licence(source.path)) for source, named in found.items()]
+    names = {here[role]: there[role] for role in roles if here[role] is not None}
+    return [(_shown(named), _licence(source.path)) for source, named in names.items()]
 
 
 def _licence(folder: Path) -> str | None:
@@ -194,12 +194,12 @@ def _licence(folder: Path) -> str | None:
 
     try:
         metadata = metadata_load(folder / CARD) or {}
-        found = metadata.get("license")
-        if found == "other":
-            found = metadata.get("license_name") or found
+        licence = metadata.get("license")
+        if licence == "other":
+            licence = metadata.get("license_name") or licence
     except Exception:  # somebody else's file: not there, no YAML, another form
         return None
-    return ", ".join(map(str, found)) if isinstance(found, list) else None if found is None else str(found)
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else None if licence is None else str(licence)
 
 
 def _name(source: Source) -> str:

@@ -67,7 +67,7 @@ class Origin:
 
     @property
     def command(self) -> str:
-        """What writes the same weights again, where the search was run."""
+        """The command that writes the same weights again on the machine of the search."""
         options = ["--alpha", repr(self.alpha), *(["--dtype", self.dtype] if self.dtype else [])]
         options += ["--as-adapter"] if self.as_adapter else []
         options += [] if self.trial else ["--force"]
@@ -179,14 +179,14 @@ def read_provenance(path: Path) -> dict[str, Any]:
     Raises:
         StudyError: no such file, or none that `export` wrote.
     """
-    file, found, fault = path, {}, ""
+    file, content, fault = path, {}, ""
     try:
         file = path / PROVENANCE if path.is_dir() else path
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.get("format", _FORMAT) != _FORMAT:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("format", _FORMAT) != _FORMAT:
             fault = "another format"
         else:
-            _Exported.model_validate(found)
+            _Exported.model_validate(content)
     except ValidationError as faults:
         fault = _faults(faults)
     except (OSError, ValueError, RecursionError) as unreadable:
@@ -198,7 +198,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
             expected=f"an {PROVENANCE} that `expo-search export` of version {__version__} can have written",
             do="give an exported folder, or its file",
         )
-    return dict(found)
+    return dict(content)
 
 
 def _faults(faults: ValidationError) -> str:
@@ -241,9 +241,10 @@ def mergekit_recipe(origin: Origin) -> str:
 
 
 def public(origin: Origin) -> Origin:
-    """An origin for others to see: what lies on this machine by `./NAME`, which no tool takes for an id of the Hub.
+    """An origin without local paths: folders and files of this machine are named `./NAME`, which is no Hub id.
 
-    The names are as long as it takes to tell the folders apart; where they lie so, `reproduce` finds them.
+    A name has as many of the last parts of the path as tell the folders apart. Run where these relative paths exist,
+    `reproduce` finds them.
     """
     pair, spec = origin.pair, origin.spec
     sources = {role: s for role, s in vars(pair).items() if s is not None}
@@ -274,7 +275,7 @@ def public(origin: Origin) -> Origin:
 
 
 def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Each by as many of its last parts as tell it from the others."""
+    """Each path -> "./" and as many of its last parts as tell it from the others."""
     parts = {path: path.parts[1:] for path in paths}
 
     def name(path: Path) -> str:
@@ -292,7 +293,7 @@ def _is_own_file(source: str) -> bool:
 
 
 def _mergekit(source: Source) -> str:
-    """As mergekit names a model; the revision pins it."""
+    """A source as mergekit names it: a Hub id with its revision, or a path."""
     return f"{source.loadable}@{source.revision}" if source.on_hub else source.loadable
 
 

@@ -1,4 +1,4 @@
-"""An `expo.json` -> the exported alpha evaluated again from its sources, compared with what its search found.
+"""An `expo.json` -> the exported alpha evaluated again from its sources, compared with its search's result.
 
 The whole search is not repeated: alpha = 0 and the exported alpha answer the search's prompts with the search's seeds,
 in a database of their own that is thrown away.
@@ -29,12 +29,12 @@ Grade = Literal["identical", "same weights, other environment", "different"]
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out the second time.
+    """Result of evaluating an exported alpha again.
 
     Attributes:
-        stored, again: the exported trial's numbers, as in `expo.json`: then, and now.
-        control: those of alpha = 0, now.
-        same_weights: whether the fingerprints at both alphas are those of then.
+        stored, again: the exported trial's numbers: those in `expo.json`, and the new ones.
+        control: the new numbers of alpha = 0.
+        same_weights: whether the fingerprints at both alphas are those in `expo.json`.
         n_same, n: answers of the exported alpha that are the same, letter for letter, and answers in all.
         same_rewards: whether every reward at both alphas is the same number.
         differences: of the environment, one line each.
@@ -58,13 +58,13 @@ class Reproduction:
 
     @property
     def within(self) -> bool:
-        """Whether the gain of now, which is of the study's objective, lies in the 95 % interval of then."""
+        """Whether the new gain (of the study's objective) lies in the 95 % interval of the stored one."""
         low, high = self.stored["gain_95"]  # None: without an end
         gain = self.again.gain.mean
         return bool((low is None or low <= gain) and (high is None or gain <= high))
 
     def report(self) -> str:
-        """For people."""
+        """The comparison as text of several lines."""
         then, now = self.stored["gain"], self.again.gain.mean
         lines = [f"{self.grade}: alpha = {self.again.alpha:.6g}, gain {then:+.4f} then, {now:+.4f} now"]
         lines.append(f"  weights: {'the same' if self.same_weights else 'other ones'} ({self.again.fingerprint})")
@@ -75,7 +75,7 @@ class Reproduction:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """The comparison as an object for `--json`."""
         return {
             "grade": self.grade,
             "alpha": self.again.alpha,
@@ -90,32 +90,34 @@ class Reproduction:
 
 
 def reproduce(
-    found: Mapping[str, Any], watcher: Watcher, say: Callable[[str], None], *, trust_remote_code: bool
+    exported: Mapping[str, Any], watcher: Watcher, say: Callable[[str], None], *, trust_remote_code: bool
 ) -> Reproduction:
-    """Evaluate again what an `expo.json` says.
+    """Evaluate the alpha of an `expo.json` again, and alpha = 0, in a new engine, and compare.
+
+    `exported` is the file's content, as `read_provenance` gives it.
 
     Raises:
         StudyError: its alpha was never evaluated.
-        SettingsChanged: sources, prompts or reward model are not those of then; names what differs.
+        SettingsChanged: sources, prompts or reward model are other ones; names what differs.
         ExpoError: whatever a search may raise.
     """
-    stored = found["trial"]
+    stored = exported["trial"]
     if stored is None:
         raise StudyError(
-            where=f"alpha {found['alpha']}",
+            where=f"alpha {exported['alpha']}",
             found="an alpha that was never evaluated",
             expected="an evaluation to repeat",
             do="search with it first",
         )
-    settings = Settings.from_flat(found["settings"])
-    spec = stored_spec(found["spec"], name=str(found["study"]), trust_remote_code=trust_remote_code)
+    settings = Settings.from_flat(exported["settings"])
+    spec = stored_spec(exported["spec"], name=str(exported["study"]), trust_remote_code=trust_remote_code)
     spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
         checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
         compare_settings(
             settings,
             checked.settings,
-            name=f"{found['study']} in expo.json",
+            name=f"{exported['study']} in expo.json",
             do="give what it was made with: sources, prompts and reward model, where they were",
         )
         running = start(checked, say)
@@ -124,31 +126,31 @@ def reproduce(
             control = objective.evaluate(CONTROL, 0.0)
             # look by look as in the search, since which prompts share a batch can change an engine's rounding
             again = objective.evaluate(stored["trial"], stored["alpha"], n_most=stored["n_prompts"])
-            return _compare(found, running.store, control, again)
+            return _compare(exported, running.store, control, again)
         finally:
             running.close()
 
 
-def _compare(found: Mapping[str, Any], store: Store, control: Evaluation, again: Evaluation) -> Reproduction:
+def _compare(exported: Mapping[str, Any], store: Store, control: Evaluation, again: Evaluation) -> Reproduction:
     prompts = store.prompts("search")
     now = {
         role: {s.position: s for s in store.completions(e.trial, "search", prompts)}
         for role, e in (("trial", again), ("control", control))
     }
     n_same, same_rewards = 0, True
-    for role, answers in found["answers"].items():
+    for role, answers in exported["answers"].items():
         rows = list(zip(answers["positions"], answers["sha256"], answers["rewards"], strict=True))
         same_rewards &= all(p in now[role] and now[role][p].reward == reward for p, _, reward in rows)
         if role == "trial":
             n_same = sum(p in now[role] and text_hash(now[role][p].completion.text) == h for p, h, _ in rows)
     return Reproduction(
-        stored=found["trial"],
+        stored=exported["trial"],
         again=again,
         control=control,
         same_weights=(again.fingerprint, control.fingerprint)
-        == (found["trial"]["fingerprint"], found["control"]["fingerprint"]),
+        == (exported["trial"]["fingerprint"], exported["control"]["fingerprint"]),
         n_same=n_same,
-        n=len(found["answers"]["trial"]["positions"]),
+        n=len(exported["answers"]["trial"]["positions"]),
         same_rewards=same_rewards,
-        differences=tuple(differences(found["evaluated_on"], environment())),
+        differences=tuple(differences(exported["evaluated_on"], environment())),
     )

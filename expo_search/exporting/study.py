@@ -1,4 +1,4 @@
-"""A study -> the model at its best alpha, handed over: checked, written, described, verified, uploaded if asked for."""
+"""A study -> the model at its best alpha: checked, written, described, and if asked for verified and uploaded."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Wanted:
 def export_study(
     storage: str, name: str, wanted: Wanted, say: Callable[[str], None], on_bytes: Callable[[int, int], None]
 ) -> float:
-    """Write the model at an alpha of a study; the alpha. `on_bytes`: bytes written, bytes in all.
+    """Write the model at an alpha of a study; return that alpha. `on_bytes` gets bytes written and bytes in all.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; an alpha that was not evaluated (without
             `force`); options that do not go together; the target; the Hub.
         SettingsChanged: the checkpoints are not those that were searched.
-        CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
+        CheckpointError: weights that are not finite; with `verify`, weights or answers other than the trial's.
     """
     refuse_zero(wanted.alpha)  # also with `force`
     if wanted.push_to is not None:
@@ -115,10 +115,10 @@ def _origin(
     settings = kept.settings or Settings()
     spec = stored_spec(kept.spec, name=name, trust_remote_code=wanted.trust_remote_code)
     store = Store(storage, name, read_only=True)
-    found = evaluations(store.study)
-    judged = verdict(found, confirmations(store), search=spec.search)
-    alpha, trial = _choose(found, judged, wanted, name)
-    control = next((e for e in found if e.trial == CONTROL), None)
+    finished = evaluations(store.study)
+    judged = verdict(finished, confirmations(store), search=spec.search)
+    alpha, trial = _choose(finished, judged, wanted, name)
+    control = next((e for e in finished if e.trial == CONTROL), None)
     if control is None:
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
@@ -139,7 +139,7 @@ def _origin(
         alpha=alpha,
         trial=trial,
         control=control,
-        evaluations=found,
+        evaluations=finished,
         verdict=judged,
         answers=store.completions(trial.trial, "search", prompts) if trial else [],
         control_answers=store.completions(CONTROL, "search", prompts),
@@ -154,7 +154,7 @@ def _origin(
 
 
 def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpoint) -> None:
-    """That the files are those whose weights the engine last had, by their times, or where these differ by their bytes.
+    """Check that the files are those that the engine last loaded: by their times, or if these differ by their bytes.
 
     Raises:
         SettingsChanged: other bytes.
@@ -171,7 +171,7 @@ def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpo
         )
 
 
-def _choose(found: list[Evaluation], judged: Verdict, wanted: Wanted, name: str) -> tuple[float, Evaluation | None]:
+def _choose(finished: list[Evaluation], judged: Verdict, wanted: Wanted, name: str) -> tuple[float, Evaluation | None]:
     """The alpha to export and its trial, None where it was not evaluated."""
     if wanted.alpha is None:
         if judged.best is None or judged.word != "better":
@@ -187,11 +187,11 @@ def _choose(found: list[Evaluation], judged: Verdict, wanted: Wanted, name: str)
             where="--alpha", found=str(wanted.alpha), expected="a number that is finite in float32", do="give another"
         )
     try:
-        trial = trial_at(found, wanted.alpha, name)
+        trial = trial_at(finished, wanted.alpha, name)
     except StudyError as fault:
-        if wanted.force and found:
+        if wanted.force and finished:
             return wanted.alpha, None
-        do = f"{fault.do}, or --force to export it without an evaluation" if found else fault.do
+        do = f"{fault.do}, or --force to export it without an evaluation" if finished else fault.do
         raise StudyError(where=fault.where, found=fault.found, expected=fault.expected, do=do) from None
     return trial.alpha, trial
 
@@ -206,10 +206,10 @@ def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
         refuse("--private", "no --push-to-hub", "a repository that is to be private", "give both")
     if wanted.as_adapter:
         if origin.pair.adapter is None or origin.spec.pair.sft is not None:
-            found = (
+            given = (
                 "a pair of whole checkpoints" if origin.pair.adapter is None else "an SFT model beside base and adapter"
             )
-            refuse("--as-adapter", found, "a base and its adapter", "export a checkpoint")
+            refuse("--as-adapter", given, "a base and its adapter", "export a checkpoint")
         if wanted.dtype or wanted.verify:
             refuse("--as-adapter", "--dtype or --verify", "neither: the factors are copied", "leave them out")
     if wanted.verify and origin.trial is None:
@@ -263,12 +263,12 @@ def _describe(origin: Origin, folder: Path, *, verified: str | None) -> None:
         (folder / RECIPE).write_text(mergekit_recipe(origin), encoding="utf-8")
     write_card(origin, folder, verified=verified)
     files = sorted({PROVENANCE, *(file.name for file in folder.iterdir())})  # all that `--force` may remove
-    found = provenance(origin) | {"verified": verified is not None, "files": files}
-    (folder / PROVENANCE).write_text(_as_json(found), encoding="utf-8")
+    content = provenance(origin) | {"verified": verified is not None, "files": files}
+    (folder / PROVENANCE).write_text(_as_json(content), encoding="utf-8")
 
 
 def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
-    """What to upload in the place of files that say where things lie on this machine."""
+    """Texts to upload in the place of files that name paths of this machine."""
     shown = public(origin)
     written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     kept = {key: written[key] for key in ("made_at", "verified", "files")}
@@ -298,7 +298,7 @@ def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[st
 
 
 def _as_json(content: Mapping[str, Any]) -> str:
-    """JSON proper, which knows no infinity: an interval without an end has None there."""
+    """Standard JSON, which has no infinity: the end of an interval that has none is null."""
 
     def proper(value: Any) -> Any:
         if isinstance(value, Mapping):

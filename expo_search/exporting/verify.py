@@ -1,4 +1,4 @@
-"""A written checkpoint against the trial it was made from: loaded in a fresh engine, it must be what was evaluated."""
+"""A written checkpoint, loaded in a fresh engine, compared with the trial it was made from: weights and answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def verify(
     ends: Sequence[int],
     say: Callable[[str], None],
 ) -> str:
-    """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; what was the same.
+    """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; says what is equal.
 
     First some of the trial's own prompts are repeated, with its seeds. An engine's rounding can depend on which
     prompts share a batch, so where an answer differs all are repeated, in the trial's own batches.
@@ -42,9 +42,9 @@ def verify(
     say("verifying: starting vLLM on what was written")
     model = VllmModel(replace(spec, aligned=folder))
     try:
-        found = model.materialize(0.0).fingerprint
-        if found != fingerprint:
-            raise _differs(folder, f"weights with fingerprint {found}", f"{fingerprint}, the trial's")
+        written = model.materialize(0.0).fingerprint
+        if written != fingerprint:
+            raise _differs(folder, f"weights with fingerprint {written}", f"{fingerprint}, the trial's")
         few = stored[:_FEW]
         differing = _differing(model, [few], spec.seed)
         if differing:
@@ -80,7 +80,7 @@ def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> 
 
 
 def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]], seed: int) -> int:
-    """How many stored answers, drawn with a seed, the model does not give again."""
+    """How many of the stored answers differ when the model answers again with the same seeds."""
     n = 0
     for batch in batches:
         prompts = [s.completion.prompt for s in batch]

@@ -84,9 +84,9 @@ def _encode_rendered(
     if not special:
         return _ids(tokenizer, _render(tokenizer, messages, add_generation_prompt))
     mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in said)
-    found = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
+    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
     marked = [
-        m | {"content": found.sub(lambda s: f"{mark}{special.index(s[0])}{mark}", m["content"])} for m in messages
+        m | {"content": pattern.sub(lambda s: f"{mark}{special.index(s[0])}{mark}", m["content"])} for m in messages
     ]
     text = _render(tokenizer, marked, add_generation_prompt)
     ids: list[int] = []
@@ -103,9 +103,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str
 
 
 def _as_text(tokenizer: PreTrainedTokenizerBase, special: str) -> list[int]:
-    """The string of a special token, as the letters that it is made of."""
+    """Token ids of a special token's string, tokenised as plain text."""
     ids = _ids(tokenizer, special, split_special_tokens=True)
-    if tokenizer.convert_tokens_to_ids(special) in ids:  # in the vocabulary of the plain text, too
+    if tokenizer.convert_tokens_to_ids(special) in ids:  # an ordinary token of the vocabulary too
         return [i for letter in special for i in _ids(tokenizer, letter)]
     return ids
 

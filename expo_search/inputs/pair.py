@@ -61,7 +61,7 @@ def resolve_pair(
 
 
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
-    """A spec with the revisions that were found on the Hub, where the next one to look may find others."""
+    """A spec that names the exact Hub revisions of a resolved pair, since a branch may move later."""
     sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
     revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s.on_hub}
     return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions)})
@@ -76,7 +76,7 @@ def _resolve(
     first: str = "config.json",
 ) -> Source:
     """A folder, or the Hub's snapshot of an id; `first` is a small file that such a folder has."""
-    path = Path(os.path.expanduser(id))  # noqa: PTH111  Path's own raises for a user that there is not
+    path = Path(os.path.expanduser(id))  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.is_dir():
         if trust_remote_code and role in CODE_REVISIONS:
             check_code(path, f"{role} {id}")

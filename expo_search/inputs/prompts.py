@@ -23,9 +23,8 @@ _BATCH_ROWS = 1000
 def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
     """All distinct prompts of a `.jsonl`, `.json` or `.parquet` file, or of a Hub data set's split, shuffled by `seed`.
 
-    A row whose prompt is blank, or is no text that can be kept, is left out, and `say` gets a line with their number:
-    one such row among thousands is no reason to stop. A row of another form (not JSON, other columns) is: the file is
-    not what it was taken for.
+    Rows whose prompt is blank, or no text that can be stored, are left out, and `say` gets a line with their number. A
+    row of another form (not JSON, other columns) is an error.
 
     Raises:
         PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
@@ -33,7 +32,7 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
     path = Path(source)
     local = path.suffix in {".jsonl", ".json", ".parquet"}
     if source.startswith("~"):
-        path = Path(os.path.expanduser(source))  # noqa: PTH111  Path's own raises for a user that there is not
+        path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.is_file() != local:
         raise PromptsError(
             where=f"prompts {source}",
@@ -59,8 +58,10 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
             ids.add(prompts[text].id)
     few = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
     if not prompts:
-        found = f"{len(left_out)} rows, none with a prompt ({few})" if left_out else "no rows"
-        raise PromptsError(where=f"prompts {source}", found=found, expected="at least one prompt", do="check the file")
+        rows_read = f"{len(left_out)} rows, none with a prompt ({few})" if left_out else "no rows"
+        raise PromptsError(
+            where=f"prompts {source}", found=rows_read, expected="at least one prompt", do="check the file"
+        )
     if left_out:
         say(f"{len(left_out)} rows of the prompts left out ({few})")
     return sorted(prompts.values(), key=lambda p: hashlib.blake2b(f"{seed}:{p.id}".encode()).digest())
@@ -155,12 +156,12 @@ def _first_user_turn(row: object, where: str) -> str:
 
 
 def _fault(text: str) -> str | None:
-    """Why a text can be no prompt, or None."""
+    """Why a text cannot be a prompt; None if it can."""
     if not text.strip():
         return "an empty prompt"
     try:
         return "a NUL" if b"\0" in text.encode() else None
-    except UnicodeEncodeError:  # which JSON can spell: no tokenizer and no database takes it
+    except UnicodeEncodeError:  # JSON can spell it, but no tokenizer and no database takes it
         return "half of a surrogate pair"
 
 

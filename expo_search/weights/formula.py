@@ -29,12 +29,12 @@ def single(alpha: float) -> float:
 
 
 def is_alpha(number: float) -> bool:
-    """Whether weights can be made with it: finite as the arithmetic takes it."""
+    """Whether a number can be used as alpha: it is finite in float32."""
     return math.isfinite(single(number))
 
 
 def plain_theta(aligned: torch.Tensor, sft: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The formula, written plainly: float32 for floating-point tensors, a copy of `aligned` where it does not move.
+    """The formula, written plainly: float32 for floating-point tensors; `aligned` itself for others and at alpha = 0.
 
     The reference for `Extrapolator`, which gives the same bits after rounding, in blocks and in place.
     """

@@ -70,7 +70,7 @@ class GpuKernel:
     def switch(
         self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, first_block: int = 0
     ) -> torch.Tensor:
-        """`out` <- theta(alpha), in place; the fingerprint's sum as int64, (), on the device: nothing waits for it.
+        """`out` <- theta(alpha), in place; the fingerprint's sum, int64, (), on the device, without synchronising.
 
         The tensors may be a piece of a weight that begins with fingerprint block `first_block`. Sources are finite.
         """
@@ -116,7 +116,7 @@ def _load(device: torch.device) -> GpuKernel | str:
 
 
 def _agrees(kernel: GpuKernel, device: torch.device) -> bool:
-    """On every finite bit pattern, paired at random: weights where they stay finite, and the fingerprint of them."""
+    """Whether the kernel gives torch's bits and fingerprint on every finite bfloat16, paired at random."""
     patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     finite = patterns[patterns.isfinite()]
     random = torch.Generator().manual_seed(1)

@@ -50,7 +50,7 @@ class Scratch:
         self._buffer, self._used, self._wanted = torch.empty(0, dtype=torch.uint8), 0, 0
 
     def reset(self) -> None:
-        """What was taken may be overwritten from now on."""
+        """Hand out the buffer from its start again: tensors taken before may be overwritten."""
         if self._wanted > self._buffer.numel():
             self._buffer = torch.empty(self._wanted, dtype=torch.uint8)
         self._used = self._wanted = 0

@@ -56,7 +56,7 @@ class ExpoWorker:
             return self._expo()[0].switch(alpha, reread=reread)
 
     def expo_poison(self) -> None:
-        """Write NaN into every weight, then vLLM's whole post-load processing: what a switch does not refresh shows."""
+        """Write NaN into every weight, then run vLLM's whole post-load processing."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             self._expo()[0].poison()
 
@@ -108,7 +108,7 @@ class LiveWeights:
         self._modules = _switched_modules(model, [w for w in weights if w not in constants])
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
-        """Write theta(alpha) into every weight, and derive what hangs on it.
+        """Write theta(alpha) into every weight, and derive again what vLLM keeps beside them.
 
         The fingerprint is taken of each weight in load layout, so it is also that of a fresh engine which loads
         the exported checkpoint. It is summed as the weight is written; `reread` sums it afterwards, from the memory.

@@ -26,7 +26,7 @@ assert PIECE % (2 * WORDS_PER_BLOCK) == _CACHED_PIECE % (2 * WORDS_PER_BLOCK) ==
 
 
 class HasSources(Protocol):
-    """What is read of a weight."""
+    """A weight as `PieceReader` reads it: its two sources."""
 
     @property
     def aligned(self) -> torch.Tensor:
@@ -124,12 +124,12 @@ class _Slot:
         return staged.copy_(source, non_blocking=True)
 
     def ready(self, piece: Piece) -> Piece:
-        """What the caller's stream computes from now on waits for the copies."""
+        """Make the caller's stream wait for the copies; the piece itself."""
         if self._filled is not None:
             _cuda.current_stream().wait_event(self._filled)
         return piece
 
     def release(self) -> None:
-        """The caller has issued all its work on the piece: the next copy into this buffer waits for that."""
+        """Make the next copy into this buffer wait for all work that the caller has issued so far."""
         if self._free is not None:
             self._free.record()

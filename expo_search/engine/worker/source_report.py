@@ -55,7 +55,7 @@ class Spread:
         )
 
     def bound(self, alpha: float) -> float:
-        """No element of theta(alpha) is larger than this."""
+        """An upper bound of the magnitudes of theta(alpha)."""
         return self.max_aligned + abs(alpha) * self.max_delta
 
 
