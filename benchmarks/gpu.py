@@ -298,7 +298,7 @@ def graphs(device: torch.device) -> int:
     aligned, sft = (torch.empty(512, 256, device=device).normal_(generator=noise).bfloat16() for _ in range(2))
     x = torch.empty(16, 256, device=device).normal_(generator=noise).bfloat16()
     layer = Layer(aligned)
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # libraries set themselves up before a capture
@@ -306,7 +306,7 @@ def graphs(device: torch.device) -> int:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = layer(x)
+        captured: torch.Tensor = layer(x)
 
     def replay() -> torch.Tensor:
         graph.replay()

@@ -72,7 +72,7 @@ class World:
         alike = np.sqrt(2 / _N_FEATURES) * np.cos(self._frequency * u + self._phase).sum(axis=1)
         digest = hashlib.blake2b(f"{self.seed} {self.draw} {alpha!r}".encode(), digest_size=8).digest()
         chance = np.random.default_rng(int.from_bytes(digest)).standard_normal(len(self.prompts))
-        return self.truth(alpha) + self._level + self.noise.answer * alike + self.noise.chance * chance
+        return np.asarray(self.truth(alpha) + self._level + self.noise.answer * alike + self.noise.chance * chance)
 
     def materialize(self, alpha: float) -> Switch:
         self.alpha = alpha
@@ -93,6 +93,9 @@ class World:
         rewards = self.rewards(self.alpha)
         on_scored(len(completions))
         return [float(rewards[self._index[c.prompt.id]]) for c in completions], 0
+
+    def restart(self) -> None:
+        """Nothing to do: it never dies."""
 
 
 def simulate(kind: str, seed: int, n_prompts: int, draw: int = 0) -> World:
@@ -175,3 +178,6 @@ class Recorded:
     def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
         on_scored(len(completions))
         return [float(self._rows[self.alpha][c.prompt.id]["reward"]) for c in completions], 0
+
+    def restart(self) -> None:
+        """Nothing to do: it never dies."""

@@ -59,7 +59,8 @@ def main() -> None:
                 writer = csv.writer(file, lineterminator="\n")
                 if new:
                     writer.writerow(COLUMNS)
-                writer.writerows(sorted(rows, key=lambda row: row[1]))
+                rows.sort(key=lambda row: row[1])
+                writer.writerows(rows)
             print(f"alpha {alpha:g}: {sum(rewards) / len(rewards):.4f}", file=sys.stderr)
 
 

@@ -83,7 +83,7 @@ def one(strategy: str, kind: str, seed: int, n_prompts: int, n_trials: int, tabl
         spec = SearchSpec(seed=seed)
     else:
         top = world.place * float(np.exp(np.random.default_rng((seed, 2)).uniform(np.log(1.2), np.log(6))))
-        spec = SearchSpec(sampler=strategy, alpha_min=0.0, alpha_max=top, racing=False, seed=seed)  # type: ignore[arg-type]
+        spec = SearchSpec(sampler=strategy, alpha_min=0.0, alpha_max=top, racing=False, seed=seed)
     in_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None) as home:
         store = Store(f"sqlite:///{home}/search.db", "s")

@@ -44,7 +44,7 @@ def url(tmp_path: Path) -> str:
 
 def opened(spec: es.StudySpec | str, url: str, **options: Any) -> es.Session:
     """A session on fakes, which are objects like anyone's."""
-    usual = {"model": FakeModel(), "scorer": FakeScorer(noise=0.1), "quiet": True}
+    usual: dict[str, Any] = {"model": FakeModel(), "scorer": FakeScorer(noise=0.1), "quiet": True}
     return es.open_session(spec, url, **(usual | options))
 
 
@@ -276,7 +276,9 @@ class TestSampler:
     def test_an_infinite_value_and_a_trial_without_alpha_are_left_out(self) -> None:
         study = optuna.create_study(direction="maximize", sampler=es.ExpoSampler())
         study.add_trial(optuna.trial.create_trial(value=float("inf")))
-        distributions = {"alpha": optuna.distributions.FloatDistribution(-1, 4)}
+        distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            "alpha": optuna.distributions.FloatDistribution(-1, 4)
+        }
         study.add_trial(
             optuna.trial.create_trial(value=float("-inf"), params={"alpha": 0.7}, distributions=distributions)
         )

@@ -102,7 +102,9 @@ def test_a_reward_model_has_the_head_its_layers_its_template_and_padding_of_its_
 
 
 @pytest.mark.parametrize("fault", [{"head": True}, {"peft_type": "IA3"}, {"a_columns": 3}])
-def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(base: Path, tmp_path: Path, fault: dict) -> None:
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_nothing(
+    base: Path, tmp_path: Path, fault: dict[str, Any]
+) -> None:
     adapter = write_adapter(tmp_path / "adapter", **fault)
     with pytest.raises(PairError, match="adapter"):
         merge_adapter(base, adapter, tmp_path / "out")

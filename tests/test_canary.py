@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_an_engine_that_follows_alpha_passes_and_is_left_at_0() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"overflows_above": 0.3}, {"is_nan_above": 0.3}])
-def test_where_alpha_1_is_too_much_a_smaller_one_probes(limits: dict[str, float]) -> None:
+def test_where_alpha_1_is_too_much_a_smaller_one_probes(limits: dict[str, Any]) -> None:
     engine = TwoWeights(**limits)
     check_switching(engine, "here")
     assert engine.alpha == 0

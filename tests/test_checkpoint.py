@@ -141,9 +141,11 @@ def test_a_quantised_checkpoint_is_refused(tmp_path: Path, quantisation: object)
 
 
 def test_a_quantised_checkpoint_is_refused_wherever_that_is_said(tmp_path: Path) -> None:
-    for i, entry in enumerate(
-        ({"compression_config": {"format": "int"}}, {"text_config": {"quantization_config": {"quant_method": "fp8"}}})
-    ):
+    entries: tuple[dict[str, Any], ...] = (
+        {"compression_config": {"format": "int"}},
+        {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+    )
+    for i, entry in enumerate(entries):
         (tmp_path / str(i)).mkdir()
         assert "quantised" in fault_of(make(tmp_path / str(i), **entry)).found
     (make(tmp_path) / "hf_quant_config.json").write_text("{}")

@@ -33,7 +33,7 @@ def set_config(folder: Path, **changes: Any) -> None:
 def unset(home: Path, n_positions: int, max_tokens: int = 8, **engine: Any) -> Checked:
     for role in ("aligned", "sft"):
         set_config(home / role, max_position_embeddings=n_positions)
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "pair": {"aligned": "aligned", "sft": "sft", "reward_model": "reward"},
         "prompts": {"source": "prompts.jsonl"},
         "sampling": {"max_tokens": max_tokens},

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from expo_search.engine.machine import installed_version
 from expo_search.errors import EngineError
 from expo_search.session import installation
 from expo_search.session.installation import Fact, check_can_search, inspect_installation
@@ -98,9 +99,10 @@ def test_everything_that_is_missing_is_in_the_one_error() -> None:
 
 
 def test_a_package_that_is_not_installed_is_missing_but_for_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = installation.installed_version
     monkeypatch.setattr(
-        installation, "installed_version", lambda name: "" if name in ("optuna", "optuna-dashboard") else there(name)
+        installation,
+        "installed_version",
+        lambda name: "" if name in ("optuna", "optuna-dashboard") else installed_version(name),
     )
     assert fact("optuna") == Fact("optuna", "not installed", "missing", "pip install optuna")
     assert fact("optuna-dashboard").status == "remark"

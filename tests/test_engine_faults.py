@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model_of(folder: Path, **engine: object) -> VllmModel:
-    options = EngineSpec(max_model_len=128, kv_cache_gib=1, **engine)  # type: ignore[arg-type]
+    options = EngineSpec(max_model_len=128, kv_cache_gib=1, **engine)
     return VllmModel(ModelSpec(folder / "aligned", folder / "sft", SAMPLING, options, 42))
 
 

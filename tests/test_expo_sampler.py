@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -81,7 +81,7 @@ class TestInOptuna:
     """Values that another program tells, without our attributes: the sampler must do with the values."""
 
     @staticmethod
-    def study(direction: str = "maximize", **options: Any) -> optuna.Study:
+    def study(direction: Literal["minimize", "maximize"] = "maximize", **options: Any) -> optuna.Study:
         return optuna.create_study(direction=direction, sampler=ExpoSampler(seed=1, **options))
 
     @staticmethod
@@ -372,13 +372,13 @@ class TestRange:
 
     @pytest.mark.parametrize("sampler", ["gp", "tpe", "grid", "random"])
     def test_without_one_other_samplers_get_twice_the_published_alpha_and_at_least_1(self, sampler: str) -> None:
-        spec = SearchSpec(sampler=sampler)  # type: ignore[arg-type]
+        spec = SearchSpec(sampler=sampler)
         assert [bounds(spec, published) for published in (None, 0.3, 8.0)] == [(0, 1), (0, 1), (0, 16)]
 
     @pytest.mark.parametrize("sampler", ["expo", "tpe"])
     def test_an_end_that_was_given_is_kept_and_the_other_lies_on_its_side(self, sampler: str) -> None:
         def ends(low: float | str, high: float | str) -> tuple[float, float]:
-            return bounds(SearchSpec(alpha_min=low, alpha_max=high, sampler=sampler), None)  # type: ignore[arg-type]
+            return bounds(SearchSpec(alpha_min=low, alpha_max=high, sampler=sampler), None)
 
         assert ends(0.5, 2.0) == (0.5, 2.0)
         assert ends("auto", 2.0) == (-1.0 if sampler == "expo" else 0.0, 2.0)

@@ -145,13 +145,13 @@ class TestWeights:
         self, role: str, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         make_flat_pair(tmp_path, 1001)
-        sources = [open_checkpoint(tmp_path / name, role="sft") for name in ("aligned", "sft")]
+        aligned, sft = (open_checkpoint(tmp_path / name, role="sft") for name in ("aligned", "sft"))
         file = tmp_path / role / "model.safetensors"
         os.truncate(file, file.stat().st_size - 1)
         if not compiled:
             monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         with refused(f"{file}: an end of file inside a tensor", CheckpointError):
-            export(*sources, 0.7, tmp_path / "out", Format())
+            export(aligned, sft, 0.7, tmp_path / "out", Format())
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("family", ["llama-tied", "gemma2", "mixtral"])

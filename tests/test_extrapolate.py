@@ -177,7 +177,7 @@ def test_bits_do_not_depend_on_threads_or_on_where_a_block_ends(threads: int) ->
     sft = torch.randn(n, generator=random).bfloat16()
     torch.set_num_threads(threads)
     whole = extrapolated(aligned, sft, 1.7)
-    parts = [extrapolated(a, s, 1.7) for a, s in zip(aligned.split(999), sft.split(999), strict=True)]
+    parts = [extrapolated(a, s, 1.7) for a, s in zip(torch.split(aligned, 999), torch.split(sft, 999), strict=True)]
     assert torch.equal(whole, torch.cat(parts))
     assert agree(whole, aligned, sft, 1.7)
 

@@ -30,6 +30,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.results.html_report import write_report
 from expo_search.results.trials_csv import trials_csv
 from expo_search.search.loop import evaluations
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 PACKAGE = Path(expo_search.__file__).parent
@@ -122,7 +123,7 @@ def test_whatever_comes_from_outside_is_cleaned_and_escaped(tmp_path: Path) -> N
     hostile = f"'\"{HOSTILE}"
     trials = [make_evaluation(0, 0.0, 0.0, 0.0), replace(make_evaluation(1, 0.5, 0.1, 0.1), broken=(hostile,))]
     store = stored_study(f"sqlite:///{tmp_path / 's.db'}", hostile, trials, hostile)
-    store.pin_settings({"prompts.hash": hostile}, {"search": {}})
+    store.pin_settings(Settings.from_flat({"prompts.hash": hostile}), {"search": {}})
     write_report(store, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(Page(page).scripts) == 1

@@ -97,15 +97,16 @@ def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_pa
         p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()
     }
     cache = searched.work / "home" / "hub"
-    sources = [cache / f"models--me--{name}" / "snapshots" / COMMIT for name in ("aligned", "sft")]
-    expected = read_all(offline_checkpoint(*sources, 0.5, tmp_path / "offline"))
+    aligned, sft = (cache / f"models--me--{name}" / "snapshots" / COMMIT for name in ("aligned", "sft"))
+    expected = read_all(offline_checkpoint(aligned, sft, 0.5, tmp_path / "offline"))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in read_all(there).items())
     assert AutoModelForCausalLM.from_pretrained(there).config.model_type == "llama"
     assert AutoTokenizer.from_pretrained(there).chat_template
     pair = json.loads((there / "expo.json").read_text())["pair"]
     assert pair["aligned"] == {"id": "me/aligned", "revision": COMMIT, "on_hub": True}
     assert f"me/sft@{COMMIT}" in (there / "mergekit.yaml").read_text()
-    assert metadata_load(there / "README.md")["base_model"] == ["me/aligned", "me/sft"]
+    metadata = metadata_load(there / "README.md") or {}
+    assert metadata["base_model"] == ["me/aligned", "me/sft"]
 
 
 @pytest.mark.parametrize(

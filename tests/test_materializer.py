@@ -65,7 +65,7 @@ def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoin
     aligned, sft = make_pair(tmp_path, family, sft_dtype=sft_dtype, delta=0.01 if is_wider else 0.05)
     assert is_wider == any((t != t.bfloat16()).any() for t in read_all(sft).values())
     live = engine(aligned, sft)
-    seen = {}
+    seen: dict[float, tuple[str, Any]] = {}
     for alpha in (*ALPHAS, 0.0, ALPHAS[0]):  # A -> B -> 0 -> A
         switch = live.materialize(alpha)
         now = (switch.fingerprint, answer(live))

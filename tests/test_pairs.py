@@ -27,7 +27,7 @@ INSTALLED = {
 
 
 def spec(**given: str) -> PairSpec:
-    return PairSpec(**({"aligned": "a/b", "sft": "c/d", "reward_model": "e/f"} | given))  # type: ignore[arg-type]
+    return PairSpec(**({"aligned": "a/b", "sft": "c/d", "reward_model": "e/f"} | given))
 
 
 def fault_of(pair: PairSpec) -> PairError:

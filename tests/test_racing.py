@@ -262,8 +262,8 @@ class TestChunks:
 
         monkeypatch.setattr("expo_search.exporting.study.verify", verified)
         pair = {"aligned": "aligned", "sft": "sft", "reward_model": "reward"}
-        overrides = {"pair": pair, "prompts": {"source": "p.jsonl", "n": 64}, "search": {"racing": racing}}
-        spec = load_study(overrides=overrides, name="s")
+        tables: dict[str, dict[str, Any]] = {"pair": pair, "search": {"racing": racing}}
+        spec = load_study(overrides=tables | {"prompts": {"source": "p.jsonl", "n": 64}}, name="s")
         evaluate, checkpoint = objective(store).evaluate, SimpleNamespace(path=tmp_path, config={"dtype": "float32"})
         evaluate(CONTROL, 0.0)
         origin = SimpleNamespace(
@@ -366,7 +366,7 @@ class TestSearch:
         # the same command again has nothing to do, nor has one for fewer trials
         for n_trials in (20, len(found) - 1):
             again = self.go(store, n_trials, spec)
-            assert again.asked == again.alphas == []
+            assert (again.asked, again.alphas) == ([], [])
         # with a tolerance of 0 it goes on
         self.go(store, len(found) + 1, spec.model_copy(update={"tolerance": 0.0}))
         assert evaluations(store.study)[:-1] == found
@@ -409,7 +409,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
     def test_other_samplers_never_end_early(self, store: Store, sampler: str) -> None:
-        spec = SearchSpec(sampler=sampler, tolerance=0.9)  # type: ignore[arg-type]
+        spec = SearchSpec(sampler=sampler, tolerance=0.9)
         self.go(store, 6, spec, truth=lambda _: 0.0)
         assert len(evaluations(store.study)) == 6
         assert why_done(store.study, spec, 6, None) == "6 finished trials"

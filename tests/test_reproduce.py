@@ -61,8 +61,9 @@ def searched(home: Path) -> Evaluation:
     spec = study_spec(home)
     running = start(check(spec, url(home), lambda _: None), lambda _: None)
     search(running.store, running.objective(FakeWatcher(), running.checked.search_prompts), spec.search, 3)
-    running.model.close()
-    return evaluations(running.store.study)[-1]
+    last = evaluations(running.store.study)[-1]
+    running.close()
+    return last
 
 
 def url(home: Path) -> str:

@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def checked(n: int | None = None, aligned: str = "aligned", reward: str = "auto", **engine: Any) -> Checked:
     prompts = {"source": "prompts.jsonl"} | ({} if n is None else {"n": n})
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "pair": {"aligned": aligned, "sft": "sft", "reward_model": "reward"},
         "prompts": prompts,
         "sampling": {"max_tokens": 8},
@@ -94,10 +94,12 @@ class TestArithmetic:
         self, avx2: Checked, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert (avx2.settings.engine.arithmetic, avx2.settings.reward.arithmetic) == ("float32", "float32")
+        assert avx2.memory is not None
         assert avx2.memory.sentence().endswith("computed in float32")
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
         other = checked()
         assert differing(avx2, other) == {"engine.arithmetic", "reward.arithmetic"}
+        assert other.memory is not None
         assert avx2.memory.device["weights"] > other.memory.device["weights"]
 
     def test_a_study_of_another_machine_goes_on_as_it_began_or_is_refused_with_the_option_that_does(

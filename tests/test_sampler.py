@@ -29,7 +29,7 @@ def replace_range(spec: SearchSpec, low: float, high: float) -> SearchSpec:
     ("sampler", "n_trials", "tolerance"), [("gp", 9, 0.01), ("tpe", 15, 0.1), ("grid", 11, 0.05), ("random", 15, 0.15)]
 )
 def test_every_sampler_finds_a_known_best_alpha(url: str, sampler: str, n_trials: int, tolerance: float) -> None:
-    spec = SearchSpec(sampler=sampler, alpha_min=0.0, alpha_max=1.0, seed=1)  # type: ignore[arg-type]
+    spec = SearchSpec(sampler=sampler, alpha_min=0.0, alpha_max=1.0, seed=1)
     found, _ = run(url, n_trials, spec)
     best = max(found, key=lambda e: e.reward.mean)
     assert len(found) == n_trials

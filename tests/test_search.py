@@ -68,7 +68,7 @@ def run(
     if place == "scoring":
         scorer.dies_after = dies_in * len(PROMPTS) + 3
     objective = DyingObjective(model, scorer, store, PROMPTS, FakeWatcher())
-    objective.dies_in, objective.place, objective.die = dies_in, place, die  # type: ignore[misc,assignment]
+    objective.dies_in, objective.place, objective.die = dies_in, place, die
 
     def on_trial(e: Evaluation) -> None:
         if (e.trial, place) == (dies_in, "after telling"):
@@ -111,14 +111,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Evaluation]:
 
 @pytest.mark.parametrize("sampler", ["expo", "gp", "tpe", "grid", "random"])
 def test_alpha_zero_is_trial_zero_and_the_published_alpha_comes_second(url: str, sampler: str) -> None:
-    found, model = run(url, 2, SearchSpec(sampler=sampler), published=0.123)  # type: ignore[arg-type]
+    found, model = run(url, 2, SearchSpec(sampler=sampler), published=0.123)
     assert [e.trial for e in found] == [0, 1]
     assert [e.alpha for e in found] == model.alphas == [0.0, 0.123]
 
 
 @pytest.mark.parametrize("sampler", ["expo", "gp"])
 def test_a_range_without_zero_is_searched_with_alpha_zero_as_control_and_no_warning(url: str, sampler: str) -> None:
-    spec = SearchSpec(alpha_min=0.3, alpha_max=0.5, sampler=sampler, tolerance=0, seed=2)  # type: ignore[arg-type]
+    spec = SearchSpec(alpha_min=0.3, alpha_max=0.5, sampler=sampler, tolerance=0, seed=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, _ = run(url, 7, spec, published=0.9)
@@ -186,7 +186,7 @@ def test_a_model_of_the_curve_that_is_killed_and_then_asked_for_more_goes_on_as_
     tmp_path: Path, sampler: str
 ) -> None:
     broken, whole = (f"sqlite:///{tmp_path / name}.db" for name in ("broken", "whole"))
-    spec = SearchSpec(sampler=sampler, tolerance=0, seed=3)  # type: ignore[arg-type]
+    spec = SearchSpec(sampler=sampler, tolerance=0, seed=3)
     with pytest.raises(Killed):
         run(broken, 7, spec, place="generating", dies_in=N_START, die=raise_killed)
     run(broken, 7, spec)
@@ -206,7 +206,7 @@ def test_a_study_that_has_its_trials_runs_none(url: str) -> None:
     found, model = run(url, 3)
     assert found == expected
     assert run(url, 2)[0] == expected
-    assert model.asked == model.alphas == []
+    assert (model.asked, model.alphas) == ([], [])
 
 
 def test_changed_weights_of_a_killed_study_are_refused_and_it_can_still_go_on(

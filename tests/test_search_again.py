@@ -89,6 +89,7 @@ def test_without_an_edge_or_a_spec_there_is_no_command() -> None:
 def test_one_option_forces_what_engine_and_reward_model_multiply_in_and_a_file_says_either_alone() -> None:
     both = ranged(0.0, 0.5, engine={"arithmetic": "float32"}, reward={"arithmetic": "float32"})
     assert again(both, 0.5).startswith("expo-search --pair zephyr --arithmetic float32 --alpha-min")
-    for table in ("engine", "reward"):
-        one = again(ranged(0.0, 0.5, **{table: {"arithmetic": "float32"}}), 0.5)
+    forced = {"arithmetic": "float32"}
+    for one_table in (ranged(0.0, 0.5, engine=forced), ranged(0.0, 0.5, reward=forced)):
+        one = again(one_table, 0.5)
         assert one.startswith("expo-search --study FILE --alpha-min")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from expo_search.stats.paired import (
     win_rate,
 )
 
+Array = NDArray[Any]
 # 97.5 % quantiles of Student's t by degrees of freedom, from a printed table (3 decimals)
 T_TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 10: 2.228, 30: 2.042, 120: 1.980}
 
@@ -97,7 +99,7 @@ def test_a_mean_of_many_values_is_rounded_once() -> None:
 KINDS: list[Kind] = ["reward", "win-rate", "length-controlled"]
 
 
-def rated(rewards: Sequence[float], lengths: Sequence[int] | None = None) -> dict[int, Rated]:
+def rated(rewards: Sequence[float] | Array, lengths: Sequence[int] | Array | None = None) -> dict[int, Rated]:
     return {i: Rated(float(r), 10 if lengths is None else int(lengths[i])) for i, r in enumerate(rewards)}
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -239,7 +240,7 @@ def test_a_second_search_is_refused_while_its_input_is_checked_and_a_reader_is_n
         "sft": str(tmp_path / "sft"),
         "reward_model": str(tmp_path / "reward"),
     }
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "pair": parts,
         "prompts": {"source": str(write_prompts(tmp_path / "prompts.jsonl", 8)), "n": 4},
         "sampling": {"max_tokens": 8},

@@ -183,7 +183,11 @@ def test_remote_code_needs_consent() -> None:
 
 @pytest.mark.parametrize(("max_tokens", "fits"), [(63, True), (64, False), (65, False)])
 def test_answers_must_leave_room_for_a_prompt_in_the_context(max_tokens: int, fits: bool) -> None:
-    tables = {"pair": PAIR, "sampling": {"max_tokens": max_tokens}, "engine": {"max_model_len": 64}}
+    tables: dict[str, dict[str, Any]] = {
+        "pair": PAIR,
+        "sampling": {"max_tokens": max_tokens},
+        "engine": {"max_model_len": 64},
+    }
     if fits:
         assert load_study(overrides=tables).sampling.max_tokens == max_tokens
     else:

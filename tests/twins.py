@@ -188,7 +188,7 @@ def _widen(t: torch.Tensor) -> np.ndarray:
 
 def read_all(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a folder."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)

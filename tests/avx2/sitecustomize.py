@@ -7,7 +7,7 @@ need no torch do not load it here.
 
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from typing import Any
 
 _ASKED = ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_amx_fp16_supported")
 
@@ -22,7 +22,7 @@ class _Finder:
         assert spec.loader is not None
         execute = spec.loader.exec_module
 
-        def without_avx512(module: ModuleType) -> None:
+        def without_avx512(module: Any) -> None:
             execute(module)
             for name in _ASKED:
                 assert callable(getattr(module, name))
@@ -36,4 +36,4 @@ class _Finder:
         return spec
 
 
-sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+sys.meta_path.insert(0, _Finder)
