@@ -1,5 +1,5 @@
 # make demo   set up and run the demo search            make test       the test suite
-# make lint   ruff and mypy                             make test-long  the tests that take minutes
+# make lint   style, format and types                   make test-long  the tests that take minutes
 # make bench  the figures in README.md                 make test-avx2  as on a processor without AVX512
 #                                                      make bad-input-table  docs/bad-input.md
 PYTHON ?= python3
