@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from expo_search.checkpoint.folder import INDEX, SINGLE, open_checkpoint
-from expo_search.checkpoint.shard_writer import TORCH_DTYPES, ShardWriter
+from expo_search.checkpoint.shard_writer import ShardWriter
+from expo_search.dtypes import TORCH_DTYPES
 
 SHAPES = {"model.embed_tokens.weight": (10, 4), "lm_head.weight": (10, 4), "model.norm.weight": (4,)}
 NAMES = {torch.bfloat16: "BF16", torch.int64: "I64", torch.float32: "F32", torch.bool: "BOOL"}

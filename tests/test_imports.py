@@ -15,7 +15,8 @@ import expo_search
 PACKAGE = Path(expo_search.__file__).parent
 HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext", "matplotlib", "plotly"}
 
-ROOT = ("contracts", "dtypes", "errors", "folders", "text")  # plain files at the top, which import each other alone
+# files at the top, which import each other alone
+ROOT = ("contracts", "dtypes", "errors", "folders", "text", "version")
 FLOW = (
     "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "session",
     "results", "exporting", "api", "cli",
@@ -95,7 +96,7 @@ def test_the_search_knows_a_model_and_a_scorer_only_through_the_contracts(module
     assert not [name for name in mine if name.startswith(("expo_search.engine", "expo_search.weights"))]
     assert {"torch", "vllm", "transformers"} & loaded == set()
     if module == "contracts":
-        assert mine == {"expo_search.contracts"}
+        assert mine == {"expo_search.contracts", "expo_search.version"}
 
 
 @pytest.mark.parametrize("module", sorted(set(modules()) - {"", "__main__"}))
