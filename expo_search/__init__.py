@@ -8,8 +8,9 @@ The flow is the layout, one folder a stage: config -> inputs -> engine -> evalua
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from expo_search.version import __version__
 
 if TYPE_CHECKING:
     from expo_search.api import Session, export, open_session, open_study
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from expo_search.search.confirm import Confirmation
     from expo_search.search.expo_sampler import ExpoSampler, record_gain
     from expo_search.stats.paired import Estimate
-
-try:
-    __version__ = version("expo-search")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
 
 _HOMES = {  # public name -> its module, loaded when it is first asked for
     "Comparison": "evaluation.compare",

@@ -10,6 +10,7 @@ print(result.verdict.sentence())
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -99,16 +100,20 @@ class Session:
         console: Console | None,
         give_up: Callable[[EngineDied], None] | None,
     ) -> None:
+        # first: what is imported from here on changes the process as well
+        from expo_search.session.process_state import process_left_as_it_was, set_defaults_of_libraries
+
+        self._at_end = ExitStack()
+        self._at_end.enter_context(process_left_as_it_was())
+        set_defaults_of_libraries(log_level="ERROR")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # of its own calls
         from rich.console import Console
 
         from expo_search.session.preflight import check, check_stored
-        from expo_search.session.process_state import process_left_as_it_was
         from expo_search.session.running import Running
 
         self._console, self._quiet = console or Console(stderr=True), quiet
         own = {"own_model": model is None, "own_scorer": scorer is None}
-        self._at_end = ExitStack()
-        self._at_end.enter_context(process_left_as_it_was())
         try:
             self.checked: Checked = (
                 check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from expo_search.errors import StudyError
 
@@ -18,13 +18,18 @@ Float = Literal["bfloat16", "float16", "float32"]
 Asked = Literal["auto", "bfloat16", "float16", "float32"]
 
 # fmt: off
-TORCH_DTYPES = {  # safetensors' names to torch's, in the order in which the library lays tensors out in a file
-    "U64": "uint64", "I64": "int64", "F64": "float64", "F32": "float32", "U32": "uint32", "I32": "int32",
-    "BF16": "bfloat16", "F16": "float16", "U16": "uint16", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}
+_TABLE = (  # safetensors' name, bits of an element, torch's name where we read or write it; in the order in which the
+    # library lays tensors out in a file
+    ("U64", 64, "uint64"), ("I64", 64, "int64"), ("F64", 64, "float64"), ("F32", 32, "float32"), ("U32", 32, "uint32"),
+    ("I32", 32, "int32"), ("BF16", 16, "bfloat16"), ("F16", 16, "float16"), ("U16", 16, "uint16"), ("I16", 16, "int16"),
+    ("I8", 8, "int8"), ("U8", 8, "uint8"), ("BOOL", 8, "bool"), ("C64", 64, None), ("F8_E5M2", 8, None),
+    ("F8_E4M3", 8, None), ("F8_E8M0", 8, None), ("F6_E2M3", 6, None), ("F6_E3M2", 6, None), ("F4", 4, None),
+)
 # fmt: on
-STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # what weights may be written in
-ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+BITS = {name: bits for name, bits, _ in _TABLE}
+TORCH_DTYPES = {name: torch_name for name, _, torch_name in _TABLE if torch_name is not None}
+ITEMSIZE = {torch_name: BITS[name] // 8 for name, torch_name in TORCH_DTYPES.items() if "float" in torch_name}  # bytes
+STORED = {own: next(s for s, name in TORCH_DTYPES.items() if name == own) for own in get_args(Float)}  # of weights
 _INSTRUCTIONS = {  # as `torch.cpu.get_capabilities` names them, of x86 and of Arm
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),

@@ -15,7 +15,8 @@ import expo_search
 PACKAGE = Path(expo_search.__file__).parent
 HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext", "matplotlib", "plotly"}
 
-ROOT = ("contracts", "dtypes", "errors", "folders", "text")  # plain files at the top, which import each other alone
+# files at the top, which import each other alone
+ROOT = ("contracts", "dtypes", "errors", "folders", "text", "version")
 FLOW = (
     "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "session",
     "results", "exporting", "api", "cli",
@@ -95,7 +96,7 @@ def test_the_search_knows_a_model_and_a_scorer_only_through_the_contracts(module
     assert not [name for name in mine if name.startswith(("expo_search.engine", "expo_search.weights"))]
     assert {"torch", "vllm", "transformers"} & loaded == set()
     if module == "contracts":
-        assert mine == {"expo_search.contracts"}
+        assert mine == {"expo_search.contracts", "expo_search.version"}
 
 
 @pytest.mark.parametrize("module", sorted(set(modules()) - {"", "__main__"}))
@@ -111,7 +112,8 @@ def test_every_folder_is_in_the_contract_and_says_what_it_is() -> None:
     for folder in folders - {"api"}:
         told = ast.get_docstring(ast.parse((PACKAGE / folder.replace(".", "/") / "__init__.py").read_text()))
         assert told is not None
-        assert "May import: " in told
+        listed = told.partition("May import: ")[2].removesuffix(".").split()
+        assert {name.strip(",") for name in listed} == {"root", *MAY_IMPORT[folder]}
 
 
 def test_imports_between_modules_run_one_way() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,6 +277,17 @@ class TestSql:
                 is_statement = name.split(".")[-1] in {"text", "exec_driver_sql"}
                 if is_statement and call.args and name not in {"Text", "plotext.text"}:
                     assert isinstance(call.args[0], ast.Constant), (file, ast.unparse(call))
+
+    def test_no_statement_names_a_table_of_optunas(self) -> None:
+        """Its storage reads and writes them, whatever their columns are in another version."""
+        statement = re.compile(
+            r"\b(select|insert|update|delete|from|into|join)\b.*\b(studies|trials|(study|trial)_\w+)\b", re.I
+        )
+        for file in FILES:
+            for name, call in calls(file):
+                texts = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                if name.split(".")[-1] in {"text", "exec_driver_sql"}:
+                    assert not [text for text in texts if statement.search(text)], file
 
 
 class TestSecrets:

@@ -14,16 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expo_search.dtypes import BITS
 from expo_search.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-# fmt: off
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> tuple[str, str, tuple[int, ..
     ):
         raise ValueError(f"tensor {name} of shape {shape!r} at bytes {place!r}")
     start, stop = place
-    bits = math.prod(shape) * _BITS[dtype]
+    bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (stop - start):
         raise ValueError(f"tensor {name} of {dtype} {shape} in {stop - start} bytes, not {bits // 8}")
     return name, dtype, tuple(shape), start, stop

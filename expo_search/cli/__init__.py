@@ -1,1 +1,5 @@
-"""The command line: parses, calls, prints. May import everything."""
+"""The command line: parses, calls `api`, prints.
+
+May import: root, config, weights, checkpoint, inputs, engine, stats, store, evaluation, search, session, results,
+exporting, api.
+"""

@@ -6,7 +6,6 @@ Ctrl-C or SIGTERM, with everything that was finished kept. Anything else is a fa
 
 from __future__ import annotations
 
-import os
 import sys
 from io import TextIOWrapper
 
@@ -21,6 +20,7 @@ from expo_search.cli.search import confirm_winner, search
 from expo_search.cli.signals import terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
 from expo_search.errors import ExpoError
+from expo_search.session.process_state import set_defaults_of_libraries
 from expo_search.text import one_line
 
 app = typer.Typer(
@@ -47,14 +47,7 @@ app.command("doctor")(doctor)
 
 def main() -> None:
     """Entry point of the `expo-search` command."""
-    # Waiting OpenMP threads that spin without end make everything many times slower as soon as another program runs;
-    # threads that sleep at once cost a fifth of the speed of an idle machine. A short spin does neither.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # the sampler's matrices are tiny; its threads spin into the switch
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    set_defaults_of_libraries(log_level="INFO")  # into the log file
     terminate_as_ctrl_c()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an output that has no such character is no reason to fail

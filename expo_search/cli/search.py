@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from expo_search import __version__
 from expo_search.api import open_session, open_study
 from expo_search.cli.console import (
     DEFAULT_LOG,
@@ -34,6 +33,7 @@ from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.errors import ExpoError, StudyError
 from expo_search.text import one_line
+from expo_search.version import __version__
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -173,6 +173,7 @@ def start_engine(spec: ModelSpec) -> LLM:
                 },
                 worker_extension_cls="expo_search.engine.worker.materializer.ExpoWorker",
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **settings,
             )
     except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:

@@ -1,4 +1,4 @@
-"""The best alpha -> a checkpoint, described, verified, uploaded, evaluated again.
+"""The best alpha -> a checkpoint: described, verified, uploaded, evaluated again.
 
-May import: all of the above.
+May import: root, config, weights, checkpoint, inputs, engine, stats, store, evaluation, search, session, results.
 """

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from expo_search import __version__
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
 from expo_search.text import markdown
+from expo_search.version import __version__
 
 PICTURE = "curve.png"
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from expo_search import __version__
 from expo_search.checkpoint.side_files import PROVENANCE
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.spec import Finite, StudySpec
@@ -27,6 +26,7 @@ from expo_search.results.verdict import Verdict
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Stored
 from expo_search.text import shown
+from expo_search.version import __version__
 from expo_search.weights.formula import is_alpha
 
 FORMULA = "aligned + alpha * (aligned - sft)"

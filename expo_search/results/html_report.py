@@ -18,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expo_search import __version__
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
@@ -30,6 +29,7 @@ from expo_search.results.verdict import Verdict, confirmation_sentence
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut
+from expo_search.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Template

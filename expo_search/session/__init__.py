@@ -1,4 +1,4 @@
 """A study's spec -> checked -> running.
 
-May import: all of the above.
+May import: root, config, weights, checkpoint, inputs, engine, stats, store, evaluation, search.
 """

@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from expo_search import __version__
 from expo_search.dtypes import Float, has_instructions
 from expo_search.engine.machine import installed_version, measure_machine, processor
 from expo_search.engine.start import INSTALL
 from expo_search.errors import EngineError
 from expo_search.folders import cache_folder
 from expo_search.text import cut, one_line
+from expo_search.version import __version__
 
 _NEEDED = ("transformers", "optuna", "datasets", "safetensors")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
