@@ -102,10 +102,10 @@ def child(settings: dict[str, Any], arguments: list[str]) -> None:
         self.noted_alpha = alpha
         return materialize(self, alpha)
 
-    def noted_generate(self: Any, prompts: Any) -> Any:
+    def noted_generate(self: Any, prompts: Any, seed: int) -> Any:
         with Path("asked.jsonl").open("a") as stream:
             stream.write(json.dumps([self.noted_alpha, [p.id for p in prompts]]) + "\n")
-        return generate(self, prompts)
+        return generate(self, prompts, seed)
 
     VllmModel.materialize, VllmModel.generate = noted_materialize, noted_generate  # type: ignore[method-assign]
     sys.argv = ["expo-search", *arguments]
@@ -123,6 +123,8 @@ def preload() -> None:
         "vllm.v1.engine.llm_engine",
         "optuna",
         "expo_search.session.running",
+        "expo_search.engine.model",
+        "expo_search.evaluation.reward_model",
         "expo_search.results.dashboard_updates",
     ):
         importlib.import_module(name)
