@@ -123,6 +123,8 @@ def preload() -> None:
         "vllm.v1.engine.llm_engine",
         "optuna",
         "expo_search.session.running",
+        "expo_search.engine.model",
+        "expo_search.evaluation.reward_model",
         "expo_search.results.dashboard_updates",
     ):
         importlib.import_module(name)
