@@ -23,8 +23,8 @@ def doctor(log: Log = DEFAULT_LOG, as_json: Json = False) -> None:
         facts = inspect_installation()
         can_search = all(fact.status != "missing" for fact in facts)
         if as_json:
-            found = {"can_search": can_search, "facts": [asdict(fact) for fact in facts]}
-            out.print(Text(json.dumps(found, indent=2)), soft_wrap=True)
+            report = {"can_search": can_search, "facts": [asdict(fact) for fact in facts]}
+            out.print(Text(json.dumps(report, indent=2)), soft_wrap=True)
         else:
             for line in lines(facts):
                 out.print(Text(line), soft_wrap=True)

@@ -94,10 +94,10 @@ def reproduce_model(
     from expo_search.exporting.reproduce import reproduce
     from expo_search.session.progress import Progress
 
-    found = read_provenance(exported)
+    origin = read_provenance(exported)
     with terminal(log) as (out, err):
         with Progress(err, 2, 0, quiet=quiet) as progress:
-            again = reproduce(found, progress, say_on(err, quiet), trust_remote_code=trust_remote_code)
+            again = reproduce(origin, progress, say_on(err, quiet), trust_remote_code=trust_remote_code)
         text = json.dumps(again.as_json(), indent=2) if as_json else again.report()
         out.print(Text(clean(text)), soft_wrap=True)
     if not again.same_weights:

@@ -119,27 +119,27 @@ class Objective:
             answers, last = self._answer(trial, n, run), n == ends[-1]
             enough = n_most is not None and n >= n_most and trial != CONTROL
             if racing or enough or last:
-                found = self._evaluation(trial, alpha, answers, switch, run)
+                seen = self._evaluation(trial, alpha, answers, switch, run)
                 if on_look is not None:
-                    on_look(found)
+                    on_look(seen)
             if last:
                 break
-            verdict = self._stop(found, answers, rival, len(ends)) if racing else None
+            verdict = self._stop(seen, answers, rival, len(ends)) if racing else None
             if verdict is not None or enough:
                 outcome = verdict or "enough"
                 break
             if stop():
                 raise Stopped
         covariances = self._covariances(trial, others)
-        return replace(found, outcome=outcome, covariances=covariances, other_s=run.other_s(switch))
+        return replace(seen, outcome=outcome, covariances=covariances, other_s=run.other_s(switch))
 
     def _stop(
-        self, found: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
+        self, seen: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
     ) -> Outcome | None:
         """Why a race is lost after this look, if it is."""
         control, limits, n = self._control_on(answers), self._guardrails, len(answers)
-        if rise_beyond_chance(found.share_cut, control.share_cut, n, limits.cut_off_rise) or rise_beyond_chance(
-            found.share_repeating, control.share_repeating, n, limits.repeating_rise
+        if rise_beyond_chance(seen.share_cut, control.share_cut, n, limits.cut_off_rise) or rise_beyond_chance(
+            seen.share_repeating, control.share_repeating, n, limits.repeating_rise
         ):
             return "degenerate"
         mine = prompt_gains(_rated(answers), control.rated, self._kind)

@@ -105,21 +105,21 @@ def _check_target(out: Path, *, force: bool) -> None:
 def _page(store: Store) -> Iterator[str]:
     """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
-    known, found = study.evaluations, study.verdict
+    known, verdict = study.evaluations, study.verdict
     script = _asset("report.js")
     return _template().generate(
         name=store.name,
         policy=_policy(script),
         style=_asset("report.css"),
         script=script,
-        verdict=found.sentence(),
+        verdict=verdict.sentence(),
         confirmations=[confirmation_sentence(c) for c in study.confirmations.values()],
-        curve=curve_svg(known, found, band=study.band) if len(known) > 1 else "",
-        trials=trial_table(known, found),
+        curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
+        trials=trial_table(known, verdict),
         seconds=stage_seconds(known),
-        answers=(_answers(e, samples(store, e.trial), is_best=e is found.best) for e in _best_first(known, found)),
+        answers=(_answers(e, samples(store, e.trial), is_best=e is verdict.best) for e in _best_first(known, verdict)),
         settings=_settings((store.attributes.settings or Settings()).flat()),
-        commands=[command for command, _ in next_steps(store.name, store.url, found)],
+        commands=[command for command, _ in next_steps(store.name, store.url, verdict)],
         version=__version__,
     )
 
@@ -149,7 +149,7 @@ def _policy(script: str) -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def trial_table(known: Sequence[Evaluation], found: Verdict) -> Table:
+def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
     """A row a trial, in the order in which they ran; the best one is marked."""
     heads = (
         "trial",
@@ -180,12 +180,12 @@ def trial_table(known: Sequence[Evaluation], found: Verdict) -> Table:
             f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
             e.remark,
         )
-        rows.append(Row(cells, "best" if e is found.best else ""))
+        rows.append(Row(cells, "best" if e is verdict.best else ""))
     return Table("numbers", heads, rows)
 
 
-def _best_first(known: Sequence[Evaluation], found: Verdict) -> list[Evaluation]:
-    best = found.best
+def _best_first(known: Sequence[Evaluation], verdict: Verdict) -> list[Evaluation]:
+    best = verdict.best
     others = [e for e in known if e.trial != CONTROL and (best is None or e.trial != best.trial)]
     return ([] if best is None else [best]) + sorted(others, key=lambda e: -e.gain.mean)
 

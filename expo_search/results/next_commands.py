@@ -123,19 +123,19 @@ def _written(value: object) -> str:
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
-def next_steps(name: str, url: str, found: Verdict) -> list[tuple[str, str]]:
+def next_steps(name: str, url: str, verdict: Verdict) -> list[tuple[str, str]]:
     """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
     study = shlex.quote(name)
     steps = []
-    if found.again:
-        steps.append((found.again, "the same search, past the edge of its range"))
-    if found.word == "better" and found.confirmed is None:
+    if verdict.again:
+        steps.append((verdict.again, "the same search, past the edge of its range"))
+    if verdict.word == "better" and verdict.confirmed is None:
         steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
-    if found.word == "better" and found.best is not None:
+    if verdict.word == "better" and verdict.best is not None:
         steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
         steps.append(
-            (f"expo-search compare {study} --alphas 0,{found.best.alpha:.4g} -n 5{at}", "answers side by side")
+            (f"expo-search compare {study} --alphas 0,{verdict.best.alpha:.4g} -n 5{at}", "answers side by side")
         )
     steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
     steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))

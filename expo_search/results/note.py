@@ -15,14 +15,14 @@ _N_BEST = 5
 
 def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str = "") -> str:
     """The study's note. What a person wrote stays: all that is below `YOURS`, or a whole note that has no such line."""
-    found = study.verdict
-    alpha = found.best.alpha if found.best is not None and found.word == "better" else 0.0
-    title = "Nothing to compare yet" if not found.n_tried else f"{found.word.capitalize()}: alpha = {alpha:.4g}"
-    lines = [f"## {markdown(title)}", "", markdown(found.sentence()), ""]
+    verdict = study.verdict
+    alpha = verdict.best.alpha if verdict.best is not None and verdict.word == "better" else 0.0
+    title = "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {alpha:.4g}"
+    lines = [f"## {markdown(title)}", "", markdown(verdict.sentence()), ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
-    for command, purpose in next_steps(study.name, study.url, found):
+    for command, purpose in next_steps(study.name, study.url, verdict):
         lines += [f"    # {purpose}", f"    {clean(command)}"]
     if artifacts is not None:
         lines += ["", markdown(artifacts)]

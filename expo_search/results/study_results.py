@@ -84,6 +84,6 @@ def read_result(store: Store, *, untold: Evaluation | None = None) -> StudyResul
     spec = store.attributes.spec
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
-    found = verdict(known, confirmed, search=search)
-    again = search_again(spec, store.name, store.url, found.edge, len(known))
-    return StudyResult(store.name, store.url, known, confirmed, replace(found, again=again))
+    judged = verdict(known, confirmed, search=search)
+    again = search_again(spec, store.name, store.url, judged.edge, len(known))
+    return StudyResult(store.name, store.url, known, confirmed, replace(judged, again=again))

@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     pass
 
 
-def summary(study_name: str, evaluations: Sequence[Evaluation], found: Verdict) -> dict[str, Any]:
+def summary(study_name: str, evaluations: Sequence[Evaluation], verdict: Verdict) -> dict[str, Any]:
     """For machines: the verdict and every trial's numbers."""
     return {
         "study": study_name,
-        "verdict": found.word,
-        "best_alpha": found.best.alpha if found.best and found.word == "better" else 0.0,
-        "best_trial": found.best.trial if found.best and found.word == "better" else CONTROL,
-        "recommended": None if found.best is None else as_json(found.best),
-        "interval_95": list(found.interval),
-        "alphas_tried": found.n_tried,
-        "objective": found.objective,
-        "edge": found.edge,
-        "confirmation": None if found.confirmed is None else confirmation_json(found.confirmed),
+        "verdict": verdict.word,
+        "best_alpha": verdict.best.alpha if verdict.best and verdict.word == "better" else 0.0,
+        "best_trial": verdict.best.trial if verdict.best and verdict.word == "better" else CONTROL,
+        "recommended": None if verdict.best is None else as_json(verdict.best),
+        "interval_95": list(verdict.interval),
+        "alphas_tried": verdict.n_tried,
+        "objective": verdict.objective,
+        "edge": verdict.edge,
+        "confirmation": None if verdict.confirmed is None else confirmation_json(verdict.confirmed),
         "trials": [as_json(e) for e in evaluations],
     }
 

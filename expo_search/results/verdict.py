@@ -103,11 +103,11 @@ def verdict(
     interval = simultaneous(tried.index(best), [e.gain for e in tried], noise_covariance(tried))
     word = _judge(*interval)
     edge = _edge(0.0 if word == "worse" else best.alpha, search)  # worse: every alpha lost to 0
-    found = Verdict(best, word, interval, len(tried), None, kind, edge)
+    searched = Verdict(best, word, interval, len(tried), None, kind, edge)
     if confirmed and best.trial in confirmed:
         c = confirmed[best.trial]
-        return replace(found, word=_judge_confirmed(c), confirmed=c)
-    return found
+        return replace(searched, word=_judge_confirmed(c), confirmed=c)
+    return searched
 
 
 def _edge(alpha: float, search: SearchSpec | None) -> float | None:
@@ -136,16 +136,16 @@ def _judge(low: float, high: float) -> str:
     return "worse" if high < 0 else "no evidence of a gain"
 
 
-def trial_at(found: Sequence[Evaluation], alpha: float | None, name: str) -> Evaluation:
+def trial_at(known: Sequence[Evaluation], alpha: float | None, name: str) -> Evaluation:
     """The finished trial at an alpha other than 0, or the best one.
 
     Raises:
         StudyError: none was evaluated there; names the nearest that were. Or alpha is 0, which is no model of its own.
     """
     refuse_zero(alpha)
-    others = sorted((e for e in found if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
+    others = sorted((e for e in known if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
     if alpha is None:
-        missing, best = "no trial that may win", verdict(found).best
+        missing, best = "no trial that may win", verdict(known).best
         if best is not None:
             return best
     else:

@@ -88,7 +88,7 @@ def confirm(
         if stop():
             raise Stopped
         winner = measured(trial, alpha)
-        found = Confirmation(
+        confirmation = Confirmation(
             trial,
             alpha,
             winner.gain.mean,
@@ -100,8 +100,8 @@ def confirm(
             list(winner.broken),
         )
         others = {t: c for t, c in (store.attributes.confirmed or {}).items() if c["prompts"] == key}
-        store.keep(StudyAttributes(confirmed=others | {str(trial): found.attributes()}))
-    return found
+        store.keep(StudyAttributes(confirmed=others | {str(trial): confirmation.attributes()}))
+    return confirmation
 
 
 def confirmations(store: Store) -> dict[int, Confirmation]:

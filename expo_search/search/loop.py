@@ -65,16 +65,16 @@ def search(
     failed_once: int | None = None
     with store.owned():
         while not stop() and why_done(study, spec, n_trials, published_alpha) is None:
-            found = evaluations(study)
+            evaluated = evaluations(study)
             trial = _next_trial(study, spec, points, start)
             alpha = _alpha(trial, spec, published_alpha)
             try:
                 evaluation = objective.evaluate(
                     stands_for(trial),
                     alpha,
-                    others=[e.trial for e in found],
-                    best=_rival(found) if spec.racing else None,
-                    n_most=_n_most(found, alpha, objective.n_prompts, spec, published_alpha, start),
+                    others=[e.trial for e in evaluated],
+                    best=_rival(evaluated) if spec.racing else None,
+                    n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start),
                     on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]
                     stop=stop,
                 )
@@ -113,25 +113,27 @@ def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: flo
 
     if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or to_repeat(study) is not None:
         return None
-    found = evaluations(study)
-    if len(found) >= n_trials:
-        return f"{len(found)} finished trials"
+    evaluated = evaluations(study)
+    if len(evaluated) >= n_trials:
+        return f"{len(evaluated)} finished trials"
     start = StudyAttributes.of(study.user_attrs).first_step
     if spec.sampler != "expo" or start is None:
         return None
-    if not settled(found, *bounds(spec, published_alpha), start, spec.tolerance):
+    if not settled(evaluated, *bounds(spec, published_alpha), start, spec.tolerance):
         return None
-    return f"settled after {len(found)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
+    return (
+        f"settled after {len(evaluated)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
+    )
 
 
-def _rival(found: Sequence[Evaluation]) -> int:
+def _rival(evaluated: Sequence[Evaluation]) -> int:
     """The trial to race against: the best so far that was evaluated on all prompts; alpha = 0 is one of them."""
-    whole = [e for e in found if not e.broken and not e.stopped_early]
+    whole = [e for e in evaluated if not e.broken and not e.stopped_early]
     return max(whole, key=lambda e: e.gain.mean).trial if whole else CONTROL
 
 
 def _n_most(
-    found: Sequence[Evaluation],
+    evaluated: Sequence[Evaluation],
     alpha: float,
     n_prompts: int,
     spec: SearchSpec,
@@ -141,7 +143,7 @@ def _n_most(
     """A trial that only brackets the optimum needs few prompts; any other all of them (None)."""
     if spec.sampler != "expo" or not spec.racing:
         return None
-    step = bracketing(found, *bounds(spec, published_alpha), start)
+    step = bracketing(evaluated, *bounds(spec, published_alpha), start)
     return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
 
 
@@ -206,7 +208,7 @@ def evaluations(study: Study) -> list[Evaluation]:
 
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     try:
-        found = [Evaluation.from_attributes(stands_for(t), t.params[ALPHA], t.user_attrs) for t in finished]
+        evaluated = [Evaluation.from_attributes(stands_for(t), t.params[ALPHA], t.user_attrs) for t in finished]
     except (KeyError, TypeError) as fault:
         raise StoreError(
             where=f"study {study.study_name}",
@@ -214,4 +216,4 @@ def evaluations(study: Study) -> list[Evaluation]:
             expected="trials that this version of expo-search made",
             do="give another study",
         ) from None
-    return sorted(found, key=lambda e: e.trial)
+    return sorted(evaluated, key=lambda e: e.trial)

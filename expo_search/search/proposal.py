@@ -37,15 +37,15 @@ class Known:
 
 def believing(trials: Sequence[Finished], waiting: Sequence[float]) -> list[Finished]:
     """The trials, and those that still run as if each had gained what its nearest neighbour did."""
-    found = list(trials)
+    believed = list(trials)
     for i, alpha in enumerate(sorted(waiting, key=abs), 1):
-        near = min(found, key=lambda t: abs(t.alpha - alpha), default=None)
+        near = min(believed, key=lambda t: abs(t.alpha - alpha), default=None)
         if near is None or alpha == 0:
             estimate = Estimate(0.0, 0.0, 1 if near is None else near.gain.n)
         else:
-            estimate = Estimate(near.gain.mean, math.sqrt(_trial_noise(found)), near.gain.n)
-        found.append(Known(-i, alpha, estimate))
-    return found
+            estimate = Estimate(near.gain.mean, math.sqrt(_trial_noise(believed)), near.gain.n)
+        believed.append(Known(-i, alpha, estimate))
+    return believed
 
 
 def propose(trials: Sequence[Finished], low: float, high: float, start: float | None = None) -> float:

@@ -87,8 +87,8 @@ def repeats(trial: FrozenTrial) -> dict[str, Any]:
 
 def engine_failure(trial: FrozenTrial) -> str | None:
     """What was said when the engine did not survive a trial; None where it did."""
-    found: str | None = trial.user_attrs.get(_FAILURE)
-    return found
+    message: str | None = trial.user_attrs.get(_FAILURE)
+    return message
 
 
 def keep_engine_failure(trial: Trial, message: str) -> None:

@@ -102,13 +102,13 @@ class StudyLock:
             row = session.get(LockRow, self._study_id)
             if row is not None and _holds(row):
                 raise _refusal(row, self._where)
-            found = None if row is None else (_Owner(row.host, row.pid, row.started), row.alive_at)
+            held = None if row is None else (_Owner(row.host, row.pid, row.started), row.alive_at)
         with Session(self._engine) as session, session.begin():
-            if found is None:
+            if held is None:
                 with contextlib.suppress(IntegrityError):  # another process was quicker
                     session.execute(sa.insert(LockRow).values(study_id=self._study_id, **values))
             else:
-                stale, alive_at = found
+                stale, alive_at = held
                 swap = sa.update(LockRow).where(*self._is(stale), LockRow.alive_at == alive_at)
                 session.execute(swap.values(values))
         with Session(self._engine) as session:

@@ -128,11 +128,11 @@ class Scene:
     @cached_property
     def groups(self) -> dict[Style, list[Evaluation]]:
         """Trials but the control, by how they are drawn, in the order of the legend."""
-        found: dict[Style, list[Evaluation]] = {EVALUATED: [], FEWER: [], STOPPED: [], BROKEN: []}
+        groups: dict[Style, list[Evaluation]] = {EVALUATED: [], FEWER: [], STOPPED: [], BROKEN: []}
         for e in sorted(self.evaluations, key=lambda e: e.alpha):
             if e.trial != CONTROL:
-                found[style(e)].append(e)
-        return {kind: members for kind, members in found.items() if members}
+                groups[style(e)].append(e)
+        return {kind: members for kind, members in groups.items() if members}
 
     @property
     def chosen(self) -> tuple[float, float] | None:
