@@ -14,7 +14,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # the materializer's tests (or TESTS=tests) as on a processor without AVX512; the kernel goes to a cache of its own
-TESTS ?= tests/test_materializer.py tests/test_kernel.py tests/test_dtypes.py tests/test_reward.py
+TESTS ?= tests/test_materializer.py tests/test_cpu_kernel.py tests/test_dtypes.py tests/test_reward_model.py
 test-avx2: .venv/.installed
 	PYTHONPATH=$(CURDIR)/tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	CFLAGS=-march=haswell $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(TESTS)

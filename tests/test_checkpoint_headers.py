@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
-from test_checkpoint import fault_of, make
+from test_checkpoint_folder import fault_of, make
 
 from expo_search.checkpoint.folder import SINGLE, open_checkpoint
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import make_evaluation
 from safetensors.torch import load_file
-from test_assemble import write_lora
+from test_build import write_lora
 from transformers import AutoTokenizer
 from twins import edit, make_pair, make_reward_model, read_all
 

@@ -20,7 +20,7 @@ import optuna
 import pytest
 from browser import browser_page
 from fakes import make_evaluation, make_prompts
-from test_artifacts import HOSTILE, Run
+from test_dashboard_updates import HOSTILE, Run
 
 import expo_search
 from expo_search.cli.inspect import report_page, show

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import FakeWatcher, make_evaluation
-from test_assemble import write_lora
+from test_build import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import edit, make_pair, make_reward_model, write_prompts
 

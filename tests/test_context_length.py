@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import checked
+from test_preflight import checked
 from twins import make_pair, make_reward_model, write_prompts
 
 from expo_search.config.presets import load_study

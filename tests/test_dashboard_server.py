@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from browser import browser_page
-from test_artifacts import Run
+from test_dashboard_updates import Run
 
 from expo_search.errors import StoreError, StudyError
 from expo_search.results import dashboard_server as dashboard
