@@ -10,7 +10,6 @@ print(result.verdict.sentence())
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,12 +100,10 @@ class Session:
         give_up: Callable[[EngineDied], None] | None,
     ) -> None:
         # first: what is imported from here on changes the process as well
-        from expo_search.session.process_state import process_left_as_it_was, set_defaults_of_libraries
+        from expo_search.session.process_state import process_left_as_it_was
 
         self._at_end = ExitStack()
         self._at_end.enter_context(process_left_as_it_was())
-        set_defaults_of_libraries(log_level="ERROR")
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # of its own calls
         from rich.console import Console
 
         from expo_search.session.preflight import check, check_stored
@@ -405,6 +402,7 @@ def export(
         CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
     """
     from expo_search.exporting.study import Wanted, export_study
+    from expo_search.session.process_state import process_left_as_it_was
 
     wanted = Wanted(
         out=Path(out),
@@ -418,4 +416,5 @@ def export(
         private=private,
         trust_remote_code=trust_remote_code,
     )
-    return export_study(study.url, study.name, wanted, say, on_bytes)
+    with process_left_as_it_was():
+        return export_study(study.url, study.name, wanted, say, on_bytes)

@@ -1,4 +1,4 @@
-"""Which architectures make a pair at all; names and shapes are tested with the checkpoints (`test_checkpoint_folder.py`)."""
+"""Which architectures make a pair at all; names and shapes are in `test_checkpoint_folder.py`."""
 
 from __future__ import annotations
 

@@ -16,14 +16,17 @@ from contextlib import contextmanager, suppress
 def process_left_as_it_was() -> Iterator[None]:
     """Put back environment variables, signal handlers, warning filters, the collector's state, and log levels.
 
-    vLLM reads its settings from the environment, freezes the collector's oldest objects and sets handlers; a notebook
-    goes on after it. Signal handlers can be put back in the main thread alone.
+    Within it libraries have the defaults of `set_defaults_of_libraries`, and vLLM logs errors alone. vLLM reads its
+    settings from the environment, freezes the collector's oldest objects and sets handlers; a notebook goes on after
+    it. Signal handlers can be put back in the main thread alone.
     """
     environment, filters = dict(os.environ), list(warnings.filters)
     enabled, thresholds, n_frozen = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     dynamo = _dynamo_disabled()
     optuna_level = _optuna_level()
+    set_defaults_of_libraries(log_level="ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # of its own calls
     try:
         yield
     finally:
