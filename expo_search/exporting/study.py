@@ -17,7 +17,6 @@ from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import environment
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.evaluation.objective import looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
 from expo_search.exporting.hub_upload import check_push, push
@@ -294,7 +293,7 @@ def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[st
         trust_remote_code=spec.trust_remote_code,
         stop_strings=spec.pair.stop_strings,
     )
-    return verify(folder, model, trial.fingerprint, origin.answers, looks(spec.prompts.n), say)
+    return verify(folder, model, trial.fingerprint, origin.answers, say)
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def search(
                 evaluation = objective.evaluate(
                     stands_for(trial),
                     alpha,
-                    others=[e.trial for e in evaluated],
+                    others={e.trial: e.gain.n for e in evaluated},
                     best=_rival(evaluated) if spec.racing else None,
                     n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start),
                     on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]
