@@ -20,6 +20,7 @@ from expo_search.text import storable
 
 BLOCK = 64  # answers that are scored together: which share a batch, and so a reward's last bits, must not be chance
 _FLUSH_S = 1.0
+_LONGEST_SHARE = 20
 
 
 @dataclass
@@ -35,6 +36,18 @@ class Effort:
     score_s: float = 0.0
     n_generated: int = 0
     n_reward_cut: int = 0
+
+
+def handing_order(positions: Sequence[int], first: int, expected: Mapping[int, int]) -> list[int]:
+    """The order in which prompts are handed over: their own, but the longest twentieth begins after the first look's.
+
+    An answer that begins among the last and runs on alone leaves the batch empty around it. `first`: prompts of the
+    first look, which begin at once in any case. `expected`: tokens by position; without it the order stays.
+    """
+    later = [p for p in positions if p >= first and p in expected]
+    longest = sorted(later, key=lambda p: -expected[p])[: len(later) // _LONGEST_SHARE]
+    ahead = set(longest)
+    return [*(p for p in positions if p < first), *longest, *(p for p in positions if p >= first and p not in ahead)]
 
 
 class Answering:
@@ -64,10 +77,13 @@ class Answering:
         self._prompts, self._seed, self._part = prompts, seed, part
         self._scores_beside, self._look_by_look = scores_beside, look_by_look
 
-    def ready(self, trial: int, ends: Sequence[int], effort: Effort) -> Generator[list[Stored], None, None]:
+    def ready(
+        self, trial: int, ends: Sequence[int], effort: Effort, expected: Mapping[int, int] | None = None
+    ) -> Generator[list[Stored], None, None]:
         """The answers to the first n prompts, by position and with rewards, for each n of `ends`, in that order.
 
-        Goes on from what is stored. Closing it aborts what is running; `effort` counts up meanwhile.
+        Goes on from what is stored. Closing it aborts what is running; `effort` counts up meanwhile. `expected`: how
+        many tokens the answers may have, by position, so that those which take longest do not begin last.
 
         Raises:
             EngineError: the model left a prompt without an answer.
@@ -78,10 +94,10 @@ class Answering:
             while reached < len(ends) and state.is_answered(reached):
                 yield self._look(trial, state, reached, effort)
                 reached += 1
-            with closing(self._generated(trial, upto, state, effort)) as steps:
+            with closing(self._generated(trial, upto, state, effort, expected or {})) as steps:
                 for _ in steps:
-                    if self._scores_beside:
-                        for block in state.blocks_to_score(len(ends)):
+                    if self._scores_beside:  # of the next look alone: it may be the last one
+                        for block in state.blocks_to_score(reached + 1):
                             self._score(trial, block, state, effort)
                     while reached < len(ends) and state.is_answered(reached):
                         yield self._look(trial, state, reached, effort)
@@ -99,9 +115,12 @@ class Answering:
             self._score(trial, block, state, effort)
         return [state.answers[p] for p in range(state.ends[look])]
 
-    def _generated(self, trial: int, upto: int, state: _State, effort: Effort) -> Generator[None, None, None]:
+    def _generated(
+        self, trial: int, upto: int, state: _State, effort: Effort, expected: Mapping[int, int]
+    ) -> Generator[None, None, None]:
         """Generate what is missing of the first prompts; a step ends with some answers stored, or none."""
-        positions = {p: i for i, p in enumerate(self._prompts[:upto]) if i not in state.answers}
+        order = handing_order(range(upto), state.ends[0], expected)
+        positions = {self._prompts[i]: i for i in order if i not in state.answers}
         if not positions:
             return
         fresh: dict[int, Completion] = {}

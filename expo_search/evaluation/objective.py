@@ -136,7 +136,7 @@ class Objective:
         ends = _up_to(every_look, n_most) if is_partial and n_most is not None else every_look
         rival = self._finished_gains(best, len(self._prompts)) if racing and best not in (None, CONTROL) else {}
         outcome: Outcome = "complete"
-        with closing(self._answering.ready(trial, ends, run.effort)) as ready:
+        with closing(self._answering.ready(trial, ends, run.effort, self._expected_lengths(trial))) as ready:
             for answers in ready:
                 n = len(answers)
                 if racing or n == ends[-1]:
@@ -161,6 +161,10 @@ class Objective:
             n_tokens=n_tokens,
             other_s=run.other_s(switch),
         )
+
+    def _expected_lengths(self, trial: int) -> dict[int, int]:
+        """Tokens of alpha = 0's answers, by position: long ones are long at every alpha."""
+        return {} if trial == CONTROL else {p: r.length for p, r in self._store.rated(CONTROL, self._part).items()}
 
     def _stop(
         self, seen: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
