@@ -39,7 +39,7 @@ _TRIALS_KEPT = 64  # finished trials whose gains stay in memory
 
 
 class Stopped(Exception):
-    """An evaluation that was asked to stop did so after a look, with everything stored. No error, and nothing to say."""
+    """An evaluation that was asked to stop did so after a look, with everything stored. It is no error."""
 
 
 def looks(n: int) -> list[int]:
