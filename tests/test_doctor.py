@@ -122,7 +122,7 @@ def test_a_vllm_that_was_built_for_other_hardware_is_told(
     monkeypatch: pytest.MonkeyPatch, package: str, version: str, has_gpu: bool, status: str
 ) -> None:
     monkeypatch.setattr(installation, "installed_version", lambda name: version if name == package else "")
-    monkeypatch.setattr(installation, "_has_gpu", lambda: has_gpu)
+    monkeypatch.setattr(installation, "has_gpu", lambda: has_gpu)
     found = installation._vllm(has_torch=True)
     assert found.text.startswith(f"{package} {version}")
     assert found.status == status
@@ -168,7 +168,7 @@ def test_a_gpu_has_its_names_memory_and_kernel_told(monkeypatch: pytest.MonkeyPa
     """A GPU as torch describes one; its kernel cannot be compiled here."""
     gib = 1 << 30
     machine = SimpleNamespace(host_free=8 * gib, gpu_free=70 * gib, gpu_total=80 * gib, has_gpu=True)
-    monkeypatch.setattr(installation, "_has_gpu", lambda: True)
+    monkeypatch.setattr(installation, "has_gpu", lambda: True)
     monkeypatch.setattr(installation, "measure_machine", lambda: machine)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")

@@ -261,6 +261,8 @@ class TestChunks:
             return "verified"
 
         monkeypatch.setattr("expo_search.exporting.study.verify", verified)
+        engine = None, SimpleNamespace(sentence=lambda: "memory plan")
+        monkeypatch.setattr("expo_search.exporting.study._verifying_engine", lambda *_: engine)
         pair = {"aligned": "aligned", "sft": "sft", "reward_model": "reward"}
         tables: dict[str, dict[str, Any]] = {"pair": pair, "search": {"racing": racing}}
         spec = load_study(overrides=tables | {"prompts": {"source": "p.jsonl", "n": 64}}, name="s")
@@ -275,7 +277,7 @@ class TestChunks:
             answers=store.completions(1, "search", PROMPTS),
             dtype=None,
         )
-        assert _verify(origin, tmp_path, checkpoint, print) == "verified"  # type: ignore[arg-type]
+        assert _verify(origin, tmp_path, (checkpoint, checkpoint), print) == "verified"  # type: ignore[arg-type]
         assert found == [LOOKS]
 
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
+from expo_search.engine.machine import has_gpu
 from expo_search.errors import EngineError
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+_START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 INSTALL = 'install it with: pip install "expo-search[gpu]" (CUDA) or pip install "expo-search[cpu]"'
 
 
@@ -86,7 +88,8 @@ def engine_settings(
     settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
     if cuda:
         share = {} if gpu_memory_utilization is None else {"gpu_memory_utilization": gpu_memory_utilization}
-        return {}, settings | share
+        # A process that is forked off cannot use CUDA once this one has (a memory plan does, a reward model does).
+        return {_START_METHOD: os.environ.get(_START_METHOD, "spawn")}, settings | share
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -111,9 +114,7 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
     Raises:
         StudyError: an arithmetic that cannot hold the weights.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
     computed = arithmetic(engine.arithmetic, weights, cuda=cuda, where=f"weights of {aligned.path}")
     return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=cuda))
@@ -138,9 +139,8 @@ def start_engine(spec: ModelSpec) -> LLM:
     try:
         import torch
 
-        cuda = torch.cuda.is_available()
         environment, settings = engine_settings(
-            spec.engine, cuda=cuda, gpu_memory_utilization=spec.gpu_memory_utilization
+            spec.engine, cuda=has_gpu(), gpu_memory_utilization=spec.gpu_memory_utilization
         )
         os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
         torch._dynamo.config.disable = "TORCHDYNAMO_DISABLE" in environment  # it may have been imported before

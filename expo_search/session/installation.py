@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from expo_search.dtypes import Float, has_instructions
-from expo_search.engine.machine import installed_version, measure_machine, processor
+from expo_search.engine.machine import has_gpu, installed_version, measure_machine, processor
 from expo_search.engine.start import INSTALL
 from expo_search.errors import EngineError
 from expo_search.folders import cache_folder
@@ -84,7 +84,7 @@ def _vllm(*, has_torch: bool) -> Fact:
     )
     text = f"{package} {version}" if version else "of a version that is not known"
     is_for_cpu = "cpu" in text  # in the package's name, or in the version of one built from source
-    if version and has_torch and is_for_cpu == _has_gpu():
+    if version and has_torch and is_for_cpu == has_gpu():
         if is_for_cpu:
             return Fact("vllm", f"{text}, a build for CPUs beside a GPU", "remark", 'pip install "expo-search[gpu]"')
         return Fact("vllm", f"{text}, a build for GPUs, and there is none", "missing", 'pip install "expo-search[cpu]"')
@@ -125,7 +125,7 @@ def _hardware() -> Iterator[Fact]:
     widened = "" if "bfloat16" in native else ", to which an engine on it widens bfloat16 weights"
     text = f"{processor()}, {torch.get_num_threads()} threads; multiplies in {', '.join(native)}{widened}"
     yield Fact("processor", text)
-    if _has_gpu():
+    if has_gpu():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Fact("GPUs", f"{', '.join(names)}; CUDA {torch.version.cuda}")
     elif _NVIDIA_DRIVER.exists():
@@ -157,7 +157,7 @@ def _triton_kernel() -> Iterator[Fact]:
     """Nothing where there is no GPU that it would run on."""
     import torch
 
-    if not _has_gpu():
+    if not has_gpu():
         return
     try:
         from expo_search.weights.gpu_kernel import gpu_kernel_fault
@@ -170,12 +170,6 @@ def _triton_kernel() -> Iterator[Fact]:
     else:
         cost = "torch does its work to the same bits, and a switch moves about ten times the bytes"
         yield Fact("Triton kernel", f"none: {fault}; {cost}", "remark", "install the Triton that torch asks for")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _gib(n_bytes: int) -> str:
