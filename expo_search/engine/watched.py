@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class WatchedEngine:
         Raises:
             EngineError: it does not start.
         """
-        for pid in self._watchdog.processes:
+        for pid in (*_helpers(self._watchdog.processes), *self._watchdog.processes):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         # vLLM's own shutdown waits for its processes, possibly forever if one was killed
@@ -91,9 +91,8 @@ class WatchedEngine:
     def _start(self) -> None:
         # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)
         self._watchdog = Watchdog(self._spec.engine.timeout_s, self._give_up)
-        before = _children()
         self._llm = start_engine(self._spec)
-        self._watchdog.processes = sorted(_children() - before)
+        self._watchdog.processes = processes_of(self.call("expo_pid"))
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -112,13 +111,38 @@ class WatchedEngine:
             ) from fault
 
 
-def _children() -> set[int]:
-    """The processes that this one has started, and theirs. Python's tracker of resources is no part of an engine."""
+def processes_of(ranks: Iterable[int]) -> list[int]:
+    """The engine's own processes: those of its ranks, and those between them and this one, which started them.
+
+    Whatever else the engine starts (compilers, trackers of resources) may end at any time, and does no harm by it.
+
+    Args:
+        ranks: the process of each rank; this one, where the engine runs in it.
+    """
     import psutil
 
-    pids = set()
-    for child in psutil.Process().children(recursive=True):
+    own: set[int] = set()
+    for pid in ranks:
+        with suppress(psutil.NoSuchProcess):  # a rank on another machine: vLLM itself watches those
+            chain = [pid, *(p.pid for p in psutil.Process(pid).parents())]
+            if os.getpid() in chain:
+                own.update(chain[: chain.index(os.getpid())])
+            else:
+                own.add(pid)  # it was not started from here, so nothing above it is the engine's
+    return sorted(own)
+
+
+def _helpers(processes: Iterable[int]) -> set[int]:
+    """What an engine's processes have started besides each other, as far as these still run.
+
+    Python's tracker of resources is none: it ends after the last process that uses it, and removes what they left.
+    """
+    import psutil
+
+    helpers = set()
+    for pid in processes:
         with suppress(psutil.NoSuchProcess):
-            if not any("resource_tracker" in word for word in child.cmdline()):
-                pids.add(child.pid)
-    return pids
+            for child in psutil.Process(pid).children(recursive=True):
+                if not any("resource_tracker" in word for word in child.cmdline()):
+                    helpers.add(child.pid)
+    return helpers - set(processes)

@@ -12,6 +12,7 @@ for good, is slower than the packed one by more than all switches of a search co
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -49,6 +50,10 @@ class ExpoWorker:
     model_runner: Any
     vllm_config: Any
     _expo_parts: tuple[LiveWeights, Sources] | None = None
+
+    def expo_pid(self) -> int:
+        """The process of this rank."""
+        return os.getpid()
 
     def expo_switch(self, alpha: float, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""
