@@ -65,7 +65,7 @@ class VllmModel:
 
     def _check(self) -> None:
         started = time.perf_counter()
-        check_switching(self, str(self._spec.aligned))
+        self.noise = check_switching(self, str(self._spec.aligned))
         self.canary_s = time.perf_counter() - started
 
     def materialize(self, alpha: float) -> Switch:
