@@ -61,6 +61,15 @@ class WatchedEngine:
         self._watchdog.progress()
         return output
 
+    def warm_up(self, prompt: Sequence[int], batches: Sequence[Sequence[SamplingParams]]) -> None:
+        """Answer a prompt of token ids in batches of these sizes, and throw the answers away.
+
+        Kernels that are compiled on the way can take minutes, so no time limit applies.
+        """
+        with self._working(timed=False):
+            for batch in batches:
+                self._llm.generate([{"prompt_token_ids": list(prompt)}] * len(batch), list(batch), use_tqdm=False)
+
     def forget_prefixes(self) -> bool:
         """Drop every cached prefix; False where requests are under way."""
         with self._working():
@@ -95,9 +104,9 @@ class WatchedEngine:
         self._watchdog.processes = processes_of(self.call("expo_pid"))
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
+    def _working(self, *, timed: bool = True) -> Iterator[None]:
         try:
-            with self._watchdog.watching():
+            with self._watchdog.watching(timed=timed):
                 yield
         except ExpoError:
             raise
