@@ -1,4 +1,4 @@
-"""Which processes count as an engine's own: those that compute and those that started them, and no helper."""
+"""Which processes count as an engine's own, no helper being one; that every answer is of the alpha that was set."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+from vllm.outputs import WeightVersionSpan
 
 from expo_search.config.spec import EngineSpec
 from expo_search.engine import watched
 from expo_search.engine.watched import WatchedEngine, processes_of
-from expo_search.errors import EngineDied
+from expo_search.errors import EngineDied, MaterializeError
 
 # An engine's process as vLLM has them: it starts a helper and two ranks, says their ids, and waits.
 CORE = """
@@ -113,3 +114,47 @@ def test_a_restart_ends_the_old_engines_helpers_too(monkeypatch: pytest.MonkeyPa
             assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         assert engine._watchdog.processes == sorted([new.process.pid, *new.ranks])
         engine.close()
+
+
+class Stamping:
+    """Of `LLM.llm_engine`: an engine that stamps its answers, and may lag behind."""
+
+    def __init__(self, *, lags: bool) -> None:
+        self._lags, self._versions = lags, ["default"]
+        self.engine_core = SimpleNamespace(shutdown=lambda: None)
+
+    def set_weight_version(self, version: str) -> None:
+        self._versions.append(version)
+
+    def step(self) -> list[Any]:
+        spans = [WeightVersionSpan(self._versions[-1], 1, 2)]
+        if self._lags:
+            spans.insert(0, WeightVersionSpan(self._versions[-2], 0, 1))
+        running = SimpleNamespace(token_ids=[1], weight_versions=None)
+        ended = SimpleNamespace(token_ids=[1], weight_versions=spans)
+        return [SimpleNamespace(finished=o is ended, outputs=[o]) for o in (running, ended)]
+
+
+def stamping(monkeypatch: pytest.MonkeyPatch, *, lags: bool) -> WatchedEngine:
+    llm: Any = SimpleNamespace(collective_rpc=lambda *_, **__: [os.getpid()], llm_engine=Stamping(lags=lags))
+    monkeypatch.setattr(watched, "start_engine", lambda _: llm)
+    spec: Any = SimpleNamespace(engine=EngineSpec())
+    return WatchedEngine(spec)
+
+
+def test_answers_stamped_with_the_alpha_that_was_set_last_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = stamping(monkeypatch, lags=False)
+    assert len(engine.step()) == 2  # before the first switch nothing is known
+    for alpha in (0.1, 0.1 + 2**-56, 0.3):
+        engine.name_weights(alpha)
+        assert len(engine.step()) == 2
+    engine.close()
+
+
+def test_an_answer_with_tokens_of_another_alpha_is_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = stamping(monkeypatch, lags=True)
+    engine.name_weights(0.25)
+    engine._llm.llm_engine.set_weight_version("alpha = 0.5")  # behind the driver's back
+    with pytest.raises(MaterializeError, match=r"stamped with alpha = 0\.5; expected all of them with alpha = 0\.25"):
+        engine.step()
+    engine.close()

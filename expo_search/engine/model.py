@@ -126,6 +126,7 @@ class VllmModel:
                 do="take a smaller alpha; in a search, lower --alpha-max",
             )
         ranks = self._engine.call("expo_switch", float(alpha), reread)
+        self._engine.name_weights(float(alpha))
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)
 

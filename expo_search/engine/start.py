@@ -20,6 +20,7 @@ from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.engine.machine import has_gpu
+from expo_search.engine.vllm_version import check_vllm
 from expo_search.errors import EngineError
 
 if TYPE_CHECKING:
@@ -145,12 +146,13 @@ def start_engine(spec: ModelSpec) -> LLM:
         os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
         torch._dynamo.config.disable = "TORCHDYNAMO_DISABLE" in environment  # it may have been imported before
         from vllm import LLM
-
-        from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
     except ImportError as fault:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
+    check_vllm()
+    from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
+
     dtypes = dtypes_of(spec.engine, RewardSpec(), open_checkpoint(spec.aligned, role="aligned"))
     gc.collect()  # before freezing, so that what a dead engine left is freed
     gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.engine.start import ModelSpec, start_engine
 from expo_search.engine.watchdog import Watchdog
-from expo_search.errors import EngineDied, ExpoError
+from expo_search.errors import EngineDied, ExpoError, MaterializeError
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, RequestOutput, SamplingParams
@@ -27,6 +27,7 @@ class WatchedEngine:
     def __init__(self, spec: ModelSpec, give_up: Callable[[EngineDied], None] | None = None) -> None:
         """`give_up` is called, from another thread, when a call hangs where nothing can interrupt it."""
         self._spec, self._give_up = spec, give_up
+        self._stamp: str | None = None  # of the weights as they are; none before the first switch
         self._start()
 
     def call(self, method: str, *args: object) -> list[Any]:
@@ -35,6 +36,12 @@ class WatchedEngine:
             results: list[Any] = self._llm.collective_rpc(method, args=args)
         self._watchdog.progress()
         return results
+
+    def name_weights(self, alpha: float) -> None:
+        """Stamp what is drawn from now on with an alpha, which the answers are checked for: see `_check_stamps`."""
+        with self._working():
+            self._llm.llm_engine.set_weight_version(stamp(alpha))
+        self._stamp = stamp(alpha)
 
     def add(self, request: str, ids: Sequence[int], params: SamplingParams) -> None:
         """Ask for the answer to a prompt of token ids."""
@@ -45,6 +52,7 @@ class WatchedEngine:
         """One step for all requests under way; their outputs so far."""
         with self._working():
             outputs: list[RequestOutput] = self._llm.llm_engine.step()
+        self._check_stamps(o.outputs[0] for o in outputs)
         if any(o.finished or o.outputs[0].token_ids for o in outputs):
             self._watchdog.progress()
         return outputs
@@ -58,6 +66,7 @@ class WatchedEngine:
         """One request from its beginning to its end."""
         with self._working():
             output: CompletionOutput = self._llm.generate([prompt], params, use_tqdm=False)[0].outputs[0]
+        self._check_stamps([output])
         self._watchdog.progress()
         return output
 
@@ -100,8 +109,28 @@ class WatchedEngine:
     def _start(self) -> None:
         # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)
         self._watchdog = Watchdog(self._spec.engine.timeout_s, self._give_up)
+        self._stamp = None
         self._llm = start_engine(self._spec)
         self._watchdog.processes = processes_of(self.call("expo_pid"))
+
+    def _check_stamps(self, outputs: Iterable[CompletionOutput]) -> None:
+        """Check that every token of the answers that have ended was drawn at the alpha that was set last.
+
+        A second witness beside the canary, on every answer: vLLM's engine itself stamps each step's tokens, in the
+        order in which it got the switch and the requests.
+
+        Raises:
+            MaterializeError: tokens of another alpha.
+        """
+        for output in outputs:
+            others = {span.version for span in output.weight_versions or ()} - {self._stamp}
+            if self._stamp is not None and others:
+                raise MaterializeError(
+                    where="an answer",
+                    found=f"tokens that vLLM stamped with {', '.join(sorted(others))}",
+                    expected=f"all of them with {self._stamp}",
+                    do="report this: a request was under way during a switch",
+                )
 
     @contextmanager
     def _working(self, *, timed: bool = True) -> Iterator[None]:
@@ -118,6 +147,11 @@ class WatchedEngine:
                 expected="an engine that answers",
                 do="see the log file; the same command goes on from what is stored",
             ) from fault
+
+
+def stamp(alpha: float) -> str:
+    """An alpha as answers are stamped with it, in all its digits."""
+    return f"alpha = {alpha!r}"
 
 
 def processes_of(ranks: Iterable[int]) -> list[int]:

@@ -21,23 +21,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, set_current_vllm_config
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
-from vllm.model_executor.model_loader.utils import process_weights_after_loading
-from vllm.platforms import current_platform
 
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
 from expo_search.engine.worker.source_pieces import Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
+from expo_search.engine.worker.vllm_names import (
+    ModelConfig,
+    ParallelLMHead,
+    QuantizeMethodBase,
+    UnquantizedEmbeddingMethod,
+    UnquantizedLinearMethod,
+    VocabParallelEmbedding,
+    current_platform,
+    is_deferred_attention_layer,
+    process_weights_after_loading,
+    set_current_vllm_config,
+)
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator
