@@ -82,6 +82,13 @@ def has_gpu() -> bool:
     return torch.cuda.device_count() > 0
 
 
+def compute_capability() -> tuple[int, int] | None:
+    """Of the first GPU, such as (9, 0); None where there is none. Makes CUDA's context of this process."""
+    import torch
+
+    return torch.cuda.get_device_capability() if has_gpu() else None
+
+
 def measure_machine() -> Machine:
     """What is free on the device that an engine would use, and on the host.
 
