@@ -181,7 +181,7 @@ def start_model(
         compare_settings(stored.settings, _weights(model), name=spec.name)
     sources = model.sources
     say(
-        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
+        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, {model.noise.sentence()}; "
         f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
     )
     return model
