@@ -136,11 +136,12 @@ class LiveWeights:
 
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
-        for weight in (w for w in self._weights if w.is_loaded_float):
-            self._put_back(weight).data.fill_(float("nan"))
         with ExitStack() as addresses:
+            # before anything is put back: what stands in the modules now is what captured graphs read
             for m in self._model.modules():
                 addresses.enter_context(_graph_safe(m))
+            for weight in (w for w in self._weights if w.is_loaded_float):
+                self._put_back(weight).data.fill_(float("nan"))
             process_weights_after_loading(self._model, self._model_config, self._weights[0].device)
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
