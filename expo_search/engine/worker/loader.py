@@ -3,7 +3,7 @@
 `ExpoLoader` is vLLM's own safetensors loader run twice. Every parameter is pointed at a fresh buffer full of NaN and
 the model's own `load_weights` fills it, once from aligned and once from sft. Both snapshots are then in vLLM's load
 layout: fused projections, tensor-parallel shards and experts match element by element, with no map of tensor names,
-and an element that no load wrote is still NaN, which is an error.
+and an element that no load wrote is still NaN, which is an error (but in padding, see `expert_padding.py`).
 
 A source is kept in float32 where its file's dtype is not the weight's, so that it is rounded only once, at the end.
 Sources that are to stay in host memory are loaded there and never touch the device's.
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, get_current_vllm_config, set_current_vllm_config
+from vllm.config import ModelConfig, VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -33,6 +33,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
+from expo_search.engine.worker.expert_padding import padding_of, zero_unwritten
 from expo_search.engine.worker.host_memory import host_memory
 from expo_search.errors import MaterializeError
 
@@ -130,6 +131,16 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         # The worker extension and the loader meet only in the model; a plain attribute would register as a submodule.
         object.__setattr__(model, "_expo_weights", weights)
 
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
+        """Called by vLLM: as its own, and load-layout memory that post-load processing left behind is freed.
+
+        The weights' tensors would else keep a second copy of the experts alive while vLLM measures what is left.
+        """
+        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        for weight in weights_of(model):
+            _share_memory(weight)
+        return model
+
     def _iterate(
         self, model: nn.Module, model_config: ModelConfig, sft: Checkpoint
     ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -204,6 +215,7 @@ def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list
         if not weight.is_loaded_float:
             setattr(weight, source, data.to(weight.dtype, copy=True))
             continue
+        zero_unwritten(loaded, padding_of(weight.module, weight.attribute, weight.shape))
         bad = loaded.numel() - int(torch.isfinite(loaded).sum())
         if bad:
             named = _not_finite(checkpoint)
@@ -223,6 +235,13 @@ def _not_finite(checkpoint: Checkpoint) -> str | None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"tensor {name} of {info.file}"
     return None
+
+
+def _share_memory(weight: Weight) -> None:
+    """Point a weight's tensor at what took its place in the module, if that has the weight's own form."""
+    live = weight.slots.get(weight.attribute)
+    if live is not None and (live.shape, live.dtype, live.device) == (weight.shape, weight.live_dtype, weight.device):
+        weight.tensor.data = live.data
 
 
 def _sft_tensors(
