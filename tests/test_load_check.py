@@ -14,7 +14,14 @@ from vllm.model_executor.model_loader.weight_utils import composed_weight_loader
 
 from expo_search.checkpoint.computed_weights import _COMPUTED, check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
-from expo_search.engine.worker.load_check import first_difference, is_computed, made_up, tensors_beside
+from expo_search.engine.worker.load_check import (
+    NUMBERS,
+    WIDE_NUMBERS,
+    first_difference,
+    is_computed,
+    made_up,
+    tensors_beside,
+)
 from expo_search.engine.worker.loader import _refuse_computed
 from expo_search.errors import MaterializeError
 from expo_search.session.preflight import _check_sources
@@ -25,7 +32,7 @@ def loaded(fn: Callable[[torch.Tensor], torch.Tensor], *shape: int, dtype: torch
     weight = nn.Parameter(torch.full(shape, float("nan"), dtype=dtype))
     for _, tensor in made_up([("w", torch.zeros(shape).bfloat16())]):
         composed_weight_loader(default_weight_loader, fn)(weight, tensor)
-    return is_computed(weight.data)
+    return is_computed(weight.data, NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +61,20 @@ def test_padding_and_elements_that_no_load_wrote_are_not() -> None:
         weight = torch.full((40, 6), rest)
         for _, tensor in made_up([("w", torch.zeros(32, 6))]):
             weight[:32] = tensor
-        assert not is_computed(weight)
-    assert not is_computed(torch.empty(0))
+        assert not is_computed(weight, WIDE_NUMBERS)
+    assert not is_computed(torch.empty(0), NUMBERS)
+
+
+def test_the_numbers_tell_in_how_many_bits_a_file_holds_a_weight() -> None:
+    for dtype, own, other in (
+        (torch.bfloat16, NUMBERS, WIDE_NUMBERS),
+        (torch.float16, NUMBERS, WIDE_NUMBERS),
+        (torch.float32, WIDE_NUMBERS, NUMBERS),
+    ):
+        ((_, tensor),) = made_up([("w", torch.zeros(32, 6, dtype=dtype))])
+        kept = tensor.float()  # as vLLM keeps the gates of some experts, whatever the file has
+        assert not is_computed(kept, own)
+        assert is_computed(kept, other)
 
 
 def test_tensors_that_are_no_numbers_are_the_files_own() -> None:

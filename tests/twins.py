@@ -44,6 +44,7 @@ def families() -> dict[str, Callable[[], Any]]:
         "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 4, "n_shared_experts": 1,
         "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "topk_method": "greedy",
     }  # fmt: skip
+    gates = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
     return {
         "llama-tied": lambda: t.LlamaConfig(**SMALL, tie_word_embeddings=True),
         "llama-untied": lambda: t.LlamaConfig(**SMALL, **untied),
@@ -60,6 +61,7 @@ def families() -> dict[str, Callable[[], Any]]:
         "mixtral": lambda: t.MixtralConfig(**SMALL, **untied, num_local_experts=4, num_experts_per_tok=2),
         "qwen3-moe": lambda: t.Qwen3MoeConfig(**SMALL, **untied, **wide, **moe, num_experts=8, decoder_sparse_step=1),
         "deepseek-v2": lambda: t.DeepseekV2Config(**SMALL | untied | moe | mla),
+        "glm4-moe": lambda: t.Glm4MoeConfig(**SMALL | untied | wide | moe | gates),
     }
 
 

@@ -16,41 +16,46 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-NUMBERS = (1.3046875, -61440.0)  # exact in bfloat16, float16 and float32; no sum, product or clamp leaves both
+# exact in bfloat16, float16 and float32; no sum, product or clamp leaves both
+NUMBERS = (1.3046875, -61440.0)  # in the place of what a file holds in 16 bits
+WIDE_NUMBERS = (2.640625, -30720.0)  # in the place of what it holds in more
 _PATTERN = 1 << 20
 _PIECE = 1 << 24  # elements that are compared at a time
 _CACHED_PIECE = 1 << 18  # ... on a CPU
 
 
 def made_up(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same names, shapes and dtypes, floating-point tensors with `NUMBERS` alone; their data are not read."""
+    """The same names, shapes and dtypes, floating-point tensors with one pair of numbers; their data are not read.
+
+    `NUMBERS` where the tensor has 16 bits or fewer, else `WIDE_NUMBERS`.
+    """
     random = torch.Generator().manual_seed(0)
     which = torch.randint(2, (_PATTERN,), generator=random, dtype=torch.bool)
     which[:2] = torch.tensor([True, False])  # both, also in the smallest tensors
-    pattern = torch.where(which, *NUMBERS)
+    patterns = {wide: torch.where(which, *numbers) for wide, numbers in ((False, NUMBERS), (True, WIDE_NUMBERS))}
     for name, tensor in tensors:
         if tensor.is_floating_point():
             n = tensor.numel()
-            yield name, pattern.to(tensor.dtype).repeat(-(-n // _PATTERN))[:n].view(tensor.shape)
+            yield name, patterns[tensor.itemsize > 2].to(tensor.dtype).repeat(-(-n // _PATTERN))[:n].view(tensor.shape)
         else:
             yield name, tensor
 
 
-def is_computed(loaded: torch.Tensor) -> bool:
-    """Whether a weight holds numbers that its loader computed, after a load of `made_up` into NaN.
+def is_computed(loaded: torch.Tensor, numbers: tuple[float, float]) -> bool:
+    """Whether a weight holds others than a pair of numbers, after a load of `made_up` into NaN: its loader computed it.
 
-    NaN is what no load wrote, which is judged elsewhere. Zeros are padding where both `NUMBERS` stand beside them; else
+    NaN is what no load wrote, which is judged elsewhere. Zeros are padding where both numbers stand beside them; else
     they may be what was made of one.
     """
     has, has_zero = [False, False], False
     flat = loaded.reshape(-1)
     # as integers, whose comparison is several times as fast on a CPU
     bits = torch.int16 if flat.itemsize == 2 else torch.int32 if flat.itemsize == 4 else torch.int64
-    numbers = [int(number) for number in torch.tensor(NUMBERS, dtype=flat.dtype).view(bits)]
+    patterns = [int(number) for number in torch.tensor(numbers, dtype=flat.dtype).view(bits)]
     size = _CACHED_PIECE if flat.device.type == "cpu" else _PIECE
     for start in range(0, len(flat), size):
         piece = flat[start : start + size]
-        same = [piece.view(bits) == number for number in numbers]
+        same = [piece.view(bits) == number for number in patterns]
         if not has_zero and all(has) and bool((same[0] | same[1]).all()):
             continue  # nearly always
         zero = piece == 0

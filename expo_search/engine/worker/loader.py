@@ -31,7 +31,14 @@ from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_o
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
 from expo_search.engine.worker.expert_padding import padding_of, zero_unwritten
 from expo_search.engine.worker.host_memory import host_memory
-from expo_search.engine.worker.load_check import first_difference, is_computed, made_up, tensors_beside
+from expo_search.engine.worker.load_check import (
+    NUMBERS,
+    WIDE_NUMBERS,
+    first_difference,
+    is_computed,
+    made_up,
+    tensors_beside,
+)
 from expo_search.engine.worker.vllm_names import (
     DefaultModelLoader,
     LoadConfig,
@@ -126,7 +133,8 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         dtypes = {} if self._weights_dtype is None else _dtypes_at(getattr(torch, self._weights_dtype))
         weights = list(_distinct_weights(model, dtypes))
         live = [weight.tensor.data for weight in weights]
-        computed = _computed(model, weights, made_up(self.get_all_weights(model_config, model)))
+        rounded_to = getattr(torch, self._weights_dtype) if self._weights_dtype else model_config.dtype
+        computed = _computed(model, weights, made_up(self.get_all_weights(model_config, model)), rounded_to)
         _point_at_fresh(weights, aligned, on_host=self._on_host)
         super().load_weights(model, model_config)
         _take(weights, "aligned", aligned, live)
@@ -201,13 +209,26 @@ def _dtypes_at(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, _, _, tensor in _tensors(twin)}
 
 
-def _computed(model: nn.Module, weights: list[Weight], tensors: Iterator[tuple[str, torch.Tensor]]) -> list[Weight]:
-    """The weights that the model's loader computes. Uses the live memory, which holds nothing yet."""
+def _computed(
+    model: nn.Module, weights: list[Weight], tensors: Iterator[tuple[str, torch.Tensor]], rounded_to: torch.dtype
+) -> list[Weight]:
+    """The weights that the model's loader computes. Uses the live memory, which holds nothing yet.
+
+    Sets `Weight.dtype` of those which vLLM keeps in float32 whatever the file has (gates of experts): an export writes
+    them in the file's dtype, so theta(alpha) is rounded to `rounded_to` where the file holds them in 16 bits.
+    """
     for weight in weights:
         if weight.is_loaded_float:
             weight.tensor.data.fill_(float("nan"))
     model.load_weights(tensors)  # type: ignore[operator]
-    return [w for w in weights if w.is_loaded_float and is_computed(w.tensor.data)]
+    computed = []
+    for weight in (w for w in weights if w.is_loaded_float):
+        if not is_computed(weight.tensor.data, NUMBERS):
+            if rounded_to.itemsize < weight.dtype.itemsize:
+                weight.dtype = rounded_to
+        elif is_computed(weight.tensor.data, WIDE_NUMBERS):
+            computed.append(weight)
+    return computed
 
 
 def _refuse_computed(computed: list[Weight], architecture: str, beside: str | None) -> None:
