@@ -9,9 +9,9 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
+from expo_search.engine.memory_plan import MemoryPlan, n_at_once
 from expo_search.errors import EngineError
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ INSTALL = 'install it with: pip install "expo-search[gpu]" (CUDA) or pip install
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything an engine is made from: two local folders, how to talk to the model, and engine options."""
+    """Everything an engine is made from: two local folders, how to talk to the model, and engine options.
+
+    Attributes:
+        gpu_memory_utilization, sources_on_host: see `memory_plan.py`; the former is None on a CPU.
+        plan_again: the memory plan for an engine that is started anew, with what is free when it is called.
+        load_format: a benchmark's own loader.
+    """
 
     aligned: Path
     sft: Path
@@ -40,9 +47,29 @@ class ModelSpec:
     stop_strings: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_remote_code: bool = False
-    gpu_memory_utilization: float | None = None  # see memory_plan.py; None on a CPU
+    gpu_memory_utilization: float | None = None
     sources_on_host: bool = True
-    load_format: str | None = None  # a benchmark's own loader
+    plan_again: Callable[[], MemoryPlan] | None = None
+    load_format: str | None = None
+
+    def planned(self, plan: MemoryPlan) -> ModelSpec:
+        """The same engine, with what a memory plan gives it."""
+        return replace(
+            self,
+            engine=self.engine.model_copy(update={"max_num_seqs": plan.max_num_seqs}),
+            gpu_memory_utilization=plan.gpu_memory_utilization,
+            sources_on_host=plan.sources == "host",
+        )
+
+    def planned_again(self) -> ModelSpec:
+        """As `planned`, with what is free now; the same on a CPU, which plans its KV cache by its size alone.
+
+        Raises:
+            EngineError: there is no longer room for the engine.
+        """
+        if self.plan_again is None or self.gpu_memory_utilization is None:
+            return self
+        return self.planned(self.plan_again())
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ def engine_settings(
     engine: EngineSpec, *, cuda: bool, gpu_memory_utilization: float | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Environment variables and `vllm.LLM` arguments for this hardware. The only place that knows CPU from GPU."""
-    settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
+    settings: dict[str, Any] = {"max_num_seqs": n_at_once(engine)}
     if cuda:
         share = {} if gpu_memory_utilization is None else {"gpu_memory_utilization": gpu_memory_utilization}
         return {}, settings | share
