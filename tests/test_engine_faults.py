@@ -128,7 +128,7 @@ def test_an_engine_on_a_cpu_is_started_anew_as_it_was(folder: Path) -> None:
 
     spec = ModelSpec(folder / "aligned", folder / "sft", SAMPLING, EngineSpec(), 42, plan_again=never)
     on_cpu = spec.planned(MemoryPlan({}, {}, "host", None))
-    assert on_cpu.engine.max_num_seqs == 256
+    assert (on_cpu.engine.max_num_seqs, on_cpu.output_tokens) == (256, 1)
     assert on_cpu.planned_again() is on_cpu
 
 

@@ -103,7 +103,7 @@ class VllmModel:
         return "-".join(self._engine.call("expo_expected", float(alpha)))
 
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
-        """Answer each prompt once. Yields the number of new tokens after each engine step, and completions as they end.
+        """Answer each prompt once. Yields the number of tokens handed over at each step, and completions as they end.
 
         Completions come in the order in which they end, each drawn with `prompt.seed(seed)`, the same at every alpha.
 
@@ -159,6 +159,7 @@ class VllmModel:
             )
         params = self._params(Prompt(json.dumps([dict(m) for m in messages]), messages[-1]["content"]), self._spec.seed)
         params.max_tokens = min(room, max_tokens or self._spec.sampling.max_tokens)
+        params.stream_interval = None  # a reader sees each token
         self._n_requests += 1
         request, finished = str(self._n_requests), False
         self._engine.add(request, ids, params)
@@ -218,6 +219,7 @@ class VllmModel:
             stop=list(self._spec.stop_strings),
             stop_token_ids=list(self._spec.stop_token_ids),
             output_kind=RequestOutputKind.DELTA,
+            stream_interval=self._spec.output_tokens,
         )
 
     def _forget_prefixes(self) -> None:

@@ -25,6 +25,9 @@ from expo_search.errors import EngineError
 if TYPE_CHECKING:
     from vllm import LLM
 
+# A step of a GPU takes milliseconds, and handing over a few hundred outputs as much again. Not on a CPU: there a step
+# may take a second, and the watchdog (`timeout_s`) and the progress shown go by tokens that were handed over.
+_OUTPUT_TOKENS = 16
 INSTALL = 'install it with: pip install "expo-search[gpu]" (CUDA) or pip install "expo-search[cpu]"'
 
 
@@ -35,6 +38,7 @@ class ModelSpec:
     Attributes:
         gpu_memory_utilization, sources_on_host: see `memory_plan.py`; the former is None on a CPU.
         plan_again: the memory plan for an engine that is started anew, with what is free when it is called.
+        output_tokens: of a request whose answer is not shown as it comes, tokens that vLLM hands over at once.
         load_format: a benchmark's own loader.
     """
 
@@ -50,15 +54,18 @@ class ModelSpec:
     gpu_memory_utilization: float | None = None
     sources_on_host: bool = True
     plan_again: Callable[[], MemoryPlan] | None = None
+    output_tokens: int = 1
     load_format: str | None = None
 
     def planned(self, plan: MemoryPlan) -> ModelSpec:
         """The same engine, with what a memory plan gives it."""
+        on_gpu = plan.gpu_memory_utilization is not None
         return replace(
             self,
             engine=self.engine.model_copy(update={"max_num_seqs": plan.max_num_seqs}),
             gpu_memory_utilization=plan.gpu_memory_utilization,
             sources_on_host=plan.sources == "host",
+            output_tokens=_OUTPUT_TOKENS if on_gpu else 1,
         )
 
     def planned_again(self) -> ModelSpec:
