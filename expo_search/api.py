@@ -191,7 +191,7 @@ class Session:
 
         Args:
             on_trial: gets each trial once it is finished and stored.
-            stop: asked after each chunk of prompts; true ends the search there, with all that is finished kept.
+            stop: asked after each look at a trial; true ends the search there, with all that is finished kept.
 
         Raises:
             EngineDied: the second time in one trial. What was stored is kept.

@@ -46,9 +46,11 @@ def normal(*parts: object) -> float:
 
 @dataclass
 class FakeModel:
-    """Answers in a shuffled order. `asked` keeps every (alpha, prompt id) that it was asked for.
+    """Answers in an order like an engine's. `asked` keeps every (alpha, prompt id) that it answered.
 
     Attributes:
+        in_flight: how far an answer may fall behind prompts that were handed over after it.
+        handed: ids of the prompts of each call. aborted: prompts that the caller did not wait for.
         weights: stands for the checkpoints; another string gives other fingerprints.
         collapse: from this alpha on every answer is cut off in the middle of a loop.
         stretch: how many times as long an alpha's answers are.
@@ -65,6 +67,9 @@ class FakeModel:
     die: Callable[[], None] = field(default=lambda: _raise(Killed()))
     asked: list[tuple[float, str]] = field(default_factory=list)
     alphas: list[float] = field(default_factory=list)
+    in_flight: int = 8
+    handed: list[list[str]] = field(default_factory=list)
+    aborted: int = 0
 
     def materialize(self, alpha: float) -> Switch:
         self.alphas.append(alpha)
@@ -78,16 +83,25 @@ class FakeModel:
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:  # noqa: ARG002
         alpha = self.alphas[-1]
         assert not math.isnan(alpha)
-        for prompt in sorted(prompts, key=lambda p: unit("order", p.id)):
-            if self.dies_after is not None and len(self.asked) >= self.dies_after:
-                self.die()
-            self.asked.append((alpha, prompt.id))
-            usual = 1 + int(9 * unit("length", prompt.id))
-            said, cut, n_tokens = [alpha, prompt.id], usual > 8, round(usual * self.stretch(alpha))
-            if alpha >= self.collapse:
-                said, cut = [*said, "and on and on " * 20], True
-            yield n_tokens
-            yield Completion(prompt, json.dumps(said), n_tokens, "length" if cut else "stop")
+        self.handed.append([p.id for p in prompts])
+        ended = sorted(range(len(prompts)), key=lambda i: i + self.in_flight * unit("order", prompts[i].id))
+        left = len(ended)
+        try:
+            for i in ended:
+                prompt = prompts[i]
+                if self.dies_after is not None and len(self.asked) >= self.dies_after:
+                    self.die()
+                self.asked.append((alpha, prompt.id))
+                usual = 1 + int(9 * unit("length", prompt.id))
+                said, cut, n_tokens = [alpha, prompt.id], usual > 8, round(usual * self.stretch(alpha))
+                if alpha >= self.collapse:
+                    said, cut = [*said, "and on and on " * 20], True
+                yield n_tokens
+                left -= 1
+                yield Completion(prompt, json.dumps(said), n_tokens, "length" if cut else "stop")
+        except GeneratorExit:
+            self.aborted += left
+            raise
 
 
 @dataclass

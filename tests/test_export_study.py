@@ -26,7 +26,9 @@ from expo_search.cli.export import size_in_bytes
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec, stored_spec
 from expo_search.contracts import Completion, Prompt
-from expo_search.errors import SettingsChanged, StudyError
+from expo_search.engine.machine import Machine
+from expo_search.engine.start import ModelSpec
+from expo_search.errors import EngineError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.provenance import read_provenance
@@ -38,6 +40,7 @@ from expo_search.session.settings import sources_settings
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
+GIB = 2**30
 TRIALS = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.9), (2.0, -3.0)]  # alpha and its gain
 
 
@@ -98,8 +101,43 @@ def adapted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
+def told_to_verify(url: str, out: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine) -> list[ModelSpec]:
+    """The engines that an export with `--verify` asks for on a machine; none is started."""
+    asked: list[ModelSpec] = []
+
+    def verified(_: Path, spec: ModelSpec, *__: object) -> str:
+        asked.append(spec)
+        return "verified"
+
+    monkeypatch.setattr("expo_search.exporting.study.measure_machine", lambda: machine)
+    monkeypatch.setattr("expo_search.exporting.study.verify", verified)
+    export(url, out, verify=True)
+    return asked
+
+
 def export(url: str, out: Path, **wanted: Any) -> float:
     return export_study(url, "mine", Wanted(out, **wanted), lambda _: None, lambda *_: None)
+
+
+class TestMemoryOfVerification:
+    def test_the_engine_is_planned_as_a_searchs_without_a_reward_model(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [spec] = told_to_verify(study, tmp_path / "out", monkeypatch, Machine(64 * GIB, 79 * GIB, 80 * GIB))
+        # 79 GiB less CUDA's context (3/4 GiB) and the scratch of a switch (1/2 GiB), of 80; in whole thousandths
+        assert spec.gpu_memory_utilization == 0.971
+        assert not spec.sources_on_host
+
+    @pytest.mark.parametrize(("machine", "where"), [
+        (Machine(GIB), "memory"),
+        (Machine(64 * GIB, GIB, 80 * GIB), "GPU memory"),
+    ])  # fmt: skip
+    def test_one_that_does_not_fit_is_refused_before_anything_is_written(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Machine, where: str
+    ) -> None:
+        monkeypatch.setattr("expo_search.exporting.study.export", lambda *_, **__: pytest.fail("written"))
+        with pytest.raises(EngineError, match=rf"^{where}: 1\.0 GiB free; expected memory plan: .*; free memory"):
+            told_to_verify(study, tmp_path / "out", monkeypatch, machine)
 
 
 class TestChoice:

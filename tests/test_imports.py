@@ -132,3 +132,16 @@ def test_nothing_but_the_command_line_prints_or_exits() -> None:
         }
         if folder_of(name) != "cli":
             assert called & {"print", "exit", "sys.exit", "os._exit"} == set(), name
+
+
+def test_the_insides_of_vllm_are_imported_in_one_module() -> None:
+    """Beside what its users import; a module that is missing in another version is then named in one line."""
+    importing = {
+        name
+        for name, file in modules().items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("vllm.")
+        and node.module != "vllm.sampling_params"
+    }
+    assert importing == {"engine.worker.vllm_names"}

@@ -72,7 +72,7 @@ def answers(url: str) -> list[tuple[float, str]]:
 
 
 class AskedAfter:
-    """A request to stop that comes with the n-th answer of a model, as a signal does: in the middle of a chunk."""
+    """A request to stop that comes with the n-th answer of a model, as a signal does: in the middle of a look."""
 
     def __init__(self, model: FakeModel, n_answers: int) -> None:
         self._model, self._n = model, n_answers
@@ -83,7 +83,7 @@ class AskedAfter:
 
 class TestStop:
     @pytest.mark.parametrize("n_answers", [1, 40, 60])
-    def test_a_search_that_is_asked_to_stop_finishes_its_chunk_and_goes_on_later_as_if_it_had_not_been(
+    def test_a_search_that_is_asked_to_stop_finishes_its_look_and_goes_on_later_as_if_it_had_not_been(
         self, url: str, unbroken: list[tuple[object, ...]], n_answers: int
     ) -> None:
         model, again = FakeModel(), FakeModel()
@@ -91,7 +91,7 @@ class TestStop:
         stored = answers(url)
         assert len(stored) >= n_answers
         assert sorted(stored) == sorted(model.asked)
-        assert len(model.asked) - n_answers < 16, "more than the chunk under way"
+        assert len(model.asked) - n_answers < 16 + model.in_flight, "more than the look under way"
         assert outcome(run(url, again)) == unbroken
         assert set(stored).isdisjoint(again.asked)
 
@@ -101,13 +101,13 @@ class TestStop:
         assert model.asked == []
 
     @pytest.mark.parametrize("n_answers", [1, 41])
-    def test_a_confirmation_stops_after_the_chunk_under_way(self, url: str, n_answers: int) -> None:
-        """Chunks of 16, 16 and 8: the 1st answer is in the control's first chunk, the 41st in the winner's."""
+    def test_a_confirmation_stops_after_the_look_under_way(self, url: str, n_answers: int) -> None:
+        """Looks at 16, 32 and 40: the 1st answer is of the control's first look, the 41st of the winner's."""
         store, model, again = Store(url, "s"), FakeModel(), FakeModel()
         objective = Objective(model, FakeScorer(), store, PROMPTS, FakeWatcher(), part="confirm")
         with pytest.raises(Stopped):
             confirm(store, objective, 1, 0.3, PROMPTS, stop=AskedAfter(model, n_answers))
-        assert len(model.asked) == n_answers + 15
+        assert n_answers + 15 <= len(model.asked) <= n_answers + 15 + model.in_flight
         confirm(store, Objective(again, FakeScorer(), store, PROMPTS, FakeWatcher(), part="confirm"), 1, 0.3, PROMPTS)
         assert len(set(model.asked + again.asked)) == len(model.asked + again.asked) == 80
 

@@ -318,6 +318,31 @@ class TestCanary:
             engine(*pair)
 
 
+def test_vllms_own_weight_checker_finds_the_weights_of_an_offline_checkpoint_that_plain_vllm_loaded(
+    tmp_path: Path,
+) -> None:
+    """A witness that shares no code with ours. Of a CPU engine it sees what is not packed: embeddings and norms."""
+    from vllm import LLM
+
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    live = engine(aligned, sft)
+    switched = {}
+    for alpha in (0.0, 0.7):
+        live.materialize(alpha)
+        [switched[alpha]] = live._engine.call("compute_weight_checksums")
+    live.close()
+    plain = LLM(
+        model=str(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline")),
+        dtype="bfloat16" if has_instructions("bfloat16") else "float32",
+        max_model_len=256, enforce_eager=True, max_num_seqs=8,
+    )  # fmt: skip
+    [expected] = plain.collective_rpc("compute_weight_checksums")
+    plain.llm_engine.engine_core.shutdown()
+    assert switched[0.7] == expected
+    moved = {name for name in expected if switched[0.0][name] != expected[name]}
+    assert {name.split(".")[-2] for name in moved} >= {"embed_tokens", "input_layernorm", "norm"}
+
+
 def test_two_tensor_parallel_ranks_switch_as_a_fresh_engine_loads(tmp_path: Path) -> None:
     aligned, sft = make_pair(tmp_path, "llama-untied")
     two = ENGINE.model_copy(update={"tensor_parallel": 2})

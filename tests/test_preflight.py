@@ -10,6 +10,7 @@ import torch
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
 from expo_search.config.presets import load_study
+from expo_search.engine import start
 from expo_search.engine.machine import Machine
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.session import preflight
@@ -82,6 +83,11 @@ class TestSettings:
     @pytest.mark.usefixtures("home")
     def test_another_number_of_ranks_is_named_since_fingerprints_are_by_rank(self) -> None:
         assert differing(checked(), checked(tensor_parallel=2)) == {"engine.tensor_parallel"}
+
+    @pytest.mark.usefixtures("home")
+    def test_answers_that_do_not_depend_on_their_batch_are_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(start, "compute_capability", lambda: (9, 0))
+        assert differing(checked(), checked(batch_invariant=True)) == {"engine.batch_invariant"}
 
 
 @pytest.mark.usefixtures("home")

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
-from expo_search.config.presets import load_study
 from expo_search.config.spec import GuardrailSpec, SearchSpec
-from expo_search.contracts import Rated
+from expo_search.contracts import Completion, Rated
 from expo_search.evaluation.objective import FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.exporting.study import _verify
 from expo_search.results.verdict import verdict
 from expo_search.search.alpha_range import n_explore
 from expo_search.search.loop import evaluations, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
-from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(64)
@@ -113,9 +109,12 @@ class TestRace:
         assert hill(3.0) < -0.5
         assert (found.outcome, found.gain.n, found.stopped_early) == ("hopeless", 16, True)
         assert found.gain.mean == pytest.approx(hill(3.0), abs=0.15)
-        first = [p.id for p in PROMPTS[:16]]
-        assert sorted(i for alpha, i in model.asked if alpha == 3.0) == sorted(first)
-        assert [s.position for s in store.completions(1, "search", PROMPTS)] == list(range(16))
+        asked = {i for alpha, i in model.asked if alpha == 3.0}
+        assert {p.id for p in PROMPTS[:16]} <= asked
+        assert len(asked) <= 16 + model.in_flight
+        assert model.aborted == 64 - len(asked), "what was under way is aborted"
+        stored = {PROMPTS[s.position].id for s in store.completions(1, "search", PROMPTS)}
+        assert stored == asked, "what was finished is kept"
 
     def test_one_that_may_win_is_evaluated_on_all_prompts(self, store: Store) -> None:
         evaluate = objective(store).evaluate
@@ -212,7 +211,7 @@ class TestRace:
         evaluate = objective(store).evaluate
         for trial, alpha in enumerate((0.0, 0.3, 0.5)):
             evaluate(trial, alpha)
-        found = evaluate(3, 0.4, best=1, n_most=16, others=[0, 1, 2])
+        found = evaluate(3, 0.4, best=1, n_most=16, others=dict.fromkeys(range(3), 128))
         rated = [store.rated(trial, "search") for trial in range(4)]
         gains = [{i: r.reward - rated[0][i].reward for i, r in of.items()} for of in rated]
         assert len(gains[3]) == 16
@@ -220,22 +219,87 @@ class TestRace:
         assert min(found.covariances.values()) > 0, "the noise of alpha = 0 is in all gains"
 
 
-class TestChunks:
-    """Racing or not, a trial is made in the same chunks: a stop is never far away."""
+class TestNoBarriers:
+    """The model has all prompts from the start; what is decided depends on the prompts' order, not on the answers'."""
 
-    @pytest.mark.parametrize("alpha", [0.0, PLACE])
-    def test_a_trial_that_does_not_race_is_asked_for_in_the_chunks_of_the_looks(
-        self, store: Store, alpha: float
-    ) -> None:
-        model, spans = FakeModel(), list(pairwise([0, *LOOKS]))
+    def test_all_prompts_are_handed_over_at_once_in_their_order(self, store: Store) -> None:
+        model = FakeModel()
         evaluate = objective(store, model).evaluate
         evaluate(CONTROL, 0.0)
-        evaluate(1, PLACE)
-        asked = [i for at, i in model.asked if at == alpha]
-        assert [set(asked[a:b]) for a, b in spans] == [{p.id for p in PROMPTS[a:b]} for a, b in spans]
+        evaluate(1, PLACE, best=CONTROL)
+        assert model.handed == [[p.id for p in PROMPTS]] * 2
+        assert model.aborted == 0
+
+    def test_a_trial_of_which_little_is_asked_gets_the_prompts_of_its_last_look_alone(self, store: Store) -> None:
+        model = FakeModel()
+        evaluate = objective(store, model).evaluate
+        evaluate(CONTROL, 0.0)
+        evaluate(1, PLACE, best=CONTROL, n_most=17)
+        assert model.handed[1] == [p.id for p in PROMPTS[:32]]
+
+    @pytest.mark.parametrize("options", [{"scores_beside": True}, {"look_by_look": True}])
+    @pytest.mark.parametrize("in_flight", [1, 30, 1000])
+    def test_neither_the_answers_order_nor_when_they_are_scored_changes_a_result(
+        self, url: str, in_flight: int, options: dict[str, Any]
+    ) -> None:
+        found, no_options = [], dict[str, Any]()
+        for name, model, chosen in (("a", FakeModel(), no_options), ("b", FakeModel(in_flight=in_flight), options)):
+            store = Store(url, f"{name}-{in_flight}-{options}")
+            evaluate = objective(store, model, **chosen).evaluate
+            evaluate(CONTROL, 0.0)
+            done = [evaluate(1, PLACE, best=CONTROL)]
+            done.append(evaluate(2, 3.0, best=1, others={1: 64}))
+            done.append(evaluate(3, 1.01 * PLACE, best=1, n_most=20, others={1: 64, 2: done[1].gain.n}))
+            found.append([replace(bare(e), n_tokens=0) for e in done])
+        assert found[0] == found[1]
+        assert [e.outcome for e in found[0]] == ["complete", "hopeless", "enough"]
+
+    @pytest.mark.parametrize("dies_after", [1, 20, 63])
+    @pytest.mark.parametrize("in_flight", [8, 1000])
+    def test_one_that_is_killed_decides_as_an_unbroken_one(self, url: str, dies_after: int, in_flight: int) -> None:
+        found = []
+        for name, first in (("whole", FakeModel()), ("killed", FakeModel(in_flight=in_flight, dies_after=dies_after))):
+            store = Store(url, f"{name}-{in_flight}-{dies_after}")
+            objective(store).evaluate(CONTROL, 0.0)
+            with suppress(Killed):
+                objective(store, first).evaluate(1, 3.0, best=CONTROL)
+            found.append(bare(objective(store).evaluate(1, 3.0, best=CONTROL)))
+        assert replace(found[0], n_tokens=0) == replace(found[1], n_tokens=0)
+
+    def test_answers_beyond_a_look_are_kept_and_counted_and_change_nothing(self, store: Store) -> None:
+        evaluate = objective(store, FakeModel(in_flight=1000)).evaluate
+        evaluate(CONTROL, 0.0)
+        stopped = evaluate(1, 3.0, best=CONTROL)
+        assert stopped.gain.n == 16
+        assert store.n_completions(1, "search", 64) > 16
+        assert stopped.n_tokens > 16 * stopped.mean_length
+        rated = [store.rated(trial, "search") for trial in (0, 1)]
+        assert stopped.gain == estimate([rated[1][i].reward - rated[0][i].reward for i in range(16)])
+        whole = evaluate(2, PLACE, others={1: 16})
+        first = {i: rated[1][i].reward - rated[0][i].reward for i in range(16)}
+        gains = {i: r.reward - rated[0][i].reward for i, r in store.rated(2, "search").items()}
+        assert whole.covariances == {"1": mean_covariance(gains, first)}
+
+    def test_answers_are_scored_as_they_come_where_the_model_goes_on_meanwhile(self, store: Store) -> None:
+        many = make_prompts(400)
+        scored_at: list[int] = []
+        model = FakeModel()
+
+        class Noted(FakeScorer):
+            def score(
+                self, completions: Sequence[Completion], on_scored: Callable[[int], None]
+            ) -> tuple[list[float], int]:
+                scored_at.append(len(model.asked))
+                return super().score(completions, on_scored)
+
+        beside = Objective(model, Noted(), store, many, FakeWatcher(), scores_beside=True)
+        beside.evaluate(CONTROL, 0.0)
+        assert len(scored_at) == sum(-(-n // 64) for n in (50, 50, 100, 200))
+        assert scored_at[0] < 80
+        assert max(b - a for a, b in pairwise(scored_at)) <= 64 + 2 * model.in_flight
 
     @pytest.mark.parametrize("trial", [CONTROL, 1])
-    def test_one_that_does_not_race_stops_after_the_chunk_under_way_and_goes_on_to_the_same_numbers(
+    def test_one_that_does_not_race_stops_at_a_look_and_goes_on_to_the_same_numbers(
         self, store: Store, trial: int
     ) -> None:
         alpha, model, again = trial * PLACE, FakeModel(), FakeModel()
@@ -245,38 +309,11 @@ class TestChunks:
         if trial != CONTROL:
             objective(store).evaluate(CONTROL, 0.0)
         with pytest.raises(Stopped):
-            objective(store, model).evaluate(trial, alpha, stop=lambda: len(model.asked) > 16)
-        assert len(model.asked) == store.n_completions(trial, "search", 64) == 32
+            objective(store, model).evaluate(trial, alpha, stop=lambda: True)
+        stored = store.n_completions(trial, "search", 64)
+        assert 16 <= len(model.asked) == stored <= 16 + model.in_flight
         assert bare(objective(store, again).evaluate(trial, alpha)) == bare(whole)
-        assert len(again.asked) == 32
-
-    @pytest.mark.parametrize("racing", [True, False])
-    def test_verifying_an_export_repeats_the_chunks_of_its_trial(
-        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, racing: bool
-    ) -> None:
-        found: list[list[int]] = []
-
-        def verified(*given: Any) -> str:
-            found.append(given[4])
-            return "verified"
-
-        monkeypatch.setattr("expo_search.exporting.study.verify", verified)
-        pair = {"aligned": "aligned", "sft": "sft", "reward_model": "reward"}
-        tables: dict[str, dict[str, Any]] = {"pair": pair, "search": {"racing": racing}}
-        spec = load_study(overrides=tables | {"prompts": {"source": "p.jsonl", "n": 64}}, name="s")
-        evaluate, checkpoint = objective(store).evaluate, SimpleNamespace(path=tmp_path, config={"dtype": "float32"})
-        evaluate(CONTROL, 0.0)
-        origin = SimpleNamespace(
-            spec=spec,
-            settings=Settings(),
-            pair=SimpleNamespace(sft=checkpoint, aligned=checkpoint),
-            trial=evaluate(1, PLACE, best=CONTROL if racing else None),
-            alpha=PLACE,
-            answers=store.completions(1, "search", PROMPTS),
-            dtype=None,
-        )
-        assert _verify(origin, tmp_path, checkpoint, print) == "verified"  # type: ignore[arg-type]
-        assert found == [LOOKS]
+        assert len(again.asked) == 64 - stored
 
 
 class TestGuardrails:

@@ -132,3 +132,16 @@ def test_in_another_thread_calls_are_made_unwatched(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert done == [1]
+
+
+def test_a_call_that_is_not_timed_may_last_and_is_still_watched_for_processes_that_end(watchdog: Watchdog) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    watchdog.processes = [process.pid]
+    with watchdog.watching(timed=False):
+        time.sleep(1.2)
+    with watchdog.watching():  # and what it took does not count
+        time.sleep(0.1)
+    threading.Timer(0.3, process.kill).start()
+    with pytest.raises(EngineDied, match="has ended"), watchdog.watching(timed=False):
+        Future[int]().result(timeout=60)
+    process.communicate()

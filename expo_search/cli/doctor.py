@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from expo_search.cli.console import DEFAULT_LOG, Json, Log, terminal
+from expo_search.cli.console import DEFAULT_LOG, Json, Log, Storage, terminal
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.text import one_line
 
 if TYPE_CHECKING:
-    from expo_search.session.installation import Fact
+    from expo_search.session.fact import Fact
+
+_FENCE = "```"  # what lies between two of them is shown as it is, where bug reports are written
 
 
-def doctor(log: Log = DEFAULT_LOG, as_json: Json = False) -> None:
-    """Say what this machine and installation can do, and what to do about what they cannot."""
+def doctor(storage: Storage = DEFAULT_STORAGE, log: Log = DEFAULT_LOG, as_json: Json = False) -> None:
+    """Say what this machine and installation can do, in a block for a bug report, and what to do about the rest."""
     with terminal(log) as (out, _):
         from expo_search.session.installation import check_can_search, inspect_installation
 
-        facts = inspect_installation()
+        facts = inspect_installation(storage)
         can_search = all(fact.status != "missing" for fact in facts)
         if as_json:
             report = {"can_search": can_search, "facts": [asdict(fact) for fact in facts]}
             out.print(Text(json.dumps(report, indent=2)), soft_wrap=True)
         else:
-            for line in lines(facts):
+            for line in (_FENCE, *lines(facts), _FENCE):
                 out.print(Text(line), soft_wrap=True)
             if can_search:
                 out.print(Text("\nA search can run."), soft_wrap=True, style="bold")
@@ -34,9 +39,10 @@ def doctor(log: Log = DEFAULT_LOG, as_json: Json = False) -> None:
 
 
 def lines(facts: list[Fact]) -> list[str]:
-    """A line a fact, its columns one below the other."""
+    """A line a fact, its columns one below the other. The home folder is `~`: it may hold a name."""
     width = max(len(fact.name) for fact in facts)
-    return [
+    told = (
         f"{fact.status:7}  {fact.name:{width}}  {one_line(fact.text)}{f'; {fact.do}' if fact.do else ''}"
         for fact in facts
-    ]
+    )
+    return [re.sub(rf"(?<![\w/]){re.escape(str(Path.home()))}(?=/)", "~", line) for line in told]

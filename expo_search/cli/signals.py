@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM -> a request to stop after the chunk under way; a second one stops now.
+"""Ctrl-C and SIGTERM -> a request to stop at the next look; a second one stops now.
 
 What is finished is in the database at any time, so stopping now loses only answers that are not finished.
 """
@@ -30,7 +30,7 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         requests.append(number)
         if len(requests) > 1:
             raise KeyboardInterrupt
-        say("stopping once this chunk of prompts is finished and stored; Ctrl-C again stops now")
+        say("stopping once this part of the prompts is answered and stored; Ctrl-C again stops now")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

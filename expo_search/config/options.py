@@ -72,6 +72,7 @@ OPTIONS = (
         "engine", "timeout_s", float, "Seconds without a token after which the engine starts anew.",
         "S", "engine_timeout",
     ),
+    Option("engine", "batch_invariant", bool, "Answers that do not depend on their batch; newer GPUs, slower."),
 )  # fmt: skip
 _OF_SETTING = {(option.table, option.key): option for option in OPTIONS}
 

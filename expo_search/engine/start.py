@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
+from expo_search.engine.machine import compute_capability, has_gpu
 from expo_search.engine.memory_plan import MemoryPlan, n_at_once
+from expo_search.engine.vllm_version import check_vllm
 from expo_search.errors import EngineError
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+_LEAST_INVARIANT = (8, 0)  # vLLM 0.32's documents, "Batch Invariance"
+_START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 # A step of a GPU takes milliseconds, and handing over a few hundred outputs as much again. Not on a CPU: there a step
 # may take a second, and the watchdog (`timeout_s`) and the progress shown go by tokens that were handed over.
 _OUTPUT_TOKENS = 16
@@ -120,7 +124,10 @@ def engine_settings(
     settings: dict[str, Any] = {"max_num_seqs": n_at_once(engine)}
     if cuda:
         share = {} if gpu_memory_utilization is None else {"gpu_memory_utilization": gpu_memory_utilization}
-        return {}, settings | share
+        # A process that is forked off cannot use CUDA once this one has (a memory plan does, a reward model does).
+        spawned = {_START_METHOD: os.environ.get(_START_METHOD, "spawn")}
+        invariant = {"VLLM_BATCH_INVARIANT": "1"} if engine.batch_invariant else {}
+        return spawned | invariant, settings | share
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -145,12 +152,26 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
     Raises:
         StudyError: an arithmetic that cannot hold the weights.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
     computed = arithmetic(engine.arithmetic, weights, cuda=cuda, where=f"weights of {aligned.path}")
     return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=cuda))
+
+
+def check_batch_invariant(engine: EngineSpec) -> None:
+    """Check that this machine has kernels that do not depend on the batch, where they are asked for.
+
+    Raises:
+        EngineError: it has none.
+    """
+    capability = compute_capability() if engine.batch_invariant else _LEAST_INVARIANT
+    if capability is None or capability < _LEAST_INVARIANT:
+        raise EngineError(
+            where="--batch-invariant",
+            found="no GPU" if capability is None else f"a GPU of compute capability {capability[0]}.{capability[1]}",
+            expected="one of compute capability 8.0 or newer, for which vLLM has such kernels",
+            do="leave the option out",
+        )
 
 
 def _cores_by_rank(ranks: int) -> str:
@@ -172,19 +193,20 @@ def start_engine(spec: ModelSpec) -> LLM:
     try:
         import torch
 
-        cuda = torch.cuda.is_available()
         environment, settings = engine_settings(
-            spec.engine, cuda=cuda, gpu_memory_utilization=spec.gpu_memory_utilization
+            spec.engine, cuda=has_gpu(), gpu_memory_utilization=spec.gpu_memory_utilization
         )
+        check_batch_invariant(spec.engine)
         os.environ.update(environment)  # vLLM reads these when it is imported, and its workers inherit them
         torch._dynamo.config.disable = "TORCHDYNAMO_DISABLE" in environment  # it may have been imported before
         from vllm import LLM
-
-        from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
     except ImportError as fault:
         raise EngineError(
             where="vllm", found=f"not installed ({fault})", expected="vllm beside expo-search", do=INSTALL
         ) from None
+    check_vllm()
+    from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
+
     dtypes = dtypes_of(spec.engine, RewardSpec(), open_checkpoint(spec.aligned, role="aligned"))
     gc.collect()  # before freezing, so that what a dead engine left is freed
     gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through

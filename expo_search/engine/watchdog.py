@@ -7,6 +7,7 @@ all (an engine in this process, stuck in a kernel) can only be ended with the pr
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -46,8 +47,10 @@ class Watchdog:
         self._left_s = self._timeout_s
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, *, timed: bool = True) -> Iterator[None]:
         """Watch a call. Time between calls does not count, time without progress adds up over them.
+
+        One that is not `timed` may take as long as it wants, and is watched for processes that end.
 
         Raises:
             EngineDied: the call took too long, or a process of the engine has ended.
@@ -57,13 +60,13 @@ class Watchdog:
             return
         started = time.monotonic()
         before = signal.signal(_SIGNAL, self._on_signal)
-        self._deadline = started + self._left_s
+        self._deadline = started + self._left_s if timed else math.inf
         try:
             yield
         finally:
             self._deadline = None
             signal.signal(_SIGNAL, before)
-            self._left_s -= time.monotonic() - started
+            self._left_s -= time.monotonic() - started if timed else 0.0
         if self._left_s <= 0:
             raise self._hung()
 

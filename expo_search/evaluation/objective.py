@@ -1,8 +1,8 @@
-"""One alpha -> one `Evaluation`: materialize, generate, score, store, compare with alpha = 0, in chunks of prompts.
+"""One alpha -> one `Evaluation`: materialize, generate, score, store, compare with alpha = 0, in looks at the prompts.
 
-After each chunk a trial that races ends early if it cannot win any more (`hopeless`), if its answers have degenerated,
-or if the search has learnt enough from it. Chunks are the front parts of one order of prompts, the same at every alpha,
-racing or not: after each of them an evaluation can be stopped, with everything stored.
+After each look a trial that races ends early if it cannot win any more (`hopeless`), if its answers have degenerated,
+or if the search has learnt enough from it. Looks are the front parts of one order of prompts, the same at every alpha,
+racing or not: after each of them an evaluation can be stopped, with everything stored (`answering.py`).
 
 `Model` and `Scorer` (`contracts.py`) are all that this module and the search know of vLLM and transformers.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from expo_search.config.spec import GuardrailSpec
-from expo_search.contracts import Completion, Model, Part, Prompt, Rated, Scorer, Switch, Watcher
-from expo_search.errors import EngineError
+from expo_search.contracts import Model, Part, Prompt, Rated, Scorer, Switch, Watcher
+from expo_search.evaluation.answering import Answering, Effort
 from expo_search.evaluation.result import CONTROL, Evaluation, Outcome
 from expo_search.stats.paired import (
     Kind,
@@ -34,12 +35,11 @@ from expo_search.store.study_store import Store, Stored
 FIRST_LOOK = 1 / 8  # of the prompts: with doubling there are four looks at a trial
 LEAST_LOOK = 16  # prompts below which no look is taken: a t-test on fewer is not to be trusted
 WRONG_DROP = 0.01  # probability that racing drops the best alpha of a search, spent evenly over the looks at it
-_FLUSH_S = 1.0
 _TRIALS_KEPT = 64  # finished trials whose gains stay in memory
 
 
 class Stopped(Exception):
-    """An evaluation that was asked to stop did so after a chunk, which is stored. No error, and nothing to say."""
+    """An evaluation that was asked to stop did so after a look, with everything stored. It is no error."""
 
 
 def looks(n: int) -> list[int]:
@@ -49,6 +49,11 @@ def looks(n: int) -> list[int]:
         sizes.append(size)
         size *= 2
     return [*sizes, n]
+
+
+def _up_to(ends: Sequence[int], n: int) -> list[int]:
+    """The looks up to the first one that sees n prompts."""
+    return [end for i, end in enumerate(ends) if i == 0 or ends[i - 1] < n]
 
 
 class Objective:
@@ -66,9 +71,23 @@ class Objective:
         part: Part = "search",
         kind: Kind = "reward",
         guardrails: GuardrailSpec | None = None,
+        scores_beside: bool = False,
+        look_by_look: bool = False,
     ) -> None:
-        self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
-        self._prompts, self._seed, self._part, self._kind = prompts, seed, part, kind
+        """`seed`, `scores_beside` and `look_by_look`: see `Answering`."""
+        self._model, self._store, self._watcher = model, store, watcher
+        self._prompts, self._part, self._kind = prompts, part, kind
+        self._answering = Answering(
+            model,
+            scorer,
+            store,
+            watcher,
+            prompts,
+            seed,
+            part,
+            scores_beside=scores_beside,
+            look_by_look=look_by_look,
+        )
         self._guardrails = guardrails or GuardrailSpec()
         self._control: _Control | None = None
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
@@ -87,7 +106,7 @@ class Objective:
         trial: int,
         alpha: float,
         *,
-        others: Sequence[int] = (),
+        others: Mapping[int, int] | None = None,
         best: int | None = None,
         n_most: int | None = None,
         on_look: Callable[[Evaluation], None] | None = None,
@@ -96,11 +115,11 @@ class Objective:
         """Evaluate one alpha, going on from what is stored of this trial.
 
         Args:
-            others: finished trials, whose covariances with this one are wanted.
+            others: finished trials, whose covariances with this one are wanted, and over how many prompts they are.
             best: the trial to race against; CONTROL races against a gain of 0. None: there is no race.
             n_most: the prompts from which enough is learnt, taken up to a whole look; not of CONTROL.
-            on_look: gets what is known after each chunk of a race, and at the end.
-            stop: asked after each chunk but the last.
+            on_look: gets what is known after each look of a race, and at the end.
+            stop: asked after each look but the last.
 
         Raises:
             Stopped: `stop` said so.
@@ -112,26 +131,40 @@ class Objective:
         switch = self._model.materialize(alpha)
         self._store.pin_weights(trial, self._part, alpha, switch.fingerprint)
         racing = best is not None and trial != CONTROL
-        ends = looks(len(self._prompts))
-        rival = self._finished_gains(best) if racing and best is not None and best != CONTROL else {}
+        every_look = looks(len(self._prompts))
+        is_partial = n_most is not None and trial != CONTROL
+        ends = _up_to(every_look, n_most) if is_partial and n_most is not None else every_look
+        rival = self._finished_gains(best, len(self._prompts)) if racing and best not in (None, CONTROL) else {}
         outcome: Outcome = "complete"
-        for n in ends:
-            answers, last = self._answer(trial, n, run), n == ends[-1]
-            enough = n_most is not None and n >= n_most and trial != CONTROL
-            if racing or enough or last:
-                seen = self._evaluation(trial, alpha, answers, switch, run)
-                if on_look is not None:
-                    on_look(seen)
-            if last:
-                break
-            verdict = self._stop(seen, answers, rival, len(ends)) if racing else None
-            if verdict is not None or enough:
-                outcome = verdict or "enough"
-                break
-            if stop():
-                raise Stopped
-        covariances = self._covariances(trial, others)
-        return replace(seen, outcome=outcome, covariances=covariances, other_s=run.other_s(switch))
+        with closing(self._answering.ready(trial, ends, run.effort, self._expected_lengths(trial))) as ready:
+            for answers in ready:
+                n = len(answers)
+                if racing or n == ends[-1]:
+                    seen = self._evaluation(trial, alpha, answers, switch, run)
+                    if on_look is not None:
+                        on_look(seen)
+                if n == every_look[-1]:
+                    break
+                verdict = self._stop(seen, answers, rival, len(every_look)) if racing else None
+                if verdict is not None or n == ends[-1]:
+                    outcome = verdict or "enough"
+                    break
+                if stop():
+                    raise Stopped
+        covariances = self._covariances(trial, seen.gain.n, others or {})
+        n_tokens = self._store.n_tokens(trial, self._part)
+        return replace(
+            seen,
+            outcome=outcome,
+            covariances=covariances,
+            n_generated=run.effort.n_generated,
+            n_tokens=n_tokens,
+            other_s=run.other_s(switch),
+        )
+
+    def _expected_lengths(self, trial: int) -> dict[int, int]:
+        """Tokens of alpha = 0's answers, by position: long ones are long at every alpha."""
+        return {} if trial == CONTROL else {p: r.length for p, r in self._store.rated(CONTROL, self._part).items()}
 
     def _stop(
         self, seen: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
@@ -146,25 +179,6 @@ class Objective:
         if hopeless(mine, rival or dict.fromkeys(mine, 0.0), WRONG_DROP / n_looks):
             return "hopeless"
         return None
-
-    def _answer(self, trial: int, n: int, run: _Run) -> list[Stored]:
-        """The answers to the first n prompts, generated and scored where they are not stored yet."""
-        stored = self._store.completions(trial, self._part, self._prompts)
-        t0 = time.perf_counter()
-        run.n_generated += self._generate_missing(trial, n, {s.position for s in stored})
-        t1 = time.perf_counter()
-        run.n_reward_cut += self._score_missing(trial)
-        run.generate_s += t1 - t0
-        run.score_s += time.perf_counter() - t1
-        answers = [s for s in self._store.completions(trial, self._part, self._prompts) if s.position < n]
-        if len(answers) != n:
-            raise EngineError(
-                where=f"trial {trial}",
-                found=f"{len(answers)} answers to {n} prompts",
-                expected="one answer a prompt",
-                do="run the same command again: it goes on with the missing ones",
-            )
-        return answers
 
     def _evaluation(
         self,
@@ -201,13 +215,13 @@ class Objective:
             length_ratio=length_ratio,
             share_cut=share_cut,
             share_repeating=share_repeating,
-            n_reward_cut=run.n_reward_cut,
+            n_reward_cut=run.effort.n_reward_cut,
             fingerprint=switch.fingerprint,
             switch_s=switch.seconds,
-            generate_s=run.generate_s,
-            score_s=run.score_s,
+            generate_s=run.effort.generate_s,
+            score_s=run.effort.score_s,
             other_s=run.other_s(switch),
-            n_generated=run.n_generated,
+            n_generated=run.effort.n_generated,
             n_tokens=sum(s.completion.n_tokens for s in answers),
             covariances={},
         )
@@ -233,15 +247,19 @@ class Objective:
             self._control = control
         return control
 
-    def _gains(self, trial: int) -> Mapping[int, float]:
-        """A stored trial's gain on each prompt of the part."""
+    def _gains(self, trial: int, n: int) -> Mapping[int, float]:
+        """A stored trial's gain on each of the first n prompts; answers beyond them may be there, and do not count."""
         rated, control = self._store.rated(trial, self._part), self._store.rated(CONTROL, self._part)
-        return prompt_gains(rated, control, self._kind)
+        return prompt_gains({p: r for p, r in rated.items() if p < n}, control, self._kind)
 
-    def _covariances(self, trial: int, others: Sequence[int]) -> dict[str, float]:
-        """Of a trial's gain with others' (by their number)."""
-        mine = self._gains(trial)
-        return {str(t): mean_covariance(mine, self._finished_gains(t)) for t in others if t not in (CONTROL, trial)}
+    def _covariances(self, trial: int, n: int, others: Mapping[int, int]) -> dict[str, float]:
+        """Of a trial's gain on the first n prompts with others' (by their number), each on as many as it was given."""
+        mine = self._gains(trial, n)
+        return {
+            str(other): mean_covariance(mine, self._finished_gains(other, n_other))
+            for other, n_other in others.items()
+            if other not in (CONTROL, trial)
+        }
 
     @staticmethod
     def _share_repeating(answers: Sequence[Stored], run: _Run) -> float:
@@ -250,52 +268,18 @@ class Objective:
                 run.loops[s.position] = repetition(s.completion.text) >= LOOPS_FROM
         return sum(run.loops[s.position] for s in answers) / len(answers)
 
-    def _generate_missing(self, trial: int, n: int, done: set[int]) -> int:
-        """Generate for those of the first n prompts without a stored answer; stored at least once a second."""
-        positions = {p: i for i, p in enumerate(self._prompts[:n]) if i not in done}
-        if not positions:
-            return 0
-        fresh: dict[int, Completion] = {}
-        flushed, n_tokens = time.monotonic(), 0
-        try:
-            for item in self._model.generate(list(positions), self._seed):
-                if isinstance(item, int):
-                    n_tokens += item
-                    self._watcher.generated(item, 0)
-                    continue
-                fresh[positions[item.prompt]] = item
-                self._watcher.generated(0, 1)
-                if time.monotonic() - flushed > _FLUSH_S:
-                    self._store.add_completions(trial, self._part, fresh)
-                    fresh, flushed = {}, time.monotonic()
-        finally:
-            if fresh:
-                self._store.add_completions(trial, self._part, fresh)
-        return n_tokens
-
-    def _score_missing(self, trial: int) -> int:
-        unscored = [s for s in self._store.completions(trial, self._part, self._prompts) if s.reward is None]
-        if not unscored:
-            return 0
-        rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
-        self._store.add_rewards(trial, self._part, {s.position: r for s, r in zip(unscored, rewards, strict=True)})
-        return n_cut
-
 
 @dataclass
 class _Run:
-    """What one run of a trial adds up: seconds, tokens, and which answers loop (by position)."""
+    """One run of a trial: when it began, what it took, and which answers loop (by position)."""
 
     started: float
-    generate_s: float = 0.0
-    score_s: float = 0.0
-    n_generated: int = 0
-    n_reward_cut: int = 0
+    effort: Effort = field(default_factory=Effort)
     loops: dict[int, bool] = field(default_factory=dict)
 
     def other_s(self, switch: Switch) -> float:
         """Seconds so far that were spent on neither switching, generating nor scoring."""
-        return time.perf_counter() - self.started - switch.seconds - self.generate_s - self.score_s
+        return time.perf_counter() - self.started - switch.seconds - self.effort.generate_s - self.effort.score_s
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def reproduce(
         try:
             objective = running.objective(watcher, checked.search_prompts)
             control = objective.evaluate(CONTROL, 0.0)
-            # look by look as in the search, since which prompts share a batch can change an engine's rounding
+            # as many prompts at once as in the search: which ones share a batch can change an engine's rounding
             again = objective.evaluate(stored["trial"], stored["alpha"], n_most=stored["n_prompts"])
             return _compare(exported, running.store, control, again)
         finally:

@@ -12,12 +12,14 @@ from typing import Any
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
-from expo_search.config.spec import stored_spec
+from expo_search.config.spec import RewardSpec, stored_spec
 from expo_search.dtypes import STORED, own_dtype
-from expo_search.engine.machine import environment
-from expo_search.engine.start import ModelSpec
+from expo_search.engine.machine import environment, measure_machine
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.needs import Needs
+from expo_search.engine.start import ModelSpec, dtypes_of
+from expo_search.engine.trial_time import Workload
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.evaluation.objective import looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
 from expo_search.exporting.hub_upload import check_push, push
@@ -72,6 +74,7 @@ def export_study(
             `force`); options that do not go together; the target; the Hub.
         SettingsChanged: the checkpoints are not those that were searched.
         CheckpointError: weights that are not finite; with `verify`, weights or answers other than the trial's.
+        EngineError: with `verify`, an engine that does not fit or does not start.
     """
     refuse_zero(wanted.alpha)  # also with `force`
     if wanted.push_to is not None:
@@ -80,6 +83,8 @@ def export_study(
     _check_options(wanted, origin, aligned)
     if origin.dtype != wanted.dtype:
         say(f"written in {origin.dtype}, in which the trials were evaluated")
+    if wanted.verify:
+        _verifying_engine(origin, aligned.path, (aligned, sft))  # what cannot fit is refused before minutes of writing
     done, total = 0, n_bytes_of(aligned, origin.dtype)
 
     def on_piece(n_bytes: int) -> None:
@@ -89,7 +94,7 @@ def export_study(
 
     def finish(folder: Path) -> None:
         _set_stops_and_template(origin, folder)
-        verified = _verify(origin, folder, aligned, say) if wanted.verify else None
+        verified = _verify(origin, folder, (aligned, sft), say) if wanted.verify else None
         if verified is not None:
             say(f"verified: {verified}")
         _describe(origin, folder, verified=verified)
@@ -280,21 +285,40 @@ def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
     return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": shown.pair.base.loadable})}
 
 
-def _verify(origin: Origin, folder: Path, aligned: Checkpoint, say: Callable[[str], None]) -> str:
-    spec, pair, trial = computing_as(origin.spec, origin.settings), origin.pair, origin.trial
-    assert trial is not None, "_check_options"
+def _verify(origin: Origin, folder: Path, pair: tuple[Checkpoint, Checkpoint], say: Callable[[str], None]) -> str:
+    assert origin.trial is not None, "_check_options"
+    model, plan = _verifying_engine(origin, folder, pair)
+    say(plan.sentence())
+    return verify(folder, model, origin.trial.fingerprint, origin.answers, say)
+
+
+def _verifying_engine(
+    origin: Origin, folder: Path, pair: tuple[Checkpoint, Checkpoint]
+) -> tuple[ModelSpec, MemoryPlan]:
+    """The engine that checks a written checkpoint, and its memory, planned as a search's, without a reward model.
+
+    Raises:
+        EngineError: it does not fit.
+    """
+    spec, (aligned, sft) = computing_as(origin.spec, origin.settings), pair
+    written = open_checkpoint(folder, role="aligned")
     dtype = engine_dtype(spec.engine.dtype, aligned.config, origin.dtype)
+    engine = spec.engine.model_copy(update={"dtype": dtype})
+    # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself
+    other = sft if origin.alpha > -0.5 else aligned
+    needs = Needs.of(written, other, None, dtypes_of(engine, RewardSpec(), written))
+    work = Workload(n_prompts=spec.prompts.n, max_tokens=spec.sampling.max_tokens)
+    plan = plan_memory(needs, engine, measure_machine(), work)
     model = ModelSpec(
         aligned=folder,
-        # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself
-        sft=pair.sft.path if origin.alpha > -0.5 else pair.aligned.path,
+        sft=other.path,
         sampling=spec.sampling,
-        engine=spec.engine.model_copy(update={"dtype": dtype}),
+        engine=engine,
         seed=spec.search.seed,
         trust_remote_code=spec.trust_remote_code,
         stop_strings=spec.pair.stop_strings,
     )
-    return verify(folder, model, trial.fingerprint, origin.answers, looks(spec.prompts.n), say)
+    return model.planned(plan), plan
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

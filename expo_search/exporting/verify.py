@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,15 @@ def verify(
     spec: ModelSpec,
     fingerprint: str,
     stored: Sequence[Stored],
-    ends: Sequence[int],
     say: Callable[[str], None],
 ) -> str:
     """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; says what is equal.
 
     First some of the trial's own prompts are repeated, with its seeds. An engine's rounding can depend on which
-    prompts share a batch, so where an answer differs all are repeated, in the trial's own batches.
+    prompts share a batch, so where an answer differs all are repeated, in one batch as in the trial.
 
     Args:
         stored: the trial's answers, by position.
-        ends: positions at which its batches ended.
 
     Raises:
         CheckpointError: other weights than the trial's, or other answers.
@@ -46,11 +43,11 @@ def verify(
         if written != fingerprint:
             raise _differs(folder, f"weights with fingerprint {written}", f"{fingerprint}, the trial's")
         few = stored[:_FEW]
-        differing = _differing(model, [few], spec.seed)
+        differing = _differing(model, few, spec.seed)
         if differing:
             few = stored
-            say(f"{differing} of {_FEW} answers differ in another batch; repeating all, in the trial's batches")
-            differing = _differing(model, [stored[a:b] for a, b in pairwise([0, *ends])], spec.seed)
+            say(f"{differing} of {_FEW} answers differ in another batch; repeating all, in one batch as in the trial")
+            differing = _differing(model, stored, spec.seed)
         if differing:
             raise _differs(
                 folder, f"{differing} of {len(few)} answers that differ from the trial's", "the same answers"
@@ -79,18 +76,13 @@ def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> 
     return trial if (written or own) in (trial, "float32") else None
 
 
-def _differing(model: VllmModel, batches: Sequence[Sequence[Stored]], seed: int) -> int:
+def _differing(model: VllmModel, stored: Sequence[Stored], seed: int) -> int:
     """How many of the stored answers differ when the model answers again with the same seeds."""
-    n = 0
-    for batch in batches:
-        prompts = [s.completion.prompt for s in batch]
-        again = {
-            c.prompt: replace(c, text=storable(c.text))
-            for c in model.generate(prompts, seed)
-            if isinstance(c, Completion)
-        }
-        n += sum(again[s.completion.prompt] != s.completion for s in batch)
-    return n
+    prompts = [s.completion.prompt for s in stored]
+    again = {
+        c.prompt: replace(c, text=storable(c.text)) for c in model.generate(prompts, seed) if isinstance(c, Completion)
+    }
+    return sum(again[s.completion.prompt] != s.completion for s in stored)
 
 
 def _differs(folder: Path, found: str, expected: str) -> CheckpointError:

@@ -63,7 +63,7 @@ def confirm(
     `on_failure` gets the reason before that.
 
     Raises:
-        Stopped: `stop`, asked after each chunk, between the two, and when an engine dies, said so.
+        Stopped: `stop`, asked after each look, between the two, and when an engine dies, said so.
         EngineDied: the second time at one alpha. What was stored is kept.
     """
 

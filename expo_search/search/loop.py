@@ -47,7 +47,7 @@ def search(
 
     Args:
         on_failure: gets the reason, before the engine is started anew.
-        stop: asked after each chunk of prompts and each trial; the search then ends with what it has.
+        stop: asked after each look at a trial and after each trial; the search then ends with what it has.
         relative_delta: ||aligned - sft|| / ||aligned||; gives the first step where no alpha is published.
         before_tell: gets each trial when it is evaluated and not told yet, for artifacts.
 
@@ -72,7 +72,7 @@ def search(
                 evaluation = objective.evaluate(
                     stands_for(trial),
                     alpha,
-                    others=[e.trial for e in evaluated],
+                    others={e.trial: e.gain.n for e in evaluated},
                     best=_rival(evaluated) if spec.racing else None,
                     n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start),
                     on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]

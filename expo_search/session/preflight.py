@@ -22,7 +22,7 @@ from expo_search.engine.context_length import in_context, no_room
 from expo_search.engine.machine import measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
-from expo_search.engine.start import INSTALL, dtypes_of
+from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
 from expo_search.evaluation.reward_model import check_labels
@@ -93,6 +93,8 @@ def check(
     """
     if own_model and find_spec("vllm") is None:
         raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
+    if own_model:
+        check_batch_invariant(spec.engine)
     if adds:
         check_storage(storage)
     prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)

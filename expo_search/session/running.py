@@ -90,7 +90,7 @@ class Running:
 
     def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
         """An objective on some prompts, which are kept with the study."""
-        spec = self.checked.spec
+        spec, plan = self.checked.spec, self.checked.memory
         self.store.put_prompts(part, prompts)
         return Objective(
             self.model,
@@ -102,6 +102,8 @@ class Running:
             part=part,
             kind=spec.search.objective,
             guardrails=spec.guardrails,
+            # a GPU's engine is a process of its own, which goes on while this one scores; a CPU's wants the same cores
+            scores_beside=plan is not None and plan.gpu_memory_utilization is not None,
         )
 
     def close(self) -> None:
@@ -178,7 +180,7 @@ def start_model(
         compare_settings(stored.settings, _weights(model), name=spec.name)
     sources = model.sources
     say(
-        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, alpha = 0 comes back to the bit; "
+        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, {model.noise.sentence()}; "
         f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
     )
     return model

@@ -84,6 +84,7 @@ def _model_settings(
             arithmetic=dtypes.engine,
             max_model_len=spec.engine.max_model_len,
             tensor_parallel=spec.engine.tensor_parallel,
+            batch_invariant=spec.engine.batch_invariant,
         ),
     )
     return sources_settings(pair, aligned, sft).updated(own)

@@ -68,6 +68,7 @@ class EngineSettings(_Table):
     arithmetic: str = ""
     max_model_len: int = 0
     tensor_parallel: int = 1
+    batch_invariant: bool = False
 
 
 class FreeTable(_Table):

@@ -219,6 +219,14 @@ class Store:
         with self._session() as session:
             return int(session.scalar(query) or 0)
 
+    def n_tokens(self, trial: int, part: Part) -> int:
+        """Tokens of all stored answers of a trial."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(CompletionRow.n_tokens), 0)).where(
+            CompletionRow.study_id == self._study_id, CompletionRow.trial == trial, CompletionRow.part == part
+        )
+        with self._session() as session:
+            return int(session.scalar(query) or 0)
+
     def rated(self, trial: int, part: Part) -> dict[int, Rated]:
         """Position -> reward and length of the scored answers of a trial."""
         query = sa.select(CompletionRow.position, CompletionRow.reward, CompletionRow.n_tokens).where(

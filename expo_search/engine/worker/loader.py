@@ -23,17 +23,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, get_current_vllm_config, set_current_vllm_config
-from vllm.config.load import LoadConfig
-from vllm.model_executor.model_loader import register_model_loader
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.model_loader.utils import initialize_model
-from vllm.utils.torch_utils import set_default_torch_dtype
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
 from expo_search.engine.worker.host_memory import host_memory
+from expo_search.engine.worker.vllm_names import (
+    DefaultModelLoader,
+    LoadConfig,
+    ModelConfig,
+    get_current_vllm_config,
+    initialize_model,
+    register_model_loader,
+    set_current_vllm_config,
+    set_default_torch_dtype,
+)
 from expo_search.errors import MaterializeError
 
 LOAD_FORMAT = "expo"

@@ -12,6 +12,7 @@ for good, is slower than the packed one by more than all switches of a search co
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -20,23 +21,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, set_current_vllm_config
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
-from vllm.model_executor.model_loader.utils import process_weights_after_loading
-from vllm.platforms import current_platform
 
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
 from expo_search.engine.worker.source_pieces import Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
+from expo_search.engine.worker.vllm_names import (
+    ModelConfig,
+    ParallelLMHead,
+    QuantizeMethodBase,
+    UnquantizedEmbeddingMethod,
+    UnquantizedLinearMethod,
+    VocabParallelEmbedding,
+    current_platform,
+    is_deferred_attention_layer,
+    process_weights_after_loading,
+    set_current_vllm_config,
+)
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator
@@ -49,6 +51,10 @@ class ExpoWorker:
     model_runner: Any
     vllm_config: Any
     _expo_parts: tuple[LiveWeights, Sources] | None = None
+
+    def expo_pid(self) -> int:
+        """The process of this rank."""
+        return os.getpid()
 
     def expo_switch(self, alpha: float, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""

@@ -1,0 +1,59 @@
+"""Every name of vLLM's insides that this package uses, in one place, as vLLM 0.32 has them.
+
+Everything else imports them from here, so that importing this module, and `missing_attributes`, tell whether another
+version still has them all. What users of vLLM import (`vllm.LLM`, `SamplingParams`, the outputs) is not listed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config import ModelConfig, get_current_vllm_config, set_current_vllm_config
+from vllm.config.load import LoadConfig
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.engine.llm_engine import LLMEngine
+
+__all__ = [
+    "DefaultModelLoader",
+    "LoadConfig",
+    "ModelConfig",
+    "ParallelLMHead",
+    "QuantizeMethodBase",
+    "UnquantizedEmbeddingMethod",
+    "UnquantizedLinearMethod",
+    "VocabParallelEmbedding",
+    "current_platform",
+    "get_current_vllm_config",
+    "initialize_model",
+    "is_deferred_attention_layer",
+    "missing_attributes",
+    "process_weights_after_loading",
+    "register_model_loader",
+    "set_current_vllm_config",
+    "set_default_torch_dtype",
+]
+
+_ATTRIBUTES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    # of `LLM.llm_engine`, which `engine/watched.py` steps by itself
+    (LLMEngine, ("add_request", "step", "abort_request", "collective_rpc", "reset_prefix_cache", "set_weight_version")),
+    # what `worker/loader.py` overrides and calls
+    (DefaultModelLoader, ("load_weights", "get_all_weights")),
+    (QuantizeMethodBase, ("process_weights_after_loading",)),
+)
+
+
+def missing_attributes() -> list[str]:
+    """Attributes that the installed vLLM lacks, as `Class.attribute`."""
+    return [f"{owner.__name__}.{name}" for owner, names in _ATTRIBUTES for name in names if not hasattr(owner, name)]

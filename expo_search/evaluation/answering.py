@@ -1,0 +1,216 @@
+"""One trial's prompts -> answers with rewards: generated without a pause, scored as they come, stored before all else.
+
+All prompts are handed to the model at once, in their order, so that its batch stays full from the first to the last. A
+look is ready as soon as its first n prompts are answered and scored, whatever else is under way: what is decided
+after it depends on those n alone, and not on timing. Whoever stops after a look aborts what is still running; answers
+beyond the look that were finished by then are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from expo_search.contracts import Completion, Model, Part, Prompt, Scorer, Watcher
+from expo_search.errors import EngineError
+from expo_search.store.study_store import Store, Stored
+from expo_search.text import storable
+
+BLOCK = 64  # answers that are scored together: which share a batch, and so a reward's last bits, must not be chance
+_FLUSH_S = 1.0
+_LONGEST_SHARE = 20
+
+
+@dataclass
+class Effort:
+    """What one run of a trial adds up.
+
+    Attributes:
+        generate_s, score_s: seconds; of scoring beside a model that goes on answering, seconds of this thread.
+        n_generated: tokens, those of aborted answers too. n_reward_cut: conversations cut for the reward model.
+    """
+
+    generate_s: float = 0.0
+    score_s: float = 0.0
+    n_generated: int = 0
+    n_reward_cut: int = 0
+
+
+def handing_order(positions: Sequence[int], first: int, expected: Mapping[int, int]) -> list[int]:
+    """The order in which prompts are handed over: their own, but the longest twentieth begins after the first look's.
+
+    An answer that begins among the last and runs on alone leaves the batch empty around it. `first`: prompts of the
+    first look, which begin at once in any case. `expected`: tokens by position; without it the order stays.
+    """
+    later = [p for p in positions if p >= first and p in expected]
+    longest = sorted(later, key=lambda p: -expected[p])[: len(later) // _LONGEST_SHARE]
+    ahead = set(longest)
+    return [*(p for p in positions if p < first), *longest, *(p for p in positions if p >= first and p not in ahead)]
+
+
+class Answering:
+    """Answers prompts with one model and rates them with one scorer, keeping everything in one study.
+
+    Args:
+        seed: of the answers, with each prompt's own.
+        scores_beside: the model goes on answering while this thread scores (its engine is a process of its own), so
+            answers are scored as they come; else when a look needs them, since both want the same cores.
+        look_by_look: hand over only the prompts of the next look, and wait for them: for comparison.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        scorer: Scorer,
+        store: Store,
+        watcher: Watcher,
+        prompts: Sequence[Prompt],
+        seed: int,
+        part: Part,
+        *,
+        scores_beside: bool = False,
+        look_by_look: bool = False,
+    ) -> None:
+        self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
+        self._prompts, self._seed, self._part = prompts, seed, part
+        self._scores_beside, self._look_by_look = scores_beside, look_by_look
+
+    def ready(
+        self, trial: int, ends: Sequence[int], effort: Effort, expected: Mapping[int, int] | None = None
+    ) -> Generator[list[Stored], None, None]:
+        """The answers to the first n prompts, by position and with rewards, for each n of `ends`, in that order.
+
+        Goes on from what is stored. Closing it aborts what is running; `effort` counts up meanwhile. `expected`: how
+        many tokens the answers may have, by position, so that those which take longest do not begin last.
+
+        Raises:
+            EngineError: the model left a prompt without an answer.
+        """
+        state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends)
+        reached = 0
+        for upto in ends if self._look_by_look else [ends[-1]]:
+            while reached < len(ends) and state.is_answered(reached):
+                yield self._look(trial, state, reached, effort)
+                reached += 1
+            with closing(self._generated(trial, upto, state, effort, expected or {})) as steps:
+                for _ in steps:
+                    if self._scores_beside:  # of the next look alone: it may be the last one
+                        for block in state.blocks_to_score(reached + 1):
+                            self._score(trial, block, state, effort)
+                    while reached < len(ends) and state.is_answered(reached):
+                        yield self._look(trial, state, reached, effort)
+                        reached += 1
+        if reached < len(ends):
+            raise EngineError(
+                where=f"trial {trial}",
+                found=f"{state.n_answered(reached)} answers to {ends[reached]} prompts",
+                expected="one answer a prompt",
+                do="run the same command again: it goes on with the missing ones",
+            )
+
+    def _look(self, trial: int, state: _State, look: int, effort: Effort) -> list[Stored]:
+        for block in state.blocks_to_score(look + 1):
+            self._score(trial, block, state, effort)
+        return [state.answers[p] for p in range(state.ends[look])]
+
+    def _generated(
+        self, trial: int, upto: int, state: _State, effort: Effort, expected: Mapping[int, int]
+    ) -> Generator[None, None, None]:
+        """Generate what is missing of the first prompts; a step ends with some answers stored, or none."""
+        order = handing_order(range(upto), state.ends[0], expected)
+        positions = {self._prompts[i]: i for i in order if i not in state.answers}
+        if not positions:
+            return
+        fresh: dict[int, Completion] = {}
+        flushed, since = time.monotonic(), time.perf_counter()
+        try:
+            for item in self._model.generate(list(positions), self._seed):
+                if isinstance(item, int):
+                    effort.n_generated += item
+                    self._watcher.generated(item, 0)
+                    continue
+                position = positions[item.prompt]
+                fresh[position] = replace(item, text=storable(item.text))
+                self._watcher.generated(0, 1)
+                completes = state.add(Stored(position, fresh[position], None))
+                if completes or time.monotonic() - flushed > _FLUSH_S:
+                    self._store.add_completions(trial, self._part, fresh)
+                    fresh, flushed = {}, time.monotonic()
+                    effort.generate_s += time.perf_counter() - since
+                    yield
+                    since = time.perf_counter()
+        finally:
+            if fresh:
+                self._store.add_completions(trial, self._part, fresh)
+        effort.generate_s += time.perf_counter() - since
+
+    def _score(self, trial: int, block: range, state: _State, effort: Effort) -> None:
+        """Rate those answers of a block that are not rated yet, in one transaction."""
+        started = time.perf_counter()
+        unscored = [state.answers[p] for p in block if state.answers[p].reward is None]
+        rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
+        rated = {s.position: reward for s, reward in zip(unscored, rewards, strict=True)}
+        self._store.add_rewards(trial, self._part, rated)
+        state.rate(rated)
+        effort.n_reward_cut += n_cut
+        effort.score_s += time.perf_counter() - started
+
+
+class _State:
+    """Which prompts of a trial are answered and scored, by position."""
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends = ends
+        self.answers: dict[int, Stored] = {}
+        starts = [0, *ends[:-1]]
+        self._blocks = [
+            (look, range(at, min(at + BLOCK, end)))
+            for look, (start, end) in enumerate(zip(starts, ends, strict=True))
+            for at in range(start, end, BLOCK)
+        ]
+        self._open = {p: i for i, (_, block) in enumerate(self._blocks) for p in block}  # position -> its block
+        self._n_missing = [len(block) for _, block in self._blocks]
+        self._scored: set[int] = set()  # blocks
+
+    @classmethod
+    def of(cls, stored: Sequence[Stored], ends: Sequence[int]) -> _State:
+        state = cls(ends)
+        for answer in stored:
+            state.add(answer)
+        state._scored = {
+            i
+            for i, (_, block) in enumerate(state._blocks)
+            if all(p in state.answers and state.answers[p].reward is not None for p in block)
+        }
+        return state
+
+    def add(self, answer: Stored) -> bool:
+        """Take an answer; whether it was the last of its block."""
+        self.answers[answer.position] = answer
+        block = self._open[answer.position]
+        self._n_missing[block] -= 1
+        return self._n_missing[block] == 0
+
+    def rate(self, rewards: Mapping[int, float]) -> None:
+        """Take the rewards of a block's answers."""
+        for position, reward in rewards.items():
+            self.answers[position] = replace(self.answers[position], reward=reward)
+            self._scored.add(self._open[position])
+
+    def is_answered(self, look: int) -> bool:
+        """Whether all prompts of a look have an answer."""
+        return all(n == 0 for (of, _), n in zip(self._blocks, self._n_missing, strict=True) if of <= look)
+
+    def n_answered(self, look: int) -> int:
+        """How many prompts of a look have an answer."""
+        return sum(p < self.ends[look] for p in self.answers)
+
+    def blocks_to_score(self, n_looks: int) -> list[range]:
+        """Blocks of the first looks that are answered whole and not scored."""
+        return [
+            block
+            for i, (look, block) in enumerate(self._blocks)
+            if look < n_looks and not self._n_missing[i] and i not in self._scored
+        ]
