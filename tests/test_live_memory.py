@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from expo_search.engine.worker.host_memory import Scratch, host_memory
 from expo_search.engine.worker.live_memory import keeping_storage
+from expo_search.errors import MaterializeError
 
 
 class Packed(nn.Module):
@@ -18,14 +20,14 @@ class Packed(nn.Module):
         self.repointed = nn.Parameter(torch.zeros(3, 4))
         self.register_buffer("buffer", torch.zeros(5))
         self.absorbed = torch.zeros(2, 2)
-        self.reshaped = nn.Parameter(torch.zeros(2, 3))
+        self.cache = torch.zeros(2, 3)
 
     def process(self, value: float) -> None:
         self.replaced = nn.Parameter(torch.full((3, 4), value))
         self.repointed.data = torch.full((3, 4), value)
         self.buffer = torch.full((5,), value)
         self.absorbed = torch.full((2, 2), value)
-        self.reshaped = nn.Parameter(torch.full((3, 2), value))
+        self.cache = torch.full((3, 2), value)
 
 
 NAMES = ("replaced", "repointed", "buffer", "absorbed")
@@ -42,12 +44,28 @@ def test_new_values_land_in_the_old_memory() -> None:
             assert (getattr(module, name) == value).all()
 
 
-def test_another_shape_keeps_its_new_memory() -> None:
+def test_a_plain_attribute_of_another_shape_keeps_its_new_memory() -> None:
     module = Packed()
     with keeping_storage(module):
         module.process(3.0)
-    assert module.reshaped.shape == (3, 2)
-    assert (module.reshaped == 3).all()
+    assert module.cache.shape == (3, 2)
+    assert (module.cache == 3).all()
+
+
+def test_a_parameter_of_another_shape_is_an_error_since_graphs_would_go_on_reading_the_old_one() -> None:
+    module = Packed()
+    named = r"Packed, parameter replaced: torch.float32 \(4, 3\) after a switch, torch.float32 \(3, 4\) before it"
+    with pytest.raises(MaterializeError, match=named), keeping_storage(module):
+        module.replaced = nn.Parameter(torch.zeros(4, 3))
+
+
+def test_the_same_memory_in_another_order_is_put_back_into_the_old_order() -> None:
+    module = nn.Linear(4, 4, bias=False)
+    captured, before = module.weight.data, module.weight.data.clone()
+    with keeping_storage(module):
+        module.weight.data = module.weight.data.t()
+    assert torch.equal(captured, before.t())
+    assert (module.weight.data_ptr(), module.weight.stride()) == (captured.data_ptr(), captured.stride())
 
 
 def test_memory_that_did_not_move_is_left_alone() -> None:

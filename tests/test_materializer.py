@@ -178,6 +178,47 @@ def test_a_part_of_a_weight_that_no_load_wrote_is_an_error_by_name(
         engine(*make_pair(tmp_path, "llama-untied"))
 
 
+def test_padding_that_vllm_adds_to_experts_is_no_missing_weight_and_the_same_at_every_alpha(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM pads them for the kernels of a Blackwell GPU."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    aligned, sft = make_pair(tmp_path, "qwen3-moe")  # experts of 64
+    plain = engine(aligned, sft)
+    expected = plain.materialize(0.7), answer(plain)
+    plain.close()
+    monkeypatch.setattr(
+        UnquantizedFusedMoEMethod, "maybe_roundup_sizes", lambda _, hidden, inner, *__: (hidden, -(-inner // 128) * 128)
+    )
+    live = engine(aligned, sft)
+    switched = live.materialize(0.7).fingerprint
+    assert [token for token, _ in answer(live)] == [token for token, _ in expected[1]]
+    live.materialize(-0.4)
+    assert live.materialize(0.7).fingerprint == switched != expected[0].fingerprint  # other shapes
+    live.close()
+    fresh = engine(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline"), sft)
+    assert fresh.sources.aligned == switched
+    fresh.close()
+
+
+def test_a_weight_that_vllm_computes_while_loading_is_refused_if_the_pair_differs_in_it(tmp_path: Path) -> None:
+    """Mamba's A: vLLM keeps -exp(A_log)."""
+    aligned, sft = make_pair(tmp_path, "mamba2")
+    with pytest.raises(
+        MaterializeError, match=r"weight backbone.layers.0.mixer.A of Mamba2ForCausalLM: aligned and sft"
+    ):
+        engine(aligned, sft)
+    common = {name: t for name, t in read_all(aligned).items() if name.endswith("A_log")}
+    edit(sft, lambda name, t: common.get(name, t))
+    live = engine(aligned, sft)
+    switched = (live.materialize(0.7).fingerprint, answer(live))
+    live.close()
+    fresh = engine(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline"), sft)
+    assert (fresh.sources.aligned, answer(fresh)) == switched
+    fresh.close()
+
+
 def test_an_alpha_at_which_a_weight_overflows_is_refused_and_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
     aligned, sft = make_pair(tmp_path, "llama-tied")
     live = engine(aligned, sft)

@@ -16,6 +16,7 @@ from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
 from expo_search.config.spec import GuardrailSpec, SearchSpec
 from expo_search.contracts import Completion, Rated
+from expo_search.evaluation.answering import handing_order
 from expo_search.evaluation.objective import FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import verdict
@@ -222,13 +223,22 @@ class TestRace:
 class TestNoBarriers:
     """The model has all prompts from the start; what is decided depends on the prompts' order, not on the answers'."""
 
-    def test_all_prompts_are_handed_over_at_once_in_their_order(self, store: Store) -> None:
+    def test_all_prompts_are_handed_over_at_once_in_their_order_but_the_longest_soon(self, store: Store) -> None:
         model = FakeModel()
         evaluate = objective(store, model).evaluate
         evaluate(CONTROL, 0.0)
         evaluate(1, PLACE, best=CONTROL)
-        assert model.handed == [[p.id for p in PROMPTS]] * 2
+        ids = [p.id for p in PROMPTS]
+        lengths = {i: r.length for i, r in store.rated(CONTROL, "search").items()}
+        assert model.handed == [ids, [ids[i] for i in handing_order(range(64), 16, lengths)]]
         assert model.aborted == 0
+
+    def test_the_longest_twentieth_begins_after_the_prompts_of_the_first_look(self) -> None:
+        lengths = {i: i % 50 for i in range(100)}
+        order = handing_order(range(100), 20, lengths)
+        assert order[:24] == [*range(20), 49, 99, 48, 98]
+        assert order[24:] == [i for i in range(20, 100) if i not in (48, 49, 98, 99)]
+        assert handing_order(range(100), 20, {}) == list(range(100))
 
     def test_a_trial_of_which_little_is_asked_gets_the_prompts_of_its_last_look_alone(self, store: Store) -> None:
         model = FakeModel()

@@ -63,6 +63,15 @@ def families() -> dict[str, Callable[[], Any]]:
     }
 
 
+def _mamba2() -> Any:
+    from transformers import Mamba2Config
+
+    common = {
+        k: v for k, v in SMALL.items() if "attention" not in k and k not in ("intermediate_size", "num_key_value_heads")
+    }
+    return Mamba2Config(**common, num_heads=8, head_dim=32, state_size=16, n_groups=2, chunk_size=64, use_cache=False)
+
+
 def make_pair(
     folder: Path, family: str, *, shard: str = "1GB", sft_dtype: torch.dtype = torch.bfloat16, delta: float = 0.05
 ) -> tuple[Path, Path]:
@@ -72,7 +81,8 @@ def make_pair(
     if family == "internlm2":
         _write_internlm2(aligned, sft, delta)
         return aligned, sft
-    model = AutoModelForCausalLM.from_config(families()[family]()).to(torch.bfloat16)
+    config = _mamba2() if family == "mamba2" else families()[family]()
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expo_search.checkpoint.computed_weights import check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
 from expo_search.config.presets import studies_folder
@@ -166,6 +167,7 @@ def _check_sources(aligned: Checkpoint, sft: Checkpoint, say: Callable[[str], No
     differences = check_pair(aligned, sft)
     if aligned.is_same_as(sft):
         raise same_weights(aligned.path, sft.path)
+    check_computed(aligned, sft)
     for name, (rows_aligned, rows_sft) in differences.longer_vocabulary.items():
         more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
         say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")

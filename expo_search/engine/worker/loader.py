@@ -3,7 +3,8 @@
 `ExpoLoader` is vLLM's own safetensors loader run twice. Every parameter is pointed at a fresh buffer full of NaN and
 the model's own `load_weights` fills it, once from aligned and once from sft. Both snapshots are then in vLLM's load
 layout: fused projections, tensor-parallel shards and experts match element by element, with no map of tensor names,
-and an element that no load wrote is still NaN, which is an error.
+and an element that no load wrote is still NaN, which is an error (but in padding, see `expert_padding.py`). Before,
+a load of made-up numbers shows whether the model's loader copies them at all (`load_check.py`).
 
 A source is kept in float32 where its file's dtype is not the weight's, so that it is rounded only once, at the end.
 Sources that are to stay in host memory are loaded there and never touch the device's.
@@ -24,14 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from expo_search.checkpoint.computed_weights import not_linear
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
+from expo_search.engine.worker.expert_padding import padding_of, zero_unwritten
 from expo_search.engine.worker.host_memory import host_memory
+from expo_search.engine.worker.load_check import first_difference, is_computed, made_up, tensors_beside
 from expo_search.engine.worker.vllm_names import (
     DefaultModelLoader,
     LoadConfig,
     ModelConfig,
+    VllmConfig,
     get_current_vllm_config,
     initialize_model,
     register_model_loader,
@@ -108,7 +113,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         """Called by vLLM: load aligned and sft, leave alpha = 0 in `model`, and keep both sources beside it.
 
         Raises:
-            MaterializeError: weights that are not finite, or that the files do not give.
+            MaterializeError: weights that are not finite, that the files do not give, or that are computed from them.
             CheckpointError: a folder that is no whole checkpoint.
             PairError: two checkpoints that do not match.
         """
@@ -121,18 +126,31 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         dtypes = {} if self._weights_dtype is None else _dtypes_at(getattr(torch, self._weights_dtype))
         weights = list(_distinct_weights(model, dtypes))
         live = [weight.tensor.data for weight in weights]
+        computed = _computed(model, weights, made_up(self.get_all_weights(model_config, model)))
         _point_at_fresh(weights, aligned, on_host=self._on_host)
         super().load_weights(model, model_config)
         _take(weights, "aligned", aligned, live)
+        beside = tensors_beside(model, live)
         _point_at_fresh(weights, sft, on_host=self._on_host)
         model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))  # type: ignore[operator]
         _take(weights, "sft", sft, live)
+        _refuse_computed(computed, aligned.architecture, first_difference(beside, tensors_beside(model, live)))
         for weight, data in zip(weights, live, strict=True):
             weight.tensor.data = data
             data.copy_(weight.aligned)
         _find_views(model, weights)
         # The worker extension and the loader meet only in the model; a plain attribute would register as a submodule.
         object.__setattr__(model, "_expo_weights", weights)
+
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
+        """Called by vLLM: as its own, and load-layout memory that post-load processing left behind is freed.
+
+        The weights' tensors would else keep a second copy of the experts alive while vLLM measures what is left.
+        """
+        model: nn.Module = super().load_model(vllm_config, model_config, prefix)
+        for weight in weights_of(model):
+            _share_memory(weight)
+        return model
 
     def _iterate(
         self, model: nn.Module, model_config: ModelConfig, sft: Checkpoint
@@ -183,6 +201,29 @@ def _dtypes_at(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, _, _, tensor in _tensors(twin)}
 
 
+def _computed(model: nn.Module, weights: list[Weight], tensors: Iterator[tuple[str, torch.Tensor]]) -> list[Weight]:
+    """The weights that the model's loader computes. Uses the live memory, which holds nothing yet."""
+    for weight in weights:
+        if weight.is_loaded_float:
+            weight.tensor.data.fill_(float("nan"))
+    model.load_weights(tensors)  # type: ignore[operator]
+    return [w for w in weights if w.is_loaded_float and is_computed(w.tensor.data)]
+
+
+def _refuse_computed(computed: list[Weight], architecture: str, beside: str | None) -> None:
+    """Refuse a pair that differs in a weight that is computed, or in a tensor `beside` the weights.
+
+    Raises:
+        MaterializeError: either.
+    """
+    for weight in computed:
+        if not torch.equal(weight.aligned, weight.sft):
+            found = "aligned and sft differ in it, and vLLM computes it from the files' numbers when it loads them"
+            raise not_linear(weight.name, architecture, found)
+    if beside is not None:
+        raise not_linear(beside, architecture, "vLLM derives it from the weights only when it loads them")
+
+
 def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: bool) -> None:
     """Give each weight a new buffer of NaN, wide enough for every dtype the checkpoint stores."""
     stored = {_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(_DTYPES.values())
@@ -208,6 +249,7 @@ def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list
         if not weight.is_loaded_float:
             setattr(weight, source, data.to(weight.dtype, copy=True))
             continue
+        zero_unwritten(loaded, padding_of(weight.module, weight.attribute, weight.shape))
         bad = loaded.numel() - int(torch.isfinite(loaded).sum())
         if bad:
             named = _not_finite(checkpoint)
@@ -227,6 +269,13 @@ def _not_finite(checkpoint: Checkpoint) -> str | None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"tensor {name} of {info.file}"
     return None
+
+
+def _share_memory(weight: Weight) -> None:
+    """Point a weight's tensor at what took its place in the module, if that has the weight's own form."""
+    live = weight.slots.get(weight.attribute)
+    if live is not None and (live.shape, live.dtype, live.device) == (weight.shape, weight.live_dtype, weight.device):
+        weight.tensor.data = live.data
 
 
 def _sft_tensors(

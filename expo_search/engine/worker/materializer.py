@@ -105,7 +105,9 @@ class LiveWeights:
 
     def __init__(self, model: nn.Module, model_config: ModelConfig, weights: list[Weight], reader: PieceReader) -> None:
         self._model, self._model_config, self._weights, self._reader = model, model_config, weights, reader
-        self._extrapolator, self._fingerprinter, self._kernel = Extrapolator(), Fingerprinter(), load_kernel()
+        self._extrapolator, self._fingerprinter = Extrapolator(), Fingerprinter()
+        # sources in host memory alone do not make C's work: it writes through the live weight's pointer, too
+        self._kernel = load_kernel() if any(_in_host_memory(w) for w in weights) else None
         self._gpu_kernel = _gpu_kernel(weights[0].device)
         self._scratch = Scratch()
         # buffers that both checkpoints leave as the model made them (attention's scales): nothing to write, ever
@@ -140,11 +142,12 @@ class LiveWeights:
 
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
-        for weight in (w for w in self._weights if w.is_loaded_float):
-            self._put_back(weight).data.fill_(float("nan"))
         with ExitStack() as addresses:
+            # before anything is put back: what stands in the modules now is what captured graphs read
             for m in self._model.modules():
                 addresses.enter_context(_graph_safe(m))
+            for weight in (w for w in self._weights if w.is_loaded_float):
+                self._put_back(weight).data.fill_(float("nan"))
             process_weights_after_loading(self._model, self._model_config, self._weights[0].device)
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
@@ -207,13 +210,8 @@ class LiveWeights:
         return int(torch.stack(sums).sum()) & MASK if sums and kernel is not None else None
 
     def _is_compiled(self, weight: Weight) -> bool:
-        """Whether the C kernel writes this weight: it and its sources are in this host's memory."""
-        live = torch.empty(0, dtype=weight.live_dtype, device=weight.device)
-        return (
-            self._kernel is not None
-            and weight.dtype == torch.bfloat16
-            and Kernel.takes(live, weight.aligned, weight.sft)
-        )
+        """Whether the C kernel writes this weight."""
+        return self._kernel is not None and _in_host_memory(weight)
 
     def _derive_attention(self) -> None:
         """What vLLM does last after loading: attention layers, which may absorb projections, then the model."""
@@ -223,6 +221,12 @@ class LiveWeights:
                     module.process_weights_after_loading(self._model_config.dtype)  # type: ignore[operator]
         if hasattr(self._model, "process_weights_after_loading"):
             self._model.process_weights_after_loading()  # type: ignore[operator]
+
+
+def _in_host_memory(weight: Weight) -> bool:
+    """Whether the C kernel could write this weight: it and its sources are in this host's memory, in its dtypes."""
+    live = torch.empty(0, dtype=weight.live_dtype, device=weight.device)
+    return weight.dtype == torch.bfloat16 and Kernel.takes(live, weight.aligned, weight.sft)
 
 
 def _narrowed(live: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

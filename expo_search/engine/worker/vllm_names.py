@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.config import ModelConfig, get_current_vllm_config, set_current_vllm_config
+from vllm.config import ModelConfig, VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -31,8 +32,10 @@ __all__ = [
     "ModelConfig",
     "ParallelLMHead",
     "QuantizeMethodBase",
+    "RoutedExperts",
     "UnquantizedEmbeddingMethod",
     "UnquantizedLinearMethod",
+    "VllmConfig",
     "VocabParallelEmbedding",
     "current_platform",
     "get_current_vllm_config",
