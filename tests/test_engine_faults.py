@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,9 +16,14 @@ from twins import make_pair
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt
+from expo_search.engine import watched
+from expo_search.engine.machine import Machine
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.model import VllmModel
+from expo_search.engine.needs import Needs
 from expo_search.engine.start import ModelSpec
-from expo_search.errors import EngineDied
+from expo_search.engine.watched import WatchedEngine
+from expo_search.errors import EngineDied, EngineError
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(6)]
 SAMPLING = SamplingSpec(max_tokens=40)
@@ -65,6 +72,68 @@ def in_the_midst(model: VllmModel, act: Callable[[], None]) -> None:
     for i, _ in enumerate(model.generate(PROMPTS, 0)):
         if i == 2:
             act()
+
+
+def test_an_engine_is_started_anew_with_what_is_free_once_the_old_one_has_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward model that holds more than was planned for it would else leave too little to start with."""
+    started: list[ModelSpec] = []
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start(spec: ModelSpec) -> SimpleNamespace:
+        started.append(spec)
+        workers.append(subprocess.Popen(["sleep", "60"]))
+        core = SimpleNamespace(shutdown=lambda: None)
+        ranks = [workers[-1].pid]
+        return SimpleNamespace(
+            llm_engine=SimpleNamespace(engine_core=core), collective_rpc=lambda _, args: [*ranks, *args]
+        )
+
+    def plan_again() -> MemoryPlan:
+        assert psutil.Process(workers[0].pid).status() == psutil.STATUS_ZOMBIE, "it would still hold its memory"
+        return MemoryPlan({}, {}, "host", 0.5, max_num_seqs=64)
+
+    monkeypatch.setattr(watched, "start_engine", start)
+    spec = ModelSpec(folder / "aligned", folder / "sft", SAMPLING, EngineSpec(), 42, plan_again=plan_again)
+    engine = WatchedEngine(spec.planned(MemoryPlan({}, {}, "gpu", 0.8, max_num_seqs=128)))
+    engine.restart()
+    assert [s.gpu_memory_utilization for s in started] == [0.8, 0.5]
+    assert [s.sources_on_host for s in started] == [False, True]
+    assert [s.engine.max_num_seqs for s in started] == [128, 64]
+    engine.close()
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def test_an_engine_without_room_left_is_an_error_in_the_plans_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = SimpleNamespace(shutdown=lambda: None)
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(engine_core=core), collective_rpc=lambda _, args: [os.getpid(), *args]
+    )
+    monkeypatch.setattr(watched, "start_engine", lambda _: llm)
+
+    def plan_again() -> MemoryPlan:
+        needs = Needs(live=14 << 30, packed=0, sources=28 << 30, reward_model=0, kv_per_token=1 << 17)
+        return plan_memory(needs, EngineSpec(), Machine(host_free=64 << 30, gpu_free=10 << 30, gpu_total=80 << 30))
+
+    spec = ModelSpec(folder / "aligned", folder / "sft", SAMPLING, EngineSpec(), 42, plan_again=plan_again)
+    engine = WatchedEngine(spec.planned(MemoryPlan({}, {}, "gpu", 0.8)))
+    with pytest.raises(EngineError, match=r"GPU memory: 10\.0 GiB free"):
+        engine.restart()
+
+
+def test_an_engine_on_a_cpu_is_started_anew_as_it_was(folder: Path) -> None:
+    def never() -> MemoryPlan:
+        raise AssertionError("its KV cache is planned by its size alone")
+
+    spec = ModelSpec(folder / "aligned", folder / "sft", SAMPLING, EngineSpec(), 42, plan_again=never)
+    on_cpu = spec.planned(MemoryPlan({}, {}, "host", None))
+    assert (on_cpu.engine.max_num_seqs, on_cpu.output_tokens) == (256, 1)
+    assert on_cpu.planned_again() is on_cpu
 
 
 @pytest.mark.slow  # an engine in a process of its own starts slowly, and twice here

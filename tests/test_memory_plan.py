@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from expo_search.checkpoint.folder import Checkpoint
 from expo_search.checkpoint.header import TensorInfo
-from expo_search.config.spec import EngineSpec
+from expo_search.config.spec import EngineSpec, RewardSpec
 from expo_search.dtypes import Dtypes
 from expo_search.engine.machine import Machine, measure_machine
-from expo_search.engine.memory_plan import MemoryPlan, Needs, plan_memory
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.needs import Needs
+from expo_search.engine.trial_time import Workload
 from expo_search.errors import EngineError
 
 GIB = 2**30
@@ -43,10 +48,11 @@ def test_needs_are_counted_in_the_engines_dtype_and_sources_stay_wide_where_a_fi
     }  # fmt: skip
     aligned = checkpoint(config, embed=("BF16", (1000, 64)), layer=("BF16", (64, 32)))
     sft = checkpoint(config, embed=("F32", (1000, 64)), layer=("F32", (64, 32)))
-    needs = Needs.of(aligned, sft, checkpoint({}, score=("F32", (1, 50))), Dtypes("bfloat16", "bfloat16", "float32"))
+    dtypes = Dtypes("bfloat16", "bfloat16", "float32")
+    needs = Needs.of(aligned, sft, checkpoint({}, score=("F32", (1, 50))), dtypes)
     n = 1000 * 64 + 64 * 32
     assert (needs.live, needs.packed, needs.sources) == (2 * n, 2 * 64_000, 2 * n + 4 * n)
-    assert needs.reward_model == 220  # a tenth more than the weights, for its activations
+    assert needs.reward_model == 200
     assert (needs.kv_per_token, needs.kv_heads) == (3 * 2 * 2 * 8 * 2, 2)  # layers, k and v, heads, width, bytes
     assert (needs.largest, needs.largest_experts) == (2 * 64_000, 0)
     wide = Needs.of(aligned, sft, checkpoint({}), Dtypes("float32", "float32", "bfloat16"))
@@ -54,6 +60,21 @@ def test_needs_are_counted_in_the_engines_dtype_and_sources_stay_wide_where_a_fi
     widened = Needs.of(aligned, sft, checkpoint({}), Dtypes("bfloat16", "float32", "float32"))
     assert (widened.live, widened.packed, widened.sources) == (4 * n, 4 * 64_000, 2 * n + 4 * n)
     assert widened.kv_per_token == 2 * needs.kv_per_token
+
+
+def test_a_reward_models_activations_grow_with_its_batches_and_not_with_its_weights() -> None:
+    pair, dtypes = checkpoint({"num_hidden_layers": 1}), Dtypes("bfloat16", "bfloat16", "bfloat16")
+    config = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 10}
+
+    def activations(rating: RewardSpec, n_rows: int = 10) -> int:
+        rated = checkpoint(config, embed=("BF16", (n_rows, 64)))
+        return Needs.of(pair, pair, rated, dtypes, rating).reward_activations
+
+    standard = activations(RewardSpec())
+    assert standard > 16384 * (4 * 64 + 3 * 256) * 2
+    assert activations(RewardSpec(batch_tokens=8192)) == standard // 2
+    assert activations(RewardSpec(), n_rows=1_000_000) == standard
+    assert Needs.of(pair, pair, None, dtypes).reward_activations == 0
 
 
 def test_experts_of_the_largest_layer_and_the_compressed_cache_of_mla_are_found() -> None:
@@ -80,13 +101,88 @@ def test_on_a_cpu_everything_shares_one_memory_and_each_rank_has_a_cache() -> No
     assert (one.sources, one.gpu_memory_utilization, one.host) == ("host", None, {})
 
 
-def test_auto_keeps_the_sources_on_the_gpu_where_they_fit_and_else_on_the_host() -> None:
-    large, small = plan(gpu(80)), plan(gpu(48))
+def test_sources_that_do_not_fit_on_the_gpu_go_to_the_host_and_those_asked_for_stay() -> None:
+    large, small = plan(gpu(80), sources="gpu"), plan(gpu(48))
     assert (large.sources, small.sources) == ("gpu", "host")
     assert (large.device["sources"], large.host["sources"]) == (28 * GIB, 0)
     assert (small.device["sources"], small.host["sources"]) == (0, 28 * GIB)
     assert small.device["other"] > large.device["other"] * 48 // 80  # with the two buffers for streaming
-    assert plan(gpu(80), sources="host").sources == "host"
+    assert "sources in host memory, as there is no room on the GPU; " in small.sentence()
+    assert (plan(gpu(80), sources="host").sources, large.why) == ("host", "")
+    assert plan(gpu(80, host=16)).sources == "gpu", "the host has no room"
+
+
+def shaped(live: float, kv_per_token: int, kv_heads: int) -> Needs:
+    """A pair in bfloat16 beside a 7B reward model; GiB, and KiB of keys and values a token."""
+    return Needs(
+        live=int(live * GIB), packed=0, sources=int(2 * live * GIB), reward_model=14 * GIB,
+        kv_per_token=kv_per_token << 10, kv_heads=kv_heads, largest=GIB // 2, reward_activations=2 * GIB,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "ranks", "sources"),
+    [
+        ("Mistral 7B", shaped(14, 128, 8), 1, "host"),  # half the sequences at once, for a second a switch
+        ("Llama 2 7B", shaped(13, 512, 32), 1, "host"),
+        ("Llama 3.2 1B", shaped(2.5, 32, 8), 1, "gpu"),  # all sequences fit beside them
+        ("Llama 2 13B", shaped(25, 800, 40), 1, "host"),  # no room on the GPU
+        ("Llama 3 70B", shaped(140, 320, 8), 8, "host"),
+    ],
+)
+def test_auto_puts_the_sources_where_a_trial_is_over_sooner(name: str, needs: Needs, ranks: int, sources: str) -> None:
+    chosen = plan(gpu(80, host=512), needs, tensor_parallel=ranks)
+    assert chosen.sources == sources, name
+    for where in ("gpu", "host"):
+        try:
+            assert chosen.trial_s <= plan(gpu(80, host=512), needs, tensor_parallel=ranks, sources=where).trial_s
+        except EngineError:
+            assert (name, where) == ("Llama 2 13B", "gpu")
+    assert f"sources {'on the GPU' if sources == 'gpu' else 'in host memory'}, " in chosen.sentence()
+
+
+def test_a_trial_of_few_prompts_does_not_pay_for_streaming() -> None:
+    needs = shaped(14, 128, 8)
+    few = plan_memory(needs, EngineSpec(), gpu(80), Workload(n_prompts=16))
+    many = plan_memory(needs, EngineSpec(), gpu(80), Workload(n_prompts=1000))
+    assert (few.sources, many.sources) == ("gpu", "host")
+    assert many.why.startswith("sources in host memory, for a trial in about ")
+
+
+def test_as_many_sequences_run_at_once_as_the_cache_has_room_for_or_as_was_asked_for() -> None:
+    needs, work = shaped(14, 128, 8), Workload(prompt_tokens=100, max_tokens=2048)
+    roomy = plan_memory(needs, EngineSpec(), gpu(141), work)
+    tight = plan_memory(needs, EngineSpec(sources="gpu"), gpu(80), work)
+    assert roomy.max_num_seqs == 512, "no more than vLLM captures graphs for"
+    assert 8 <= tight.max_num_seqs < 256
+    assert tight.max_num_seqs % 8 == 0
+    assert tight.gpu_memory_utilization is not None
+    left = tight.gpu_memory_utilization * 80 * GIB - 14 * GIB - 28 * GIB - 6 * GIB  # weights, sources, activations
+    assert left - 9 * 612 * (128 << 10) <= tight.max_num_seqs * 612 * (128 << 10) <= left + 0.001 * 80 * GIB
+    longer = plan_memory(needs, EngineSpec(sources="gpu"), gpu(80), Workload(prompt_tokens=1000))
+    assert longer.max_num_seqs < tight.max_num_seqs
+    assert "sequences at once" in tight.sentence()
+    assert plan(gpu(80), max_num_seqs=1000).max_num_seqs == 1000
+    assert plan(Machine(100 * GIB)).max_num_seqs == 256, "a CPU's batches stay, and so the last bits of its answers"
+    assert plan(Machine(100 * GIB), max_num_seqs=128).max_num_seqs == 128
+
+
+def test_a_loaded_reward_model_is_counted_once_when_the_engine_is_planned_anew() -> None:
+    needs = shaped(14, 128, 8)
+    before = plan(gpu(80, free=79), needs, sources="host")
+    held = needs.reward_model
+    after = plan(replace(gpu(80, free=79 - 14), gpu_held=held), needs, sources="host")
+    assert before.gpu_memory_utilization is not None
+    assert after.gpu_memory_utilization == before.gpu_memory_utilization
+    assert after.device["reward model"] == needs.reward_activations
+    # it holds 4 GiB more than planned: the engine gets those less, and still leaves room for the activations
+    more = plan(replace(gpu(80, free=79 - 18), gpu_held=held + 4 * GIB), needs, sources="host")
+    assert more.gpu_memory_utilization == pytest.approx(before.gpu_memory_utilization - 4 / 80, abs=0.001)
+    assert more.gpu_memory_utilization is not None
+    # vLLM refuses to start with more than is free (`request_memory`)
+    assert more.gpu_memory_utilization * 80 <= 79 - 18
+    with pytest.raises(EngineError, match="GPU memory"):
+        plan(replace(gpu(80, free=20), gpu_held=held + 45 * GIB), needs, sources="host")
 
 
 def test_vllm_gets_all_that_the_reward_model_a_switch_and_other_programs_leave() -> None:
@@ -139,6 +235,13 @@ def test_an_impossible_plan_says_what_there_is_what_it_takes_and_what_would_fit(
     assert would_fit in fault.value.do
 
 
+def test_smaller_batches_of_the_reward_model_are_named_where_they_would_fit() -> None:
+    needs = replace(NEEDS, reward_activations=8 * GIB)
+    with pytest.raises(EngineError) as fault:
+        plan(Machine(64 * GIB), needs, kv_cache_gib=1)
+    assert fault.value.do == "1/4 of batch_tokens in [reward] would fit"
+
+
 def test_sources_on_a_gpu_that_is_not_there_are_refused() -> None:
     with pytest.raises(EngineError, match="--sources gpu: no GPU; expected host or auto"):
         plan(Machine(100 * GIB), sources="gpu")
@@ -149,3 +252,42 @@ def test_free_memory_is_a_part_of_what_the_machine_has() -> None:
     machine = measure_machine()
     assert machine.host_free > 0
     assert 0 <= machine.gpu_free <= machine.gpu_total
+
+
+class Cuda:
+    """`torch.cuda` of a GPU whose allocator keeps 3 GiB that nothing uses, beside 14 GiB of tensors."""
+
+    def __init__(self, **device: int) -> None:
+        self.unused, self._device = 3 * GIB, SimpleNamespace(**device)
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def empty_cache(self) -> None:
+        self.unused = 0
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return 79 * GIB - 14 * GIB - self.unused, 80 * GIB
+
+    def memory_reserved(self) -> int:
+        return 14 * GIB + self.unused
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_device_properties(self, _: int) -> SimpleNamespace:
+        return self._device
+
+
+def test_a_gpu_is_measured_with_its_bandwidth_what_we_hold_and_after_unused_memory_was_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "cuda", Cuda(memory_clock_rate=2_619_000, memory_bus_width=5120))  # an H100's
+    machine = measure_machine()
+    assert (machine.gpu_free, machine.gpu_total, machine.gpu_held) == (65 * GIB, 80 * GIB, 14 * GIB)
+    assert machine.gpu_bandwidth == pytest.approx(3.35e12, rel=0.01)
+    monkeypatch.setattr(torch, "cuda", Cuda())
+    assert measure_machine().gpu_bandwidth == 0, "a torch that does not say"

@@ -11,7 +11,9 @@ from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prom
 
 from expo_search.config.presets import load_study
 from expo_search.engine import start
+from expo_search.engine.machine import Machine
 from expo_search.errors import SettingsChanged, StudyError
+from expo_search.session import preflight
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
 from expo_search.store.study_store import Store
@@ -126,3 +128,24 @@ class TestArithmetic:
     def test_one_that_cannot_hold_the_weights_is_refused(self) -> None:
         with pytest.raises(StudyError, match=r"arithmetic float16: weights of .*aligned in bfloat16"):
             checked(arithmetic="float16")
+
+
+@pytest.mark.usefixtures("home")
+def test_the_memory_is_planned_anew_with_the_reward_model_loaded_and_a_notebooks_own_tensors_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 1 << 30
+    machine = Machine(64 * gib, gpu_free=70 * gib, gpu_total=80 * gib, gpu_held=5 * gib)  # the notebook's
+    monkeypatch.setattr(preflight, "measure_machine", lambda: machine)
+    found = checked()
+    assert found.memory is not None
+    assert found.plan_again is not None
+    first = found.memory.device["reward model"]
+    assert found.plan_again().device["reward model"] == first, "nothing of ours is loaded yet"
+    # a reward model that takes 2 GiB, where some MiB were planned
+    machine = Machine(64 * gib, gpu_free=68 * gib, gpu_total=80 * gib, gpu_held=7 * gib)
+    again = found.plan_again()
+    assert 0 < again.device["reward model"] < first, "its activations are still to come"
+    assert again.gpu_memory_utilization is not None
+    assert found.memory.gpu_memory_utilization is not None
+    assert again.gpu_memory_utilization == pytest.approx(found.memory.gpu_memory_utilization - 2 / 80, abs=0.002)

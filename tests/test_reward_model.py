@@ -87,18 +87,75 @@ def test_empty_answers_and_prompts_longer_than_the_reward_models_context_get_a_r
     assert scorer.score([], lambda _: None) == ([], 0)
 
 
-@pytest.mark.parametrize(
-    "fault", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("can't allocate memory")]
-)
-def test_a_batch_that_does_not_fit_is_said_with_its_size_and_what_to_lower(folder: Path, fault: Exception) -> None:
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("can't allocate memory")]
+
+
+def with_memory_for(scorer: SequenceRewardModel, n_tokens: int, fault: Exception) -> list[tuple[int, int]]:
+    """Let batches of more padded tokens fail; the shapes that were tried."""
+    tried: list[tuple[int, int]] = []
+
+    def hook(_: object, __: object, inputs: dict[str, torch.Tensor]) -> None:
+        shape = inputs["input_ids"].shape
+        tried.append((shape[0], shape[1]))
+        if shape.numel() > n_tokens:
+            raise fault
+
+    scorer._model.register_forward_pre_hook(hook, with_kwargs=True)
+    return tried
+
+
+@pytest.mark.parametrize("fault", OUT_OF_MEMORY, ids=lambda fault: type(fault).__name__)
+def test_a_batch_that_does_not_fit_is_halved_and_the_smaller_budget_stays(
+    folder: Path, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = SequenceRewardModel(folder, RewardSpec()).score(COMPLETIONS, lambda _: None)
     scorer = SequenceRewardModel(folder, RewardSpec())
+    longest = max(len(scorer._encode(c)) for c in COMPLETIONS)
+    tried = with_memory_for(scorer, 2 * longest, fault)
+    scored: list[int] = []
+    rewards, n_cut = scorer.score(COMPLETIONS, scored.append)
+    # other batches round the last bit differently (see above)
+    assert rewards == pytest.approx(expected, rel=0.03, abs=0.03)
+    assert (sum(scored), n_cut) == (len(COMPLETIONS), 0)
+    assert tried[0] == (len(COMPLETIONS), longest)
+    assert tried[1][0] == len(COMPLETIONS) // 2
+    assert sum(b * t > 2 * longest for b, t in tried) == 2, "of 9 rows, and then of 4"
+    tried.clear()
+    assert scorer.score(COMPLETIONS, lambda _: None)[0] == rewards
+    assert all(b * t <= 2 * longest for b, t in tried), "what did not fit is not tried again"
+    said = [r.getMessage() for r in caplog.records if r.name == "expo_search.evaluation.reward_model"]
+    assert len(said) == 1
+    assert said[0].startswith("the reward model ran out of memory: batches of ")
 
-    def full(_: object, __: object) -> None:
-        raise fault
 
-    scorer._model.register_forward_pre_hook(full)
-    with pytest.raises(RewardError, match=r"out of memory for a batch of \d+ tokens; .* lower batch_tokens"):
+@pytest.mark.parametrize("fault", OUT_OF_MEMORY, ids=lambda fault: type(fault).__name__)
+def test_a_conversation_that_does_not_fit_alone_is_one_line(folder: Path, fault: Exception) -> None:
+    scorer = SequenceRewardModel(folder, RewardSpec())
+    with_memory_for(scorer, 0, fault)
+    with pytest.raises(RewardError, match=r"out of memory for one conversation of \d+ tokens; .* answers are stored"):
         scorer.score(COMPLETIONS, lambda _: None)
+
+
+def test_other_faults_of_a_forward_pass_are_not_taken_for_a_lack_of_memory(folder: Path) -> None:
+    scorer = SequenceRewardModel(folder, RewardSpec())
+    tried = with_memory_for(scorer, 0, RuntimeError("device-side assert"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        scorer.score(COMPLETIONS, lambda _: None)
+    assert len(tried) == 1
+
+
+def test_no_keys_and_values_are_kept_and_the_rewards_are_those_with_them_to_the_bit(folder: Path) -> None:
+    """transformers keeps every layer's by default: of a 7B model as much as its activations, or several times that."""
+    scorer = SequenceRewardModel(folder, RewardSpec())
+    ids = torch.randint(5, 300, (3, 50), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1:, 40:] = ids[1:, 40:] = 0
+    with torch.inference_mode():
+        without = scorer._model(input_ids=ids, attention_mask=mask)
+        kept = scorer._model(input_ids=ids, attention_mask=mask, use_cache=True)
+    assert without.past_key_values is None
+    assert kept.past_key_values is not None
+    assert torch.equal(without.logits, kept.logits)
 
 
 def test_a_model_whose_head_is_not_in_its_file_is_refused(folder: Path, tmp_path: Path) -> None:

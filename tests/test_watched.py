@@ -74,6 +74,7 @@ def start_on(core: Core, monkeypatch: pytest.MonkeyPatch) -> WatchedEngine:
     llm: Any = SimpleNamespace(collective_rpc=core.collective_rpc, llm_engine=SimpleNamespace(engine_core=core))
     monkeypatch.setattr(watched, "start_engine", lambda _: llm)
     spec: Any = SimpleNamespace(engine=EngineSpec())
+    spec.planned_again = lambda: spec
     return WatchedEngine(spec)
 
 

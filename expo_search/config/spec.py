@@ -172,6 +172,8 @@ class EngineSpec(_Table):
         arithmetic: what is multiplied in, that dtype or float32; "auto" is float32 on a CPU without instructions for
             the weights' dtype.
         max_model_len: the context; where it is not set, as far as 4096 tokens if the checkpoint allows them.
+        max_num_seqs: sequences that are answered at once; "auto" is what the memory plan has room for on a GPU, and 256
+            on a CPU.
         kv_cache_gib: used on a CPU; on a GPU the cache takes what the plan leaves.
         sources: where the two checkpoints are kept that every switch reads: on the GPU, in host memory from which they
             are streamed, or as the memory plan chooses. A CPU engine has one memory, its own.
@@ -185,7 +187,7 @@ class EngineSpec(_Table):
     dtype: Asked = "auto"
     arithmetic: Asked = "auto"
     tensor_parallel: int = Field(1, ge=1)
-    max_num_seqs: int = Field(256, ge=1)
+    max_num_seqs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     sources: Literal["gpu", "host", "auto"] = "auto"
     kv_cache_gib: int = Field(2, ge=1)
     max_model_len: int = Field(4096, ge=16)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
 
@@ -59,11 +60,18 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host."""
+    """Bytes that are free: of one GPU (and its total; 0 where there is none), and of the host.
+
+    Attributes:
+        gpu_held: of what is not free on the GPU, this process's own tensors: a reward model that is loaded already.
+        gpu_bandwidth: of the GPU's memory, in bytes/s; 0 where it does not say.
+    """
 
     host_free: int
     gpu_free: int = 0
     gpu_total: int = 0
+    gpu_held: int = 0
+    gpu_bandwidth: float = 0.0
 
     @property
     def has_gpu(self) -> bool:
@@ -93,7 +101,7 @@ def measure_machine() -> Machine:
     """What is free on the device that an engine would use, and on the host.
 
     On a GPU this makes CUDA's context of this process, in which the reward model will run: so what it takes, hundreds
-    of MiB, is no longer counted as free.
+    of MiB, is no longer counted as free. It also frees what PyTorch keeps there unused.
     """
     import psutil
     import torch
@@ -101,8 +109,18 @@ def measure_machine() -> Machine:
     free = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
         free = min(free, limit - used)
-    gpu_free, gpu_total = torch.cuda.mem_get_info() if has_gpu() else (0, 0)
-    return Machine(free, gpu_free, gpu_total)
+    if not has_gpu():
+        return Machine(free)
+    torch.cuda.empty_cache()
+    gpu_free, gpu_total = torch.cuda.mem_get_info()
+    return Machine(free, gpu_free, gpu_total, torch.cuda.memory_reserved(), _bandwidth(torch.cuda))
+
+
+def _bandwidth(cuda: Any) -> float:
+    """Bytes/s of a GPU's memory: two transfers a clock (kHz), over the whole bus (bits); 0 where it does not say."""
+    device = cuda.get_device_properties(cuda.current_device())
+    clock, bus = getattr(device, "memory_clock_rate", 0), getattr(device, "memory_bus_width", 0)
+    return 2 * clock * 1e3 * bus / 8
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:

@@ -1,20 +1,23 @@
-"""What a search will hold in memory, by device, computed from headers before anything is loaded.
+"""What a search will hold in memory, by device, planned before anything is loaded.
 
 On a CPU everything shares one memory. On GPUs each holds its share of the live weights, the two sources (or the two
 buffers through which they are streamed from pinned host memory), the KV cache, and what vLLM and CUDA need; the first
 one also holds the reward model. All GPUs get the settings that suit the first.
+
+An engine that is started anew is planned anew, beside a reward model that is loaded by then (`Machine.gpu_held`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from expo_search.checkpoint.folder import Checkpoint
 from expo_search.config.spec import EngineSpec
-from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES, Dtypes, Float
+from expo_search.dtypes import Float
 from expo_search.engine.machine import Machine
+from expo_search.engine.needs import Needs
+from expo_search.engine.trial_time import BANDWIDTH, Placement, Workload
 from expo_search.errors import EngineError
 
 Where = Literal["gpu", "host"]
@@ -23,56 +26,11 @@ _LIBRARIES_BYTES = int(1.5 * _GIB)  # of one process: torch, vllm and transforme
 _CONTEXT_BYTES = int(0.75 * _GIB)  # CUDA's context of one engine process, and NCCL's buffers
 _ACTIVATIONS_SHARE = 0.1  # of a GPU, at most `_ACTIVATIONS_BYTES`: activations and CUDA graphs, which vLLM measures
 _ACTIVATIONS_BYTES = 6 * _GIB
-_REWARD_ACTIVATIONS = 0.1  # of the reward model
 _SWITCH_BYTES = 1 << 29  # scratch of formula, fingerprint and source report, on pieces of that size
+_MOST_SEQS = 512  # at once: what vLLM captures CUDA graphs for; beyond it every step launches its kernels one by one
+_SEQS_STEP = 8  # those graphs' distance
+_CPU_SEQS = 256  # at once on a CPU, which gains nothing from more
 _LENGTHS = (32768, 16384, 8192, 4096, 2048, 1024)  # contexts, in tokens, that an impossible plan is tried with
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What is to be loaded, in bytes over all ranks; from headers.
-
-    Attributes:
-        live: the running weights, in what the engine multiplies in. packed: copies that a CPU engine makes of the
-            vocabulary's matrices.
-        sources: aligned and sft, in float32 where a file's dtype is not the weights'.
-        reward_model: as it is run. kv_per_token: keys and values of one token.
-        kv_heads: over how many ranks those can be spread.
-        arithmetic: what the engine multiplies in.
-        largest: the largest tensor. largest_experts: one layer's experts, which vLLM may lay out anew at each switch.
-    """
-
-    live: int
-    packed: int
-    sources: int
-    reward_model: int
-    kv_per_token: int
-    kv_heads: int = 1
-    arithmetic: Float = "bfloat16"
-    largest: int = 0
-    largest_experts: int = 0
-
-    @classmethod
-    def of(cls, aligned: Checkpoint, sft: Checkpoint, reward: Checkpoint | None, dtypes: Dtypes) -> Needs:
-        """From the headers and configs of the checkpoints; without a `reward` there is no reward model to load."""
-        itemsize = ITEMSIZE[dtypes.engine]
-        config = aligned.config.get("text_config") or aligned.config
-        kv_per_token, kv_heads = _key_values(config)
-        vocabulary = config.get("vocab_size", 0)
-        rows = [t for t in aligned.tensors.values() if vocabulary and t.shape[:1] == (vocabulary,)]
-        return cls(
-            live=_n_elements(aligned) * itemsize,
-            packed=sum(t.n_elements for t in rows) * itemsize,
-            sources=sum(_source_bytes(c, dtypes.weights) for c in (aligned, sft)),
-            reward_model=0
-            if reward is None
-            else int(_n_elements(reward) * ITEMSIZE[dtypes.reward] * (1 + _REWARD_ACTIVATIONS)),
-            kv_per_token=kv_per_token * itemsize,
-            kv_heads=kv_heads,
-            arithmetic=dtypes.engine,
-            largest=max((t.n_elements for t in aligned.tensors.values()), default=0) * itemsize,
-            largest_experts=_largest_experts(aligned) * itemsize,
-        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +41,9 @@ class MemoryPlan:
         sources: where aligned and sft, which every switch reads, are kept.
         arithmetic: what the engine multiplies in, and holds weights, keys and values in.
         gpu_memory_utilization: the share of a GPU that vLLM is told it may take; None on a CPU.
+        max_num_seqs: sequences that are answered at once, at most.
+        trial_s: expected seconds of a trial on a GPU; see `trial_time.py`.
+        why: what `sources = "auto"` was decided by; empty where there was nothing to decide.
     """
 
     device: Mapping[str, int]
@@ -90,6 +51,9 @@ class MemoryPlan:
     sources: Where
     gpu_memory_utilization: float | None
     arithmetic: Float = "bfloat16"
+    max_num_seqs: int = _CPU_SEQS
+    trial_s: float = 0.0
+    why: str = ""
 
     def sentence(self) -> str:
         """The plan as it is printed."""
@@ -97,7 +61,8 @@ class MemoryPlan:
             return f"memory plan: {_sum(self.device)}; computed in {self.arithmetic}"
         return (
             f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
-            f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU; computed in {self.arithmetic}"
+            f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU, {self.max_num_seqs} sequences at once; "
+            f"{self.why and self.why + '; '}computed in {self.arithmetic}"
         )
 
     def fits(self, machine: Machine) -> bool:
@@ -108,8 +73,13 @@ class MemoryPlan:
         return device <= machine.gpu_free and host <= machine.host_free
 
 
-def plan_memory(needs: Needs, engine: EngineSpec, machine: Machine) -> MemoryPlan:
-    """The plan that `engine` asks for; `sources = "auto"` takes the GPU where both fit there.
+def n_at_once(engine: EngineSpec) -> int:
+    """Sequences that are answered at once, at most; where no memory plan has set it, as many as on a CPU."""
+    return _CPU_SEQS if engine.max_num_seqs == "auto" else engine.max_num_seqs
+
+
+def plan_memory(needs: Needs, engine: EngineSpec, machine: Machine, work: Workload | None = None) -> MemoryPlan:
+    """The plan that `engine` asks for; `sources = "auto"` takes the place where a trial of `work` is over sooner.
 
     Raises:
         EngineError: nothing that was asked for fits; says what would. Or a GPU was asked for where there is none.
@@ -121,10 +91,10 @@ def plan_memory(needs: Needs, engine: EngineSpec, machine: Machine) -> MemoryPla
             expected="host or auto: a CPU engine has one memory",
             do="leave the option out",
         )
-    plans = [_plan(needs, engine, machine, where) for where in _places(engine, machine)]
-    for plan in plans:
-        if plan.fits(machine):
-            return plan
+    plans = [_plan(needs, engine, machine, where, work) for where in _places(engine, machine)]
+    fitting = sorted((plan for plan in plans if plan.fits(machine)), key=lambda plan: plan.trial_s)
+    if fitting:
+        return replace(fitting[0], why=_why(fitting, plans))
     plan = plans[-1]
     short_of_host = machine.has_gpu and sum(plan.device.values()) <= machine.gpu_free
     free = machine.gpu_free if machine.has_gpu and not short_of_host else machine.host_free
@@ -136,7 +106,21 @@ def plan_memory(needs: Needs, engine: EngineSpec, machine: Machine) -> MemoryPla
     )
 
 
-def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> MemoryPlan:
+def _why(fitting: Sequence[MemoryPlan], plans: Sequence[MemoryPlan]) -> str:
+    """Why the sources are where the first of the plans that fit has them."""
+    if len(plans) == 1:
+        return ""
+    names = {"gpu": "on the GPU", "host": "in host memory"}
+    best, other = fitting[0], next(plan for plan in plans if plan.sources != fitting[0].sources)
+    if len(fitting) == 1:
+        return f"sources {names[best.sources]}, as there is no room {names[other.sources]}"
+    return (
+        f"sources {names[best.sources]}, for a trial in about {best.trial_s:.0f} s; "
+        f"{names[other.sources]} {other.trial_s:.0f} s, {other.max_num_seqs} at once"
+    )
+
+
+def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work: Workload | None = None) -> MemoryPlan:
     """The plan of one place for the sources.
 
     On a GPU vLLM 0.32 (`Worker.determine_available_memory`) gives to the KV cache
@@ -145,9 +129,10 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> M
 
     so whatever our loader allocates, the sources too, counts as consumed within `utilization * total`. Outside of that
     stay what is taken before vLLM looks (`total - free`, and the context of the engine's process) and what comes after:
-    the reward model, and the scratch of a switch. Hence
+    the scratch of a switch, and the reward model, or where that is loaded already (when an engine is started anew) its
+    activations alone, since its weights are in `total - free`. Hence
 
-        utilization = (free - context - reward model - scratch) / total
+        utilization = (free - context - reward model to come - scratch) / total
 
     and the rest of `utilization * total` must hold the weights, the sources, activations, and keys and values for one
     sequence of `max_model_len`, without which vLLM does not start; what is left beyond that is more KV cache.
@@ -158,26 +143,46 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where) -> M
             "weights": needs.live + needs.packed,
             "sources": needs.sources,
             "KV cache": ranks * engine.kv_cache_gib * _GIB,
-            "reward model": needs.reward_model,
+            "reward model": needs.reward_model + needs.reward_activations,
             # a switch writes a matrix in load layout and packs it anew, before the old one goes
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }
-        return MemoryPlan(everything, {}, "host", None, needs.arithmetic)
+        return MemoryPlan(everything, {}, "host", None, needs.arithmetic, n_at_once(engine))
     from expo_search.engine.worker.source_pieces import STAGING_BYTES
 
     on_gpu = where == "gpu"
     scratch = _SWITCH_BYTES + 2 * needs.largest_experts // ranks + (0 if on_gpu else STAGING_BYTES)
+    activations = min(int(machine.gpu_total * _ACTIVATIONS_SHARE), _ACTIVATIONS_BYTES)
+    reward = max(0, needs.reward_model - machine.gpu_held) + needs.reward_activations
+    kv_per_token = needs.kv_per_token // min(ranks, needs.kv_heads)
     device = {
         "weights": needs.live // ranks,
         "sources": needs.sources // ranks if on_gpu else 0,
-        "KV cache": needs.kv_per_token * engine.max_model_len // min(ranks, needs.kv_heads),
-        "reward model": needs.reward_model,
-        "other": scratch + _CONTEXT_BYTES + min(int(machine.gpu_total * _ACTIVATIONS_SHARE), _ACTIVATIONS_BYTES),
+        "KV cache": kv_per_token * engine.max_model_len,
+        "reward model": reward,
+        "other": scratch + _CONTEXT_BYTES + activations,
     }
     host = {"sources": 0 if on_gpu else needs.sources, "other": (1 + ranks) * _LIBRARIES_BYTES}
-    outside = _CONTEXT_BYTES + needs.reward_model + scratch
-    utilization = max(0.0, (machine.gpu_free - outside) / machine.gpu_total)
-    return MemoryPlan(device, host, where, int(utilization * 1000) / 1000, needs.arithmetic)
+    taken = max(0, machine.gpu_free - _CONTEXT_BYTES - reward - scratch)
+    placement = Placement(
+        weights=device["weights"],
+        kv_per_token=kv_per_token,
+        kv_cache=max(0, taken - device["weights"] - device["sources"] - activations),
+        streamed=0 if on_gpu else needs.sources // ranks,
+        bandwidth=machine.gpu_bandwidth or BANDWIDTH,
+    )
+    work = work or Workload()
+    room = min(_MOST_SEQS, placement.sequences(work))
+    at_once = max(_SEQS_STEP, room // _SEQS_STEP * _SEQS_STEP) if engine.max_num_seqs == "auto" else engine.max_num_seqs
+    return MemoryPlan(
+        device,
+        host,
+        where,
+        int(taken / machine.gpu_total * 1000) / 1000,
+        needs.arithmetic,
+        at_once,
+        placement.trial_s(work, at_once),
+    )
 
 
 def _places(engine: EngineSpec, machine: Machine) -> tuple[Where, ...]:
@@ -206,8 +211,15 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
     elif fits(kv_cache_gib=1) and engine.kv_cache_gib > 1:
         most = next(n for n in range(engine.kv_cache_gib - 1, 0, -1) if fits(kv_cache_gib=n))
         options.append(f"kv_cache_gib = {most} in [engine]")
-    smaller = replace(needs, reward_model=0)
-    if not options and any(_plan(smaller, engine, machine, w).fits(machine) for w in _places(engine, machine)):
+
+    def fits_beside(reward_model: int, reward_activations: int) -> bool:
+        smaller = replace(needs, reward_model=reward_model, reward_activations=reward_activations)
+        return any(_plan(smaller, engine, machine, w).fits(machine) for w in _places(engine, machine))
+
+    part = next((n for n in (2, 4, 8) if fits_beside(needs.reward_model, needs.reward_activations // n)), None)
+    if part:
+        options.append(f"1/{part} of batch_tokens in [reward]")
+    if not options and fits_beside(0, 0):
         options.append("a smaller reward model")
     return f"{' or '.join(options)} would fit" if options else "free memory, or take a smaller pair"
 
@@ -215,34 +227,3 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
 def _sum(parts: Mapping[str, int]) -> str:
     shown = " + ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items() if size)
     return f"{shown} = {sum(parts.values()) / _GIB:.1f} GiB"
-
-
-def _n_elements(checkpoint: Checkpoint) -> int:
-    return sum(t.n_elements for t in checkpoint.tensors.values())
-
-
-def _source_bytes(checkpoint: Checkpoint, weights: Float) -> int:
-    """As `worker/loader.py` keeps it: float32 throughout if any tensor's dtype is not the weights'."""
-    stored = {TORCH_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(ITEMSIZE)
-    return _n_elements(checkpoint) * ITEMSIZE[weights if stored <= {weights} else "float32"]
-
-
-def _key_values(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Elements of one token's keys and values in all layers, and their heads; MLA keeps one short vector instead."""
-    layers = int(config.get("num_hidden_layers") or 0)
-    if rank := config.get("kv_lora_rank"):
-        return layers * (int(rank) + int(config.get("qk_rope_head_dim") or 0)), 1
-    heads = int(config.get("num_attention_heads") or 1)
-    width = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return layers * 2 * kv_heads * width, kv_heads
-
-
-def _largest_experts(checkpoint: Checkpoint) -> int:
-    """Elements of the largest layer's experts."""
-    layers: dict[str, int] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if ".experts." in name:
-            layer = name.split(".experts.")[0]
-            layers[layer] = layers.get(layer, 0) + tensor.n_elements
-    return max(layers.values(), default=0)

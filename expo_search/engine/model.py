@@ -16,6 +16,7 @@ from expo_search.checkpoint.pair_check import same_weights
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.engine.canary import check_switching
 from expo_search.engine.machine import has_gpu
+from expo_search.engine.memory_plan import n_at_once
 from expo_search.engine.start import ModelSpec, SourcesReport
 from expo_search.engine.watched import WatchedEngine
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
@@ -89,7 +90,7 @@ class VllmModel:
         """
         if not has_gpu():
             return
-        sizes = warm_up_sizes(self._spec.engine.max_num_seqs)
+        sizes = warm_up_sizes(n_at_once(self._spec.engine))
         prompt = encode_chat(self.tokenizer, [{"role": "user", "content": "Hello."}], add_generation_prompt=True)
         self._engine.warm_up(
             prompt[: self._spec.engine.max_model_len - _WARM_UP_TOKENS],
@@ -139,7 +140,7 @@ class VllmModel:
         return "-".join(self._engine.call("expo_expected", float(alpha)))
 
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
-        """Answer each prompt once. Yields the number of new tokens after each engine step, and completions as they end.
+        """Answer each prompt once. Yields the number of tokens handed over at each step, and completions as they end.
 
         Completions come in the order in which they end, each drawn with `prompt.seed(seed)`, the same at every alpha.
 
@@ -195,6 +196,7 @@ class VllmModel:
             )
         params = self._params(Prompt(json.dumps([dict(m) for m in messages]), messages[-1]["content"]), self._spec.seed)
         params.max_tokens = min(room, max_tokens or self._spec.sampling.max_tokens)
+        params.stream_interval = None  # a reader sees each token
         self._n_requests += 1
         request, finished = str(self._n_requests), False
         self._engine.add(request, ids, params)
@@ -254,6 +256,7 @@ class VllmModel:
             stop=list(self._spec.stop_strings),
             stop_token_ids=list(self._spec.stop_token_ids),
             output_kind=RequestOutputKind.DELTA,
+            stream_interval=self._spec.output_tokens,
         )
 
     def _forget_prefixes(self) -> None:

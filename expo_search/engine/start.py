@@ -9,9 +9,9 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
 from expo_search.engine.machine import compute_capability, has_gpu
+from expo_search.engine.memory_plan import MemoryPlan, n_at_once
 from expo_search.engine.vllm_version import check_vllm
 from expo_search.errors import EngineError
 
@@ -28,12 +29,22 @@ if TYPE_CHECKING:
 
 _LEAST_INVARIANT = (8, 0)  # vLLM 0.32's documents, "Batch Invariance"
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+# A step of a GPU takes milliseconds, and handing over a few hundred outputs as much again. Not on a CPU: there a step
+# may take a second, and the watchdog (`timeout_s`) and the progress shown go by tokens that were handed over.
+_OUTPUT_TOKENS = 16
 INSTALL = 'install it with: pip install "expo-search[gpu]" (CUDA) or pip install "expo-search[cpu]"'
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything an engine is made from: two local folders, how to talk to the model, and engine options."""
+    """Everything an engine is made from: two local folders, how to talk to the model, and engine options.
+
+    Attributes:
+        gpu_memory_utilization, sources_on_host: see `memory_plan.py`; the former is None on a CPU.
+        plan_again: the memory plan for an engine that is started anew, with what is free when it is called.
+        output_tokens: of a request whose answer is not shown as it comes, tokens that vLLM hands over at once.
+        load_format: a benchmark's own loader.
+    """
 
     aligned: Path
     sft: Path
@@ -44,9 +55,32 @@ class ModelSpec:
     stop_strings: tuple[str, ...] = ()
     chat_template: str | None = None
     trust_remote_code: bool = False
-    gpu_memory_utilization: float | None = None  # see memory_plan.py; None on a CPU
+    gpu_memory_utilization: float | None = None
     sources_on_host: bool = True
-    load_format: str | None = None  # a benchmark's own loader
+    plan_again: Callable[[], MemoryPlan] | None = None
+    output_tokens: int = 1
+    load_format: str | None = None
+
+    def planned(self, plan: MemoryPlan) -> ModelSpec:
+        """The same engine, with what a memory plan gives it."""
+        on_gpu = plan.gpu_memory_utilization is not None
+        return replace(
+            self,
+            engine=self.engine.model_copy(update={"max_num_seqs": plan.max_num_seqs}),
+            gpu_memory_utilization=plan.gpu_memory_utilization,
+            sources_on_host=plan.sources == "host",
+            output_tokens=_OUTPUT_TOKENS if on_gpu else 1,
+        )
+
+    def planned_again(self) -> ModelSpec:
+        """As `planned`, with what is free now; the same on a CPU, which plans its KV cache by its size alone.
+
+        Raises:
+            EngineError: there is no longer room for the engine.
+        """
+        if self.plan_again is None or self.gpu_memory_utilization is None:
+            return self
+        return self.planned(self.plan_again())
 
 
 @dataclass(frozen=True)
@@ -87,7 +121,7 @@ def engine_settings(
     engine: EngineSpec, *, cuda: bool, gpu_memory_utilization: float | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Environment variables and `vllm.LLM` arguments for this hardware. The only place that knows CPU from GPU."""
-    settings: dict[str, Any] = {"max_num_seqs": engine.max_num_seqs}
+    settings: dict[str, Any] = {"max_num_seqs": n_at_once(engine)}
     if cuda:
         share = {} if gpu_memory_utilization is None else {"gpu_memory_utilization": gpu_memory_utilization}
         # A process that is forked off cannot use CUDA once this one has (a memory plan does, a reward model does).

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,10 @@ class WatchedEngine:
             return bool(self._llm.reset_prefix_cache())
 
     def restart(self) -> None:
-        """End what is left of the engine, and start it anew.
+        """End what is left of the engine, and start it anew with the memory that is free then.
 
         Raises:
-            EngineError: it does not start.
+            EngineError: it does not start, or there is no longer room for it.
         """
         for pid in (*_helpers(self._watchdog.processes), *self._watchdog.processes):
             with suppress(ProcessLookupError):
@@ -99,6 +100,8 @@ class WatchedEngine:
         closing.join(_CLOSE_S)
         del self._llm
         gc.collect()
+        _wait_for_end(self._watchdog.processes, _CLOSE_S)  # a process's memory on a GPU is free when it has ended
+        self._spec = self._spec.planned_again()
         self._start()
 
     def close(self) -> None:
@@ -147,6 +150,21 @@ class WatchedEngine:
                 expected="an engine that answers",
                 do="see the log file; the same command goes on from what is stored",
             ) from fault
+
+
+def _wait_for_end(pids: Sequence[int], timeout_s: float) -> None:
+    """Until all processes have ended, also those that nobody has waited for yet; or until the time is over."""
+    import psutil
+
+    def runs(pid: int) -> bool:
+        try:
+            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    end = time.monotonic() + timeout_s
+    while any(map(runs, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def stamp(alpha: float) -> str:

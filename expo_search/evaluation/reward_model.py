@@ -1,13 +1,15 @@
 """completions -> rewards: a sequence classifier with one label, over the conversation in its own chat template.
 
 Batches are sorted by length and filled to a budget of tokens; the result does not depend on the batch but for the
-rounding of the matrix products. Letters: B sequences of a batch, T tokens of its longest.
+rounding of the matrix products. A batch that does not fit in memory halves the budget for the rest of the run. Letters:
+B sequences of a batch, T tokens of its longest.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +63,11 @@ class SequenceRewardModel:
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
+        # by default transformers keeps every layer's keys and values for a generation that does not follow
+        self._model.config.get_text_config().use_cache = False
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._cap = min(spec.max_tokens, positions or spec.max_tokens)
+        self._budget = self._budget_said = spec.batch_tokens
 
     def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
         """Rewards in the order given, and how many conversations were cut. `on_scored` gets each batch's size.
@@ -70,14 +75,22 @@ class SequenceRewardModel:
         A conversation above the cap, or the reward model's own context, loses the end of its answer.
 
         Raises:
-            RewardError: a reward that is not finite; names the prompt.
+            RewardError: a reward that is not finite (names the prompt), or a conversation that does not fit in memory.
         """
         sequences = [self._encode(c) for c in completions]
         cap = self._cap
         n_cut = sum(len(s) > cap for s in sequences)
         rewards = [math.nan] * len(sequences)
-        for rows in self._batches([min(len(s), cap) for s in sequences]):
-            for row, value in zip(rows, self._forward([sequences[r][:cap] for r in rows]), strict=True):
+        lengths = [min(len(s), cap) for s in sequences]
+        # longest first: an impossible batch fails at once
+        left = sorted(range(len(lengths)), key=lambda r: -lengths[r])
+        while left:
+            rows = left[: self._n_front([lengths[r] for r in left])]
+            values = self._forward_within_memory([sequences[r][:cap] for r in rows])
+            if values is None:
+                continue  # within the smaller budget
+            left = left[len(rows) :]
+            for row, value in zip(rows, values, strict=True):
                 if not math.isfinite(value):
                     raise RewardError(
                         where=f"reward of prompt {completions[row].prompt.id}",
@@ -97,18 +110,46 @@ class SequenceRewardModel:
         ]
         return encode_chat(self.tokenizer, conversation, add_generation_prompt=False)
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows sorted by length, longest first (an impossible batch fails at once), padded size within the budget."""
-        batch: list[int] = []
-        can_pad = self._model.config.pad_token_id is not None
-        for row in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
-            longest = lengths[batch[0]] if batch else lengths[row]
-            if batch and (not can_pad or (len(batch) + 1) * longest > self._spec.batch_tokens):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+    def _n_front(self, lengths: Sequence[int]) -> int:
+        """How many rows, sorted by length and longest first, fill a batch of the budget's padded size; at least 1."""
+        if self._model.config.pad_token_id is None:
+            return 1
+        return max(1, min(len(lengths), self._budget // max(lengths[0], 1)))
+
+    def _forward_within_memory(self, sequences: Sequence[list[int]]) -> list[float] | None:
+        """As `_forward`; None where there is no memory for the batch, with the budget smaller from then on.
+
+        Raises:
+            RewardError: no memory for a single sequence.
+        """
+        import torch
+
+        n_tokens = len(sequences) * max(map(len, sequences))
+        try:
+            values = self._forward(sequences)
+        except (RuntimeError, MemoryError) as fault:
+            if not isinstance(fault, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(fault):
+                raise
+            if len(sequences) == 1:
+                raise RewardError(
+                    where="reward model",
+                    found=f"out of memory for one conversation of {n_tokens} tokens",
+                    expected="room for it",
+                    do="free memory on its device, or take a smaller pair or reward model; the answers are stored",
+                ) from fault
+        else:
+            if self._budget < self._budget_said:
+                self._budget_said = self._budget
+                logging.getLogger(__name__).warning(
+                    "the reward model ran out of memory: batches of %d tokens from here on, instead of %d",
+                    self._budget,
+                    self._spec.batch_tokens,
+                )
+            return values
+        # after the handler, whose traceback held the tensors of the pass that failed
+        self._budget = min(self._budget, n_tokens) // 2
+        torch.cuda.empty_cache()
+        return None
 
     def _forward(self, sequences: Sequence[list[int]]) -> list[float]:
         """Scores (B,) of B token sequences, padded on the right to (B, T)."""
@@ -121,20 +162,10 @@ class SequenceRewardModel:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
-        try:
-            with torch.inference_mode():
-                logits: torch.Tensor = self._model(
-                    input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-                ).logits
-        except (RuntimeError, MemoryError) as fault:
-            if not isinstance(fault, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(fault):
-                raise
-            raise RewardError(
-                where="reward model",
-                found=f"out of memory for a batch of {ids.numel()} tokens",
-                expected="room for it",
-                do="lower batch_tokens in the [reward] table of a study file; the answers are stored",
-            ) from fault
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(
+                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
+            ).logits
         values: list[float] = logits.float()[:, 0].tolist()
         return values
 

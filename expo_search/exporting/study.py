@@ -15,8 +15,10 @@ from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer
 from expo_search.config.spec import RewardSpec, stored_spec
 from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import environment, measure_machine
-from expo_search.engine.memory_plan import MemoryPlan, Needs, plan_memory
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.needs import Needs
 from expo_search.engine.start import ModelSpec, dtypes_of
+from expo_search.engine.trial_time import Workload
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
@@ -305,7 +307,8 @@ def _verifying_engine(
     # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself
     other = sft if origin.alpha > -0.5 else aligned
     needs = Needs.of(written, other, None, dtypes_of(engine, RewardSpec(), written))
-    plan = plan_memory(needs, engine, measure_machine())
+    work = Workload(n_prompts=spec.prompts.n, max_tokens=spec.sampling.max_tokens)
+    plan = plan_memory(needs, engine, measure_machine(), work)
     model = ModelSpec(
         aligned=folder,
         sft=other.path,
@@ -314,10 +317,8 @@ def _verifying_engine(
         seed=spec.search.seed,
         trust_remote_code=spec.trust_remote_code,
         stop_strings=spec.pair.stop_strings,
-        gpu_memory_utilization=plan.gpu_memory_utilization,
-        sources_on_host=plan.sources == "host",
     )
-    return model, plan
+    return model.planned(plan), plan
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

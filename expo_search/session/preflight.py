@@ -7,7 +7,7 @@ memory: all before an engine starts and before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,10 @@ from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import in_context, no_room
 from expo_search.engine.machine import measure_machine
-from expo_search.engine.memory_plan import MemoryPlan, Needs, plan_memory
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.needs import Needs
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
+from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
 from expo_search.evaluation.reward_model import check_labels
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
+_LENGTHS_FROM = 64  # prompts whose lengths are measured for the memory plan
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Checked:
     Attributes:
         prompts: all of them, in order; the search's are among the first `reach`.
         fits: whether a prompt leaves room for a whole answer in the context.
-        memory, dtypes: of an engine of ours; None where another model answers.
+        plan_again: the memory plan anew, with what is free when it is called.
+        memory, plan_again, dtypes: of an engine of ours; None where another model answers.
     """
 
     spec: StudySpec
@@ -60,6 +64,7 @@ class Checked:
     fits: Callable[[Prompt], bool]
     settings: Settings
     memory: MemoryPlan | None
+    plan_again: Callable[[], MemoryPlan] | None
     dtypes: Dtypes | None
 
     def confirm_prompts(self, n: int | None) -> list[Prompt]:
@@ -128,11 +133,33 @@ def check(
         compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
-    memory = None
+    memory = plan = None
     if aligned is not None and sft is not None and dtypes is not None:
-        memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, measure_machine())
+        needs, work = Needs.of(aligned, sft, reward, dtypes, spec.reward), _workload(spec, chosen, tokenizer)
+        memory, plan = _plans(needs, spec, work)
         say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes)
+
+
+def _plans(needs: Needs, spec: StudySpec, work: Workload) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
+    """The plan with what is free now, where nothing of ours is loaded yet, and what makes it anew."""
+    before = measure_machine()
+
+    def again() -> MemoryPlan:
+        now = measure_machine()
+        ours = max(0, now.gpu_held - before.gpu_held)  # a notebook may have held tensors of its own before
+        return plan_memory(needs, spec.engine, replace(now, gpu_held=ours), work)
+
+    return plan_memory(needs, spec.engine, replace(before, gpu_held=0), work), again
+
+
+def _workload(spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None) -> Workload:
+    """What a trial answers; the prompts' mean length is that of the first ones, whose order is drawn at random."""
+    mean: float = PROMPT_TOKENS
+    if tokenizer is not None and prompts:
+        first = prompts[:_LENGTHS_FROM]
+        mean = sum(_n_tokens(tokenizer, prompt) for prompt in first) / len(first)
+    return Workload(len(prompts), mean, spec.sampling.max_tokens)
 
 
 def _check_sources(aligned: Checkpoint, sft: Checkpoint, say: Callable[[str], None]) -> None:
@@ -152,6 +179,11 @@ def _tokenizer(source: Source, spec: StudySpec, template: str | None) -> PreTrai
     return load_tokenizer(str(source.path), trust_remote_code=spec.trust_remote_code, chat_template=template)
 
 
+def _n_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """Of a prompt in the chat template."""
+    return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
+
+
 def _room_for_answers(
     spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None
 ) -> Callable[[Prompt], bool]:
@@ -164,7 +196,7 @@ def _room_for_answers(
         return lambda _: True
 
     def length(prompt: Prompt) -> int:
-        return len(encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True))
+        return _n_tokens(tokenizer, prompt)
 
     def fits(prompt: Prompt) -> bool:
         return length(prompt) + spec.sampling.max_tokens <= spec.engine.max_model_len

@@ -171,9 +171,8 @@ def start_model(
             stop_strings=spec.pair.stop_strings,
             chat_template=spec.pair.chat_template,
             trust_remote_code=spec.trust_remote_code,
-            gpu_memory_utilization=plan.gpu_memory_utilization,
-            sources_on_host=plan.sources == "host",
-        ),
+            plan_again=checked.plan_again,
+        ).planned(plan),
         give_up,
     )
     stored = stored_attributes(checked.storage, spec.name)

@@ -1,0 +1,90 @@
+"""Answers that vLLM hands over some tokens at a time are the same ones, with every token counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from twins import make_pair
+
+from expo_search.config.spec import EngineSpec, SamplingSpec
+from expo_search.contracts import Completion, Prompt
+from expo_search.engine.memory_plan import MemoryPlan
+from expo_search.engine.model import VllmModel
+from expo_search.engine.start import ModelSpec
+
+PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
+    folder = tmp_path_factory.mktemp("pair")
+    make_pair(folder, "llama-tied", delta=0.2)
+    engine = EngineSpec(max_model_len=128, kv_cache_gib=1)
+    spec = ModelSpec(folder / "aligned", folder / "sft", SamplingSpec(max_tokens=40), engine, 42)
+    found = VllmModel(spec)
+    yield found
+    found.close()
+
+
+def answers(model: VllmModel, **changes: Any) -> tuple[list[Completion], list[int], int]:
+    """Completions by prompt, the tokens handed over at each step, and how many outputs those were."""
+    before, n_outputs = model._spec, 0
+    step = model._engine.step
+
+    def counted() -> Any:
+        nonlocal n_outputs
+        outputs = step()
+        n_outputs += len(outputs)
+        return outputs
+
+    model._spec = replace(before, **changes)
+    model._engine.step = counted  # type: ignore[method-assign]
+    try:
+        items = list(model.generate(PROMPTS, 0))
+    finally:
+        model._spec = before
+        del model._engine.step
+    completions = sorted((i for i in items if isinstance(i, Completion)), key=lambda c: c.prompt.id)
+    return completions, [i for i in items if isinstance(i, int)], n_outputs
+
+
+def test_answers_handed_over_sixteen_tokens_at_a_time_are_the_same_and_every_token_is_counted(
+    model: VllmModel,
+) -> None:
+    model.materialize(0.5)
+    whole, tokens, n_outputs = answers(model)
+    assert n_outputs == sum(tokens) == sum(c.n_tokens for c in whole)
+    texts = [c.text for c in whole]
+    assert len(set(texts)) > 1
+    # after a few tokens, in a second block of 16 and one token into it
+    strings = tuple(texts[i][at : at + 2] for i, at in ((0, 5), (1, 20), (2, 16)))
+    stopping: dict[str, Any] = {"stop_strings": strings}
+    ids: dict[str, Any] = {"stop_token_ids": tuple(model.tokenizer.encode(texts[3][20], add_special_tokens=False))}
+    for stops, reasons in (({}, {"length"}), (stopping, {"stop", "length"}), (ids, {"stop", "length"})):
+        each, tokens_each, _ = answers(model, **stops)
+        some, tokens_some, n_some = answers(model, output_tokens=16, **stops)
+        assert some == each
+        assert {c.finish_reason for c in each} >= reasons - {"length"}
+        assert sum(tokens_some) == sum(tokens_each) == sum(c.n_tokens for c in each)
+        assert len(tokens_some) == len(tokens_each), "the engine takes the same steps"
+        assert n_some <= sum(2 + c.n_tokens / 16 for c in each), "the first token, every sixteenth, and the end"
+
+
+def test_an_answer_that_is_shown_as_it_comes_still_comes_token_by_token(model: VllmModel) -> None:
+    before = model._spec
+    turns = [{"role": "user", "content": "Tell me about rivers."}]
+    pieces = list(model.stream(turns, 20))
+    model._spec = replace(before, output_tokens=16)
+    try:
+        assert list(model.stream(turns, 20)) == pieces
+    finally:
+        model._spec = before
+    assert len(pieces) > 16
+
+
+def test_a_plan_for_a_gpu_hands_over_some_tokens_at_a_time(model: VllmModel) -> None:
+    spec = model._spec.planned(MemoryPlan({}, {}, "gpu", 0.8, max_num_seqs=384))
+    assert (spec.output_tokens, spec.engine.max_num_seqs, spec.sources_on_host) == (16, 384, False)
