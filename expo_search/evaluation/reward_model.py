@@ -6,22 +6,20 @@ rounding of the matrix products. Letters: B sequences of a batch, T tokens of it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.config.spec import RewardSpec
-from expo_search.contracts import Completion
 from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import RewardError
-from expo_search.inputs.chat_template import encode_chat, load_tokenizer
+from expo_search.evaluation.conversation_scorer import ConversationScorer
 
 if TYPE_CHECKING:
     import torch
 
 
-class SequenceRewardModel:
+class SequenceRewardModel(ConversationScorer):
     """A transformers sequence classifier that reads (user, assistant) conversations; higher is better.
 
     Runs on the GPU where there is one.
@@ -35,8 +33,7 @@ class SequenceRewardModel:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        self._spec = spec
-        self.tokenizer = load_tokenizer(str(path), trust_remote_code=trust_remote_code)
+        super().__init__(path, spec, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         computed = reward_arithmetic(spec.arithmetic, cuda=self._device.type == "cuda")
         self.dtype: torch.dtype = getattr(torch, computed)
@@ -61,41 +58,11 @@ class SequenceRewardModel:
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._cap = min(spec.max_tokens, positions or spec.max_tokens)
+        self._keep_within(getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
 
-    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
-        """Rewards in the order given, and how many conversations were cut. `on_scored` gets each batch's size.
-
-        A conversation above the cap, or the reward model's own context, loses the end of its answer.
-
-        Raises:
-            RewardError: a reward that is not finite; names the prompt.
-        """
-        sequences = [self._encode(c) for c in completions]
-        cap = self._cap
-        n_cut = sum(len(s) > cap for s in sequences)
-        rewards = [math.nan] * len(sequences)
-        for rows in self._batches([min(len(s), cap) for s in sequences]):
-            for row, value in zip(rows, self._forward([sequences[r][:cap] for r in rows]), strict=True):
-                if not math.isfinite(value):
-                    raise RewardError(
-                        where=f"reward of prompt {completions[row].prompt.id}",
-                        found=str(value),
-                        expected="a finite number",
-                        do="check the reward model's dtype and the prompt",
-                    )
-                rewards[row] = value
-            if on_scored is not None:
-                on_scored(len(rows))
-        return rewards, n_cut
-
-    def _encode(self, completion: Completion) -> list[int]:
-        conversation = [
-            {"role": "user", "content": completion.prompt.text},
-            {"role": "assistant", "content": completion.text},
-        ]
-        return encode_chat(self.tokenizer, conversation, add_generation_prompt=False)
+    def _rate(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], list[float]]]:
+        for rows in self._batches([len(s) for s in sequences]):
+            yield rows, self._forward([sequences[r] for r in rows])
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Rows sorted by length, longest first (an impossible batch fails at once), padded size within the budget."""
