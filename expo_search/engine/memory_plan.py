@@ -246,3 +246,8 @@ def _largest_experts(checkpoint: Checkpoint) -> int:
             layer = name.split(".experts.")[0]
             layers[layer] = layers.get(layer, 0) + tensor.n_elements
     return max(layers.values(), default=0)
+
+
+def process_bytes(machine: Machine) -> int:
+    """What one more engine process takes where the weights are, beside its tensors."""
+    return _CONTEXT_BYTES if machine.has_gpu else _LIBRARIES_BYTES

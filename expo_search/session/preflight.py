@@ -28,6 +28,7 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair, Source
+from expo_search.session.reward_engine import with_reward_engine
 from expo_search.session.settings import advice_on_changes, computing_as, study_settings
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.database import check_storage
@@ -127,7 +128,8 @@ def check(
         refuse_if_held(storage, spec.name)
     memory = None
     if aligned is not None and sft is not None and dtypes is not None:
-        memory = plan_memory(Needs.of(aligned, sft, reward, dtypes), spec.engine, measure_machine())
+        needs, machine = Needs.of(aligned, sft, reward, dtypes), measure_machine()
+        memory = plan_memory(with_reward_engine(needs, spec, reward, machine), spec.engine, machine)
         say(memory.sentence())
     return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, dtypes)
 
