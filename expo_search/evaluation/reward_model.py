@@ -30,30 +30,12 @@ class SequenceRewardModel(ConversationScorer):
 
     def __init__(self, path: Path, spec: RewardSpec, *, trust_remote_code: bool = False) -> None:
         import torch
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
         super().__init__(path, spec, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         computed = reward_arithmetic(spec.arithmetic, cuda=self._device.type == "cuda")
         self.dtype: torch.dtype = getattr(torch, computed)
-        check_labels(path, trust_remote_code=trust_remote_code)
-        try:
-            self._model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path,
-                dtype=self.dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as fault:
-            raise RewardError(
-                where=f"reward model {path}",
-                found=" ".join(str(fault).split())[:200],
-                expected="a sequence classifier in safetensors",
-                do="check the folder",
-            ) from None
-        _refuse_random_weights(path, loading)
+        self._model = load_classifier(path, trust_remote_code=trust_remote_code, dtype=self.dtype)
         self._model.to(self._device).eval()
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
@@ -104,6 +86,31 @@ class SequenceRewardModel(ConversationScorer):
             ) from fault
         values: list[float] = logits.float()[:, 0].tolist()
         return values
+
+
+def load_classifier(path: Path, *, trust_remote_code: bool, **options: Any) -> Any:
+    """The sequence classifier in transformers. `options`: of `from_pretrained`; `device_map="meta"` reads no weights.
+
+    Raises:
+        RewardError: cannot be loaded, lacks weights, or has more than one label.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    check_labels(path, trust_remote_code=trust_remote_code)
+    try:
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise RewardError(
+            where=f"reward model {path}",
+            found=" ".join(str(fault).split())[:200],
+            expected="a sequence classifier in safetensors",
+            do="check the folder",
+        ) from None
+    _refuse_random_weights(path, loading)
+    return model
 
 
 def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:

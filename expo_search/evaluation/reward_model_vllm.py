@@ -21,7 +21,7 @@ from expo_search.config.spec import RewardSpec
 from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import EngineDied, RewardError
 from expo_search.evaluation.conversation_scorer import ConversationScorer
-from expo_search.evaluation.reward_model import check_labels
+from expo_search.evaluation.reward_model import load_classifier
 
 _CLOSE_S = 20.0
 
@@ -73,11 +73,10 @@ class VllmRewardModel(ConversationScorer):
         self, path: Path, spec: RewardSpec, process: EngineProcess, *, trust_remote_code: bool = False
     ) -> None:
         import torch
-        from transformers import AutoConfig
 
         super().__init__(path, spec, trust_remote_code=trust_remote_code)
-        check_labels(path, trust_remote_code=trust_remote_code)
-        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        # vLLM 0.32 also starts where a file lacks the head; transformers reads the header of the file alone here
+        config = load_classifier(path, trust_remote_code=trust_remote_code, device_map="meta").config
         self._keep_within(getattr(config.get_text_config(), "max_position_embeddings", None))
         self._pad = self.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
         self.dtype: torch.dtype = getattr(torch, reward_arithmetic(spec.arithmetic, cuda=torch.cuda.is_available()))
