@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -28,7 +29,7 @@ EMPTY = Completion(Prompt("empty", "Hello?"), "", 0, "stop")
 
 
 def spec_of(folder: Path, **reward: object) -> StudySpec:
-    overrides = {
+    overrides: dict[str, dict[str, Any]] = {
         "pair": {
             "aligned": str(folder / "aligned"),
             "sft": str(folder / "sft"),
