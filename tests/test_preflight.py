@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from expo_search.errors import SettingsChanged, StudyError
 from expo_search.session import preflight
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
+from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
 N_ROWS = 20
@@ -30,13 +32,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def checked(n: int | None = None, aligned: str = "aligned", reward: str = "auto", **engine: Any) -> Checked:
+def checked(
+    n: int | None = None,
+    aligned: str = "aligned",
+    reward: str = "auto",
+    backend: str = "transformers",
+    **engine: Any,
+) -> Checked:
     prompts = {"source": "prompts.jsonl"} | ({} if n is None else {"n": n})
     overrides: dict[str, dict[str, Any]] = {
         "pair": {"aligned": aligned, "sft": "sft", "reward_model": "reward"},
         "prompts": prompts,
         "sampling": {"max_tokens": 8},
-        "reward": {"arithmetic": reward},
+        "reward": {"arithmetic": reward, "backend": backend},
         "engine": {"max_model_len": 128} | engine,
     }
     return check(load_study(overrides=overrides), "sqlite:///test.db", lambda _: None)
@@ -149,3 +157,33 @@ def test_the_memory_is_planned_anew_with_the_reward_model_loaded_and_a_notebooks
     assert again.gpu_memory_utilization is not None
     assert found.memory.gpu_memory_utilization is not None
     assert again.gpu_memory_utilization == pytest.approx(found.memory.gpu_memory_utilization - 2 / 80, abs=0.002)
+
+
+@pytest.mark.usefixtures("home")
+class TestRewardBackend:
+    def test_it_is_a_setting_that_a_study_keeps(self) -> None:
+        store = Store("sqlite:///test.db", "custom")
+        pin(store, checked())
+        store.close()
+        with pytest.raises(SettingsChanged, match=r"reward\.backend: 'transformers' there, 'vllm' now"):
+            checked(backend="vllm")
+        again = check_stored("sqlite:///test.db", "custom", lambda _: None, trust_remote_code=False)
+        assert again.spec.reward.backend == "transformers"
+
+    def test_a_study_from_before_there_was_a_choice_goes_on_in_transformers_alone(self) -> None:
+        now = checked()
+        flat = {key: value for key, value in now.settings.flat().items() if key != "reward.backend"}
+        store = Store("sqlite:///test.db", "custom")
+        pin(store, replace(now, settings=Settings.from_flat(flat)))
+        store.close()
+        assert checked().settings == now.settings
+        with pytest.raises(SettingsChanged, match=r"reward\.backend: 'transformers' there, 'vllm' now"):
+            checked(backend="vllm")
+
+    def test_the_plan_of_an_engine_has_its_process_and_the_keys_and_values_of_a_batch(self) -> None:
+        plain, served = checked().memory, checked(backend="vllm").memory
+        assert plain is not None
+        assert served is not None
+        # a tiny model's 16,384 tokens hardly count beside torch and vllm themselves
+        more = served.device["reward model"] - plain.device["reward model"]
+        assert 1.5 * 2**30 < more < 2 * 2**30

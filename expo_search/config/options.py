@@ -60,6 +60,7 @@ OPTIONS = (
     Option("search", "racing", bool, "Stop a trial once it cannot win."),
     Option("search", "tolerance", float, "End once going on should gain less than this share of the gain; 0: never."),
     Option("search", "seed", int, "Fixes prompts' order, answers and sampler."),
+    Option("reward", "backend", str, "What runs the reward model: transformers or vllm.", None, "reward_backend"),
     Option("engine", "dtype", str, "Of the weights: auto (the checkpoint's), bfloat16, float16 or float32."),
     Option(
         "engine", "arithmetic", str, "What engine and reward model multiply in; auto suits the machine.",

@@ -156,9 +156,11 @@ class RewardSpec(_Table):
     """How the reward model is run: a conversation's cap and a batch's budget, both in tokens.
 
     Attributes:
+        backend: transformers in this process, or a vLLM engine of its own, whose rewards differ by rounding.
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
+    backend: Literal["transformers", "vllm"] = "transformers"
     max_tokens: int = Field(4096, ge=16)
     batch_tokens: int = Field(16384, ge=16)
     arithmetic: Asked = "auto"

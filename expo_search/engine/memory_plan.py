@@ -227,3 +227,8 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
 def _sum(parts: Mapping[str, int]) -> str:
     shown = " + ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items() if size)
     return f"{shown} = {sum(parts.values()) / _GIB:.1f} GiB"
+
+
+def process_bytes(machine: Machine) -> int:
+    """What one more engine process takes where the weights are, beside its tensors."""
+    return _CONTEXT_BYTES if machine.has_gpu else _LIBRARIES_BYTES

@@ -8,22 +8,20 @@ B sequences of a batch, T tokens of its longest.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.config.spec import RewardSpec
-from expo_search.contracts import Completion
 from expo_search.dtypes import reward_arithmetic
 from expo_search.errors import RewardError
-from expo_search.inputs.chat_template import encode_chat, load_tokenizer
+from expo_search.evaluation.conversation_scorer import ConversationScorer
 
 if TYPE_CHECKING:
     import torch
 
 
-class SequenceRewardModel:
+class SequenceRewardModel(ConversationScorer):
     """A transformers sequence classifier that reads (user, assistant) conversations; higher is better.
 
     Runs on the GPU where there is one.
@@ -34,81 +32,32 @@ class SequenceRewardModel:
 
     def __init__(self, path: Path, spec: RewardSpec, *, trust_remote_code: bool = False) -> None:
         import torch
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        self._spec = spec
-        self.tokenizer = load_tokenizer(str(path), trust_remote_code=trust_remote_code)
+        super().__init__(path, spec, trust_remote_code=trust_remote_code)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         computed = reward_arithmetic(spec.arithmetic, cuda=self._device.type == "cuda")
         self.dtype: torch.dtype = getattr(torch, computed)
-        check_labels(path, trust_remote_code=trust_remote_code)
-        try:
-            self._model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path,
-                dtype=self.dtype,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as fault:
-            raise RewardError(
-                where=f"reward model {path}",
-                found=" ".join(str(fault).split())[:200],
-                expected="a sequence classifier in safetensors",
-                do="check the folder",
-            ) from None
-        _refuse_random_weights(path, loading)
+        self._model = load_classifier(path, trust_remote_code=trust_remote_code, dtype=self.dtype)
         self._model.to(self._device).eval()
         if self._model.config.pad_token_id is None:
             # transformers reads the score at the last token that is not padding: without one it needs batches of one
             self._model.config.pad_token_id = self.tokenizer.pad_token_id
         # by default transformers keeps every layer's keys and values for a generation that does not follow
         self._model.config.get_text_config().use_cache = False
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._cap = min(spec.max_tokens, positions or spec.max_tokens)
+        self._keep_within(getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         self._budget = self._budget_said = spec.batch_tokens
 
-    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
-        """Rewards in the order given, and how many conversations were cut. `on_scored` gets each batch's size.
-
-        A conversation above the cap, or the reward model's own context, loses the end of its answer.
-
-        Raises:
-            RewardError: a reward that is not finite (names the prompt), or a conversation that does not fit in memory.
-        """
-        sequences = [self._encode(c) for c in completions]
-        cap = self._cap
-        n_cut = sum(len(s) > cap for s in sequences)
-        rewards = [math.nan] * len(sequences)
-        lengths = [min(len(s), cap) for s in sequences]
+    def _rate(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], list[float]]]:
+        lengths = [len(s) for s in sequences]
         # longest first: an impossible batch fails at once
         left = sorted(range(len(lengths)), key=lambda r: -lengths[r])
         while left:
             rows = left[: self._n_front([lengths[r] for r in left])]
-            values = self._forward_within_memory([sequences[r][:cap] for r in rows])
+            values = self._forward_within_memory([sequences[r] for r in rows])
             if values is None:
                 continue  # within the smaller budget
             left = left[len(rows) :]
-            for row, value in zip(rows, values, strict=True):
-                if not math.isfinite(value):
-                    raise RewardError(
-                        where=f"reward of prompt {completions[row].prompt.id}",
-                        found=str(value),
-                        expected="a finite number",
-                        do="check the reward model's dtype and the prompt",
-                    )
-                rewards[row] = value
-            if on_scored is not None:
-                on_scored(len(rows))
-        return rewards, n_cut
-
-    def _encode(self, completion: Completion) -> list[int]:
-        conversation = [
-            {"role": "user", "content": completion.prompt.text},
-            {"role": "assistant", "content": completion.text},
-        ]
-        return encode_chat(self.tokenizer, conversation, add_generation_prompt=False)
+            yield rows, values
 
     def _n_front(self, lengths: Sequence[int]) -> int:
         """How many rows, sorted by length and longest first, fill a batch of the budget's padded size; at least 1."""
@@ -168,6 +117,31 @@ class SequenceRewardModel:
             ).logits
         values: list[float] = logits.float()[:, 0].tolist()
         return values
+
+
+def load_classifier(path: Path, *, trust_remote_code: bool, **options: Any) -> Any:
+    """The sequence classifier in transformers. `options`: of `from_pretrained`; `device_map="meta"` reads no weights.
+
+    Raises:
+        RewardError: cannot be loaded, lacks weights, or has more than one label.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    check_labels(path, trust_remote_code=trust_remote_code)
+    try:
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise RewardError(
+            where=f"reward model {path}",
+            found=" ".join(str(fault).split())[:200],
+            expected="a sequence classifier in safetensors",
+            do="check the folder",
+        ) from None
+    _refuse_random_weights(path, loading)
+    return model
 
 
 def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair, Source
+from expo_search.session.reward_engine import with_reward_engine
 from expo_search.session.settings import advice_on_changes, computing_as, study_settings
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.database import check_storage
@@ -136,19 +137,24 @@ def check(
     memory = plan = None
     if aligned is not None and sft is not None and dtypes is not None:
         needs, work = Needs.of(aligned, sft, reward, dtypes, spec.reward), _workload(spec, chosen, tokenizer)
-        memory, plan = _plans(needs, spec, work)
+        memory, plan = _plans(needs, spec, reward, work)
         say(memory.sentence())
     return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes)
 
 
-def _plans(needs: Needs, spec: StudySpec, work: Workload) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
+def _plans(
+    needs: Needs, spec: StudySpec, reward: Checkpoint | None, work: Workload
+) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
     """The plan with what is free now, where nothing of ours is loaded yet, and what makes it anew."""
     before = measure_machine()
+    needs = with_reward_engine(needs, spec, reward, before)
+    # by then a reward model in a process of its own has taken what it needs, and that is no longer free
+    loaded = replace(needs, reward_model=0, reward_activations=0) if spec.reward.backend == "vllm" else needs
 
     def again() -> MemoryPlan:
         now = measure_machine()
         ours = max(0, now.gpu_held - before.gpu_held)  # a notebook may have held tensors of its own before
-        return plan_memory(needs, spec.engine, replace(now, gpu_held=ours), work)
+        return plan_memory(loaded, spec.engine, replace(now, gpu_held=ours), work)
 
     return plan_memory(needs, spec.engine, replace(before, gpu_held=0), work), again
 

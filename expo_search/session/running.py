@@ -22,6 +22,7 @@ from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
     from expo_search.engine.model import VllmModel
+    from expo_search.evaluation.conversation_scorer import ConversationScorer
 
 CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
 
@@ -64,10 +65,18 @@ class Running:
         """What rates the answers."""
         if self._given_scorer is not None:
             return self._given_scorer
+        return self._own_scorer
+
+    @cached_property
+    def _own_scorer(self) -> ConversationScorer:
+        checked = self.checked
+        if checked.spec.reward.backend == "vllm":
+            from expo_search.session.reward_engine import start_reward_engine
+
+            return start_reward_engine(checked.spec, checked.pair.reward_model.path, checked.memory, self._give_up)
         from expo_search.evaluation.reward_model import SequenceRewardModel
 
-        spec = self.checked.spec
-        path = self.checked.pair.reward_model.path
+        spec, path = checked.spec, checked.pair.reward_model.path
         return SequenceRewardModel(path, spec.reward, trust_remote_code=spec.trust_remote_code)
 
     @cached_property
@@ -111,8 +120,11 @@ class Running:
         started = vars(self)
         store, own = started.pop("store", None), started.pop("own_model", None)
         started.pop("scorer", None)
+        scorer = started.pop("_own_scorer", None)
         if store is not None:
             store.close()
+        if scorer is not None:
+            scorer.close()
         if own is not None:
             with suppress(EngineDied):  # it went down before
                 own.close()

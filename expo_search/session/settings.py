@@ -95,11 +95,9 @@ def _reward_settings(
 ) -> Settings:
     if reward is None:
         return Settings(pair=PairSettings(reward_model=_name(pair.reward_model)))
-    kept = RewardSettings(max_tokens=spec.reward.max_tokens, chat_template=_hash(template))
+    kept = RewardSettings(backend=spec.reward.backend, max_tokens=spec.reward.max_tokens, chat_template=_hash(template))
     if dtypes is not None:
-        kept = RewardSettings(
-            max_tokens=spec.reward.max_tokens, arithmetic=dtypes.reward, chat_template=_hash(template)
-        )
+        kept = kept.model_copy(update={"arithmetic": dtypes.reward})
     return Settings(
         pair=PairSettings(reward_model=_identity(pair.reward_model, reward)),
         files=FilesSettings(reward_model=reward.sample_hash),

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from expo_search.errors import SettingsChanged
 
+# of studies that are older than the setting: what there was then
+_BEFORE = {"reward.backend": "transformers"}
 Value = str | int | float | bool | list[Any] | None  # of one setting, as JSON has it
 
 
@@ -56,6 +58,7 @@ class PromptsSettings(_Table):
 class RewardSettings(_Table):
     """How answers are rated; hash of the reward model's chat template."""
 
+    backend: str = ""
     max_tokens: int = 0
     arithmetic: str = ""
     chat_template: str = ""
@@ -121,7 +124,7 @@ def compare_settings(
     Raises:
         SettingsChanged: names every setting that differs, with both values.
     """
-    there, now = stored.flat(), asked.flat()
+    there, now = _BEFORE | stored.flat(), asked.flat()
     differing = [
         f"{key}: {there[key]!r} there, {now[key]!r} now"
         for key in sorted(there.keys() & now.keys())
