@@ -22,7 +22,7 @@ from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dt
 from expo_search.engine.machine import compute_capability, has_gpu
 from expo_search.engine.memory_plan import MemoryPlan, n_at_once
 from expo_search.engine.vllm_version import check_vllm
-from expo_search.errors import EngineError
+from expo_search.errors import EngineError, ExpoError
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -232,13 +232,25 @@ def start_engine(spec: ModelSpec) -> LLM:
                 use_tqdm_on_load=False,
                 **settings,
             )
+    except ExpoError:
+        _leave_no_process_groups()
+        raise
     except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
+        _leave_no_process_groups()
         raise EngineError(
             where=f"vLLM engine for {spec.aligned}",
             found=" ".join(str(fault).split())[:300],
             expected="an engine that starts",
             do="see the log file for vLLM's own words",
         ) from fault
+
+
+def _leave_no_process_groups() -> None:
+    """Undo what an engine that did not start set up in this process: the next one may be of another kind of model."""
+    from expo_search.engine.worker.vllm_names import destroy_distributed_environment, destroy_model_parallel
+
+    destroy_model_parallel()
+    destroy_distributed_environment()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.config.load import LoadConfig
+from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -38,6 +39,8 @@ __all__ = [
     "VllmConfig",
     "VocabParallelEmbedding",
     "current_platform",
+    "destroy_distributed_environment",
+    "destroy_model_parallel",
     "get_current_vllm_config",
     "initialize_model",
     "is_deferred_attention_layer",
