@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS
 from expo_search.contracts import Model, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
-from expo_search.text import clean, storable
+from expo_search.text import storable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,9 +107,11 @@ class Session:
         from rich.console import Console
 
         from expo_search.session.preflight import check, check_stored
+        from expo_search.session.progress import say_on
         from expo_search.session.running import Running
 
         self._console, self._quiet = console or Console(stderr=True), quiet
+        self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         own = {"own_model": model is None, "own_scorer": scorer is None}
         try:
             self.checked: Checked = (
@@ -144,13 +146,6 @@ class Session:
     def spec(self) -> StudySpec:
         """What is searched, with the context that the checkpoint allows."""
         return self.checked.spec
-
-    def say(self, line: str) -> None:
-        """Show a line where progress is shown, unless the session is quiet."""
-        from rich.text import Text
-
-        if not self._quiet:
-            self._console.print(Text(clean(line)), soft_wrap=True)
 
     def start(self) -> None:
         """Start what is not running yet: the engine with its canary, the reward model, the study in the database.

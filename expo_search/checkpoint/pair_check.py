@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo_search.errors import MaterializeError
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
 from expo_search.checkpoint.folder import Checkpoint
-from expo_search.errors import CheckpointError
+from expo_search.errors import CheckpointError, MaterializeError
 
 if TYPE_CHECKING:
     import torch

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from expo_search.errors import StoreError
-from expo_search.text import clean
 
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
@@ -53,13 +51,3 @@ def terminal(log: Path) -> Iterator[tuple[Console, Console]]:
 def console_on(stream: TextIO) -> Console:
     """As wide as the terminal, and wide enough for a table where there is none."""
     return Console(file=stream) if stream.isatty() else Console(file=stream, width=120)
-
-
-def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
-    """A function that prints one line on `console`, without control characters; it prints nothing if `quiet`."""
-
-    def say(line: str) -> None:
-        if not quiet:
-            console.print(Text(clean(line)), soft_wrap=True)
-
-    return say

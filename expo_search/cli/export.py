@@ -23,7 +23,6 @@ from expo_search.cli.console import (
     Storage,
     TrustRemoteCode,
     known_study,
-    say_on,
     terminal,
 )
 from expo_search.config.options import DEFAULT_STORAGE
@@ -58,6 +57,8 @@ def export_model(
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
+    from expo_search.session.progress import say_on
+
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
     check_name(out)
@@ -92,7 +93,7 @@ def reproduce_model(
     """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
     from expo_search.exporting.provenance import read_provenance
     from expo_search.exporting.reproduce import reproduce
-    from expo_search.session.progress import Progress
+    from expo_search.session.progress import Progress, say_on
 
     origin = read_provenance(exported)
     with terminal(log) as (out, err):

@@ -23,7 +23,6 @@ from expo_search.cli.console import (
     Storage,
     TrustRemoteCode,
     known_study,
-    say_on,
     terminal,
 )
 from expo_search.cli.inspect import print_result
@@ -173,7 +172,7 @@ def confirm_winner(
             with stop_on_signals(session.say) as stop:
                 confirmation = session.confirm(winner, n_prompts, stop=stop)
         if confirmation is None:
-            say_on(err, quiet)(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
+            session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)
         if as_json:
             out.print(Text(json.dumps(confirmation_json(confirmation), indent=2)), soft_wrap=True)

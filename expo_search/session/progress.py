@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +22,16 @@ _LINE = (
 )
 
 
+def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
+    """What shows a line that stays on a console, cleaned; nothing when quiet."""
+
+    def say(line: str) -> None:
+        if not quiet:
+            console.print(Text(clean(line)), soft_wrap=True)
+
+    return say
+
+
 class Progress:
     """Watches a search (it is a `Watcher`); shows trial, alpha, tokens and their rate, scored, time left.
 
@@ -28,7 +39,7 @@ class Progress:
     """
 
     def __init__(self, console: Console, n_trials: int, n_finished: int, *, quiet: bool = False) -> None:
-        self._console, self._n_trials, self._n_finished, self._quiet = console, n_trials, n_finished, quiet
+        self._n_trials, self._n_finished, self.say = n_trials, n_finished, say_on(console, quiet)
         self._trial_s: list[float] = []
         self._t_start, self._t_generate = time.monotonic(), None
         self._n_tokens = self._n_scored = 0
@@ -48,11 +59,6 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-
-    def say(self, line: str) -> None:
-        """Show a line that stays."""
-        if not self._quiet:
-            self._console.print(Text(clean(line)), soft_wrap=True)
 
     def started(self, trial: int, alpha: float, n_prompts: int, n_stored: int) -> None:
         """A trial begins, of whose n_prompts answers n_stored are there."""
