@@ -6,9 +6,12 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK
 
 CHECK = """
 import sys, torch
@@ -23,10 +26,11 @@ for n in (0, 2, 2046, 2048, 2 * WORDS_PER_BLOCK, 2 * WORDS_PER_BLOCK + 2):
     aligned, sft = (torch.randn(n, generator=noise).bfloat16().to(device) for _ in range(2))
     out = torch.full_like(aligned, 7)
     for alpha in (0.0, 0.3):
-        tensor_sum = int(kernel.switch(out, aligned, sft, alpha)) & MASK
+        total = torch.full((), 3, dtype=torch.int64, device=device)
+        kernel.switch(out, aligned, sft, alpha, total)
         expected = plain_theta(aligned, sft, alpha).bfloat16()
         assert torch.equal(out, expected), (n, alpha)
-        assert tensor_sum == Fingerprinter().tensor_sum(expected), (n, alpha)
+        assert (int(total) - 3) & MASK == Fingerprinter().tensor_sum(expected), (n, alpha)
 assert not kernel.takes(torch.zeros(3, dtype=torch.bfloat16)) and not kernel.takes(torch.zeros(2))
 print("agrees")
 """
@@ -41,6 +45,31 @@ def test_the_kernel_gives_the_bits_of_the_torch_versions() -> None:
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.stdout == "agrees\n", run.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("alpha_is_zero", [False, True])
+def test_it_compiles_for_nvidia_gpus_without_fusing_multiply_and_add(
+    capability: int, alpha_is_zero: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton's own compiler and assembler, which need no GPU: Ampere, Hopper, Blackwell."""
+    pytest.importorskip("triton")
+    from triton import compile as compiled
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from expo_search.weights import gpu_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"COPY": alpha_is_zero, "STRIP": gpu_kernel._STRIP, "BLOCK": WORDS_PER_BLOCK}
+    pointers = dict.fromkeys(("out", "aligned", "sft", "keys"), "*i32") | dict.fromkeys(("block_keys", "total"), "*i64")
+    signature = pointers | {"alpha": "fp32", "n_words": "i32"} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(gpu_kernel._switch, {name: signature[name] for name in gpu_kernel._switch.arg_names}, constants)
+    made = compiled(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+    assert made.asm["cubin"]
+    assert "fma" not in made.asm["ptx"]
+    assert ("mul.rn.f32" in made.asm["ptx"]) is not alpha_is_zero
+    assert ".add.u64" in made.asm["ptx"]  # the fingerprint's sum
 
 
 def test_a_device_on_which_the_kernel_does_not_run_is_told_why_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.layers.fused_moe.oracle import unquantized
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
@@ -22,6 +23,7 @@ from expo_search.engine.worker.expert_padding import padding_of, zero_unwritten
 from expo_search.engine.worker.loader import Weight, _share_memory
 from expo_search.engine.worker.materializer import LiveWeights
 from expo_search.engine.worker.source_pieces import PieceReader
+from expo_search.weights.fingerprint import WORDS_PER_BLOCK
 from expo_search.weights.formula import plain_theta
 
 
@@ -58,7 +60,9 @@ class TestOnAnotherDeviceThanTheSources:
         monkeypatch.setattr(materializer, "load_kernel", compiles)
         live = self.live(plain)
         pieces = PieceReader(plain.device, stage=True).read([plain])
-        assert live._into(plain.tensor.data, plain, 0.7, pieces) is None  # the sum of what torch wrote comes later
+        total = live._into(plain.tensor.data, plain, 0.7, pieces)
+        assert isinstance(total, torch.Tensor)
+        assert total.device.type == "meta"  # the sum of what torch wrote stays there
         assert next(pieces, None) is None
 
     def test_the_pieces_of_every_such_weight_are_asked_for(
@@ -72,10 +76,79 @@ class TestOnAnotherDeviceThanTheSources:
             return iter([])
 
         monkeypatch.setattr(PieceReader, "read", read)
-        monkeypatch.setattr(LiveWeights, "_write", lambda *_, **__: "")
+        monkeypatch.setattr(LiveWeights, "_write", lambda *_, **__: 0)
         monkeypatch.setattr(LiveWeights, "_derive_attention", lambda _: None)
         self.live(plain).switch(0.7)
         assert asked == [plain]
+
+    @pytest.mark.parametrize("reread", [False, True])
+    @pytest.mark.parametrize("by_kernel", [False, True])
+    def test_a_switch_waits_for_the_device_once_whatever_it_writes(
+        self, by_kernel: bool, reread: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernel = StandInKernel()
+        monkeypatch.setattr(materializer, "_gpu_kernel", lambda _: kernel if by_kernel else None)
+        model = nn.Sequential(
+            nn.Linear(48, 256, device="meta", dtype=torch.bfloat16),
+            nn.Linear(256, 33, device="meta", dtype=torch.float16),
+            nn.Linear(33, 3, device="meta", dtype=torch.float32),
+        )
+        weights = [
+            weight(layer, attribute, *(torch.randn(p.shape).to(p.dtype) for _ in range(2)), name=f"{i}.{attribute}")
+            for i, layer in enumerate(model)
+            for attribute, p in layer.named_parameters()
+        ]
+        weights[-1].dtype = torch.bfloat16  # held wider than it is rounded to, as gates of experts are
+        reader = PieceReader(torch.device("meta"), stage=True, piece=2 * WORDS_PER_BLOCK)
+        live = LiveWeights(model, None, weights, reader)
+        with Waits():
+            live.switch(-0.4)  # the first brings the keys of the fingerprint to the device
+        launched = kernel.n
+        with Waits() as waits:
+            live.switch(0.7, reread=reread)
+        assert waits.calls == ["aten._to_copy.default"]
+        assert kernel.n - launched == (4 if by_kernel else 0)  # three pieces and a bias: one launch each
+
+
+class StandInKernel:
+    """As `GpuKernel` is called, on a device that has no memory."""
+
+    n = 0
+
+    @staticmethod
+    def takes(*tensors: torch.Tensor) -> bool:
+        return all(t.dtype == torch.bfloat16 for t in tensors)
+
+    def switch(self, out: torch.Tensor, *rest: Any) -> None:
+        total = rest[3]
+        assert (total.device, total.shape, total.dtype) == (out.device, (), torch.int64)
+        self.n += 1
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes calls for which this process would wait for a GPU; the device "meta", which refuses them, stands for one.
+
+    Copies to it wait, too, where they are not from pinned memory and on their way meanwhile.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        devices = [a.device.type for a in args if isinstance(a, torch.Tensor)]
+        aten = torch.ops.aten
+        if "meta" in devices and func in (aten._local_scalar_dense.default, aten.equal.default):
+            self.calls.append(str(func))
+            return 0
+        if func is aten._to_copy.default and kwargs.get("device", args[0].device).type != args[0].device.type:
+            self.calls.append(str(func))
+            return torch.zeros_like(args[0], device=kwargs["device"])
+        if func is aten.copy_.default and len(set(devices)) > 1 and not (args[2:] and args[2]):
+            self.calls.append(str(func))
+            return args[0]
+        return func(*args, **kwargs)
 
 
 E, INNER, PADDED, HIDDEN = 3, 96, 128, 4  # experts, intermediate size in the checkpoint and in memory, hidden size

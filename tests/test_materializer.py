@@ -251,7 +251,7 @@ def test_without_a_compiler_and_with_streamed_sources_an_engine_gets_the_same_we
     streamed.materialize(0.0)
     in_pieces, skipped = LiveWeights._in_pieces, list[Weight]()
 
-    def skips_one(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> int | None:
+    def skips_one(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> torch.Tensor:
         if not skipped and out.numel() == SMALL["hidden_size"]:
             skipped.append(weight)
         return in_pieces(self, torch.empty_like(out) if weight in skipped else out, weight, *rest)
@@ -296,7 +296,7 @@ class TestCanary:
         """The fingerprint as written is the right one: what was written went elsewhere than the engine reads."""
         into, forgotten = LiveWeights._into, list[Weight]()
 
-        def forgets(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> int | None:
+        def forgets(self: LiveWeights, out: torch.Tensor, weight: Weight, *rest: Any) -> Any:
             if not forgotten and _kind(weight) == kind:
                 forgotten.append(weight)
             return into(self, torch.empty_like(out) if weight in forgotten else out, weight, *rest)
@@ -309,7 +309,7 @@ class TestCanary:
     def test_a_weight_that_is_moved_twice(self, live: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
         into = LiveWeights._into
 
-        def twice(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> int | None:
+        def twice(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> Any:
             total = into(self, out, weight, alpha, pieces)
             if _kind(weight) == "norm":
                 out.add_(alpha * (weight.aligned - weight.sft))
@@ -323,7 +323,7 @@ class TestCanary:
         """Where the engine holds them in float32: theta(alpha) itself, which no export in bfloat16 could hold."""
         into = LiveWeights._into
 
-        def unrounded(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> int | None:
+        def unrounded(self: LiveWeights, out: torch.Tensor, weight: Weight, alpha: float, pieces: Any) -> Any:
             total = into(self, out, weight, alpha, pieces)
             if alpha:
                 out.copy_(plain_theta(weight.aligned, weight.sft, alpha) * (1 if out.dtype != weight.dtype else 1.01))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from expo_search.engine.worker.source_pieces import PieceReader
 from expo_search.engine.worker.source_report import Sources
@@ -88,14 +90,38 @@ def test_a_reading_that_is_given_up_leaves_the_reader_usable() -> None:
     assert sum(len(piece.aligned) for piece in reader.read(PAIRS)) == sum(p.aligned.numel() for p in PAIRS)
 
 
+def a_weight() -> SimpleNamespace:
+    aligned = torch.full((8,), 0.5, dtype=torch.bfloat16)
+    sft = aligned + 0.01 * torch.arange(8).bfloat16()
+    return SimpleNamespace(
+        name="w", aligned=aligned, sft=sft, dtype=torch.bfloat16, shape=aligned.shape, is_loaded_float=True
+    )
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what torch is asked for: a device is waited for in none of none."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_alpha_of_a_search_is_found_finite_without_touching_a_weight_again() -> None:
+    sources = Sources([a_weight()], PieceReader(CPU, stage=False))  # type: ignore[list-item]
+    sources.describe()
+    with Operations() as operations:  # type: ignore[no-untyped-call]
+        assert [sources.overflow(alpha) for alpha in (0.0, 0.7, -1.0, 64.0)] == [None] * 4
+    assert operations.n == 0
+    with operations:
+        assert sources.overflow(1e39) == "w"
+    assert operations.n > 0
+
+
 @pytest.mark.parametrize(("alpha", "expected"), [(1e39, "w"), (-1e39, "w"), (3e38, None), (1e300, "w")])
 def test_an_alpha_that_is_infinite_in_float32_overflows_even_a_weight_that_hardly_moves(
     alpha: float, expected: str | None
 ) -> None:
-    aligned = torch.full((8,), 0.5, dtype=torch.bfloat16)
-    sft = aligned + 0.01 * torch.arange(8).bfloat16()
-    weight = SimpleNamespace(
-        name="w", aligned=aligned, sft=sft, dtype=torch.bfloat16, shape=aligned.shape, is_loaded_float=True
-    )
-    sources = Sources([weight], PieceReader(CPU, stage=False))  # type: ignore[list-item]
+    sources = Sources([a_weight()], PieceReader(CPU, stage=False))  # type: ignore[list-item]
     assert sources.overflow(alpha) == expected

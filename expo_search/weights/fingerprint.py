@@ -48,15 +48,6 @@ def word_keys() -> torch.Tensor:
     return keys(0, WORDS_PER_BLOCK).to(torch.int32)
 
 
-def combine_blocks(sums: torch.Tensor, first: int = 0) -> int:
-    """The sum of a tensor from those of its blocks, (N / B,) int64: weighted by s, in 0 .. 2^64 - 1.
-
-    Of a piece of a tensor that begins with block `first`: the pieces' sums add up to the tensor's, modulo 2^64.
-    """
-    weights = block_keys(first + len(sums))[first:]
-    return int((sums * weights.to(sums.device)).sum().item()) & MASK
-
-
 def block_keys(n: int) -> torch.Tensor:
     """s_0 .. s_(n - 1), (n,) int64, from a table whose size is the next power of two."""
     return _key_table(max(1, n - 1).bit_length())[:n]
@@ -65,6 +56,19 @@ def block_keys(n: int) -> torch.Tensor:
 @cache
 def _key_table(log2_n: int) -> torch.Tensor:
     return keys(1 << 32, 1 << log2_n)
+
+
+class BlockKeys:
+    """The numbers s on one device, in a table that grows with its use: a device is waited for while it gets them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._table = device, block_keys(1).to(device)
+
+    def of(self, first: int, n: int) -> torch.Tensor:
+        """s_first .. s_(first + n - 1), (n,) int64."""
+        if len(self._table) < first + n:
+            self._table = block_keys(1 << (first + n - 1).bit_length()).to(self._device)
+        return self._table[first : first + n]
 
 
 def line(name: str, tensor: torch.Tensor, tensor_sum: int) -> str:
@@ -81,10 +85,17 @@ class Fingerprinter:
     """Hashes tensors on the device they live on; keeps its keys and scratch between calls."""
 
     def __init__(self) -> None:
-        self._state: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._state: dict[torch.device, tuple[torch.Tensor, torch.Tensor, BlockKeys]] = {}
 
     def tensor_sum(self, tensor: torch.Tensor, first_block: int = 0) -> int:
-        """The multilinear sum of one tensor's bytes, in 0 .. 2^64 - 1, or a piece's share of it. Reads it once."""
+        """As `device_sum`, in 0 .. 2^64 - 1; waits for the device."""
+        return int(self.device_sum(tensor, first_block)) & MASK
+
+    def device_sum(self, tensor: torch.Tensor, first_block: int = 0) -> torch.Tensor:
+        """The multilinear sum of one tensor's bytes, int64, (), on its device. Reads it once, and does not wait.
+
+        Of a piece of a tensor that begins with block `first_block`: the pieces' sums add up to the tensor's.
+        """
         import torch
 
         data = tensor.detach().contiguous().view(-1).view(torch.uint8)
@@ -93,7 +104,7 @@ class Fingerprinter:
         elif data.storage_offset() % 4:
             data = data.clone()  # a slice that does not start at a whole word
         words = data.view(torch.int32)
-        r, wide = self._buffers(words.device)
+        r, wide, s = self._buffers(words.device)
         n_blocks = -(-words.numel() // WORDS_PER_BLOCK)
         sums = torch.empty(n_blocks, dtype=torch.int64, device=words.device)
         step = wide.shape[0]
@@ -106,17 +117,18 @@ class Fingerprinter:
         tail = words[n_whole * WORDS_PER_BLOCK :]
         if tail.numel():
             sums[n_whole] = (tail * r[: tail.numel()]).sum()
-        return combine_blocks(sums, first_block)
+        return (sums * s.of(first_block, n_blocks)).sum()
 
     def line(self, name: str, tensor: torch.Tensor) -> str:
         """As the function `line`, of what the tensor holds now."""
         return line(name, tensor, self.tensor_sum(tensor))
 
-    def _buffers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _buffers(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, BlockKeys]:
         import torch
 
         if device not in self._state:
             rows = 64 if device.type == "cpu" else 4096
             r = word_keys().to(device, torch.int64)
-            self._state[device] = (r, torch.empty(rows, WORDS_PER_BLOCK, dtype=torch.int64, device=device))
+            wide = torch.empty(rows, WORDS_PER_BLOCK, dtype=torch.int64, device=device)
+            self._state[device] = (r, wide, BlockKeys(device))
         return self._state[device]

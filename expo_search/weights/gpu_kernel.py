@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from expo_search.text import cut, one_line
-from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, block_keys, word_keys
+from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, BlockKeys, Fingerprinter, word_keys
 from expo_search.weights.formula import plain_theta, single
 
 _STRIP = 1024  # words that one program handles at a time
@@ -23,12 +23,13 @@ _STRIP = 1024  # words that one program handles at a time
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _switch(  # type: ignore[no-untyped-def]
-    out, aligned, sft, alpha, keys, sums, n_words, COPY: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr
-):
+    out, aligned, sft, alpha, keys, block_keys, total, n_words,
+    COPY: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     # One program does one block of the fingerprint, two elements in each 32-bit word. Theta is computed in the upper
     # halves of float32 and rounded to nearest even by integer arithmetic, as in cpu_switch.c.
     block = tl.program_id(0)
-    total = tl.zeros([STRIP], dtype=tl.int64)
+    block_sum = tl.zeros([STRIP], dtype=tl.int64)
     for start in range(0, BLOCK, STRIP):
         at = start + tl.arange(0, STRIP)
         word = block.to(tl.int64) * BLOCK + at
@@ -48,8 +49,9 @@ def _switch(  # type: ignore[no-untyped-def]
             odd = odd + 0x7FFF + ((odd >> 16) & 1)
             both = ((even >> 16) & 0xFFFF) | (odd & -65536)
         tl.store(out + word, both, mask=inside)
-        total += both.to(tl.int64) * tl.load(keys + at).to(tl.int64)
-    tl.store(sums + block, tl.sum(total))
+        block_sum += both.to(tl.int64) * tl.load(keys + at).to(tl.int64)
+    # integers: the order in which programs add changes nothing
+    tl.atomic_add(total, tl.sum(block_sum) * tl.load(block_keys + block), sem="relaxed")
 
 
 class GpuKernel:
@@ -57,7 +59,7 @@ class GpuKernel:
 
     def __init__(self, device: torch.device) -> None:
         self._keys = word_keys().to(device)
-        self._block_keys = block_keys(1).to(device)
+        self._block_keys = BlockKeys(device)
 
     @staticmethod
     def takes(*tensors: torch.Tensor) -> bool:
@@ -68,25 +70,29 @@ class GpuKernel:
         )
 
     def switch(
-        self, out: torch.Tensor, aligned: torch.Tensor, sft: torch.Tensor, alpha: float, first_block: int = 0
-    ) -> torch.Tensor:
-        """`out` <- theta(alpha), in place; the fingerprint's sum, int64, (), on the device, without synchronising.
+        self,
+        out: torch.Tensor,
+        aligned: torch.Tensor,
+        sft: torch.Tensor,
+        alpha: float,
+        total: torch.Tensor,
+        first_block: int = 0,
+    ) -> None:
+        """`out` <- theta(alpha), and the fingerprint's sum added to `total`, in place: one launch, no waiting.
 
         The tensors may be a piece of a weight that begins with fingerprint block `first_block`. Sources are finite.
+        `total`: (), int64, on the same device, to be read modulo 2^64.
         """
         n_words = out.numel() // 2
         n_blocks = -(-n_words // WORDS_PER_BLOCK)
-        if len(self._block_keys) < first_block + n_blocks:
-            self._block_keys = block_keys(2 * (first_block + n_blocks)).to(out.device)
-        sums = torch.empty(n_blocks, dtype=torch.int64, device=out.device)
         if n_blocks:
             words = (t.view(-1).view(torch.int32) for t in (out, aligned, sft))
             alpha = single(alpha)
             _switch[(n_blocks,)](
-                *words, alpha, self._keys, sums, n_words, COPY=alpha == 0.0, STRIP=_STRIP, BLOCK=WORDS_PER_BLOCK,
+                *words, alpha, self._keys, self._block_keys.of(first_block, n_blocks), total, n_words,
+                COPY=alpha == 0.0, STRIP=_STRIP, BLOCK=WORDS_PER_BLOCK,
                 enable_fp_fusion=False,  # multiply and add are rounded separately
             )  # fmt: skip
-        return (sums * self._block_keys[first_block : first_block + n_blocks]).sum()
 
 
 @cache
@@ -124,11 +130,12 @@ def _agrees(kernel: GpuKernel, device: torch.device) -> bool:
     out = torch.empty_like(aligned)
     for alpha in (0.0, 0.7, -0.4, 25.0):
         expected = plain_theta(aligned, sft, alpha).bfloat16()
-        tensor_sum = kernel.switch(out, aligned, sft, alpha, first_block=2)
+        total = torch.zeros((), dtype=torch.int64, device=device)
+        kernel.switch(out, aligned, sft, alpha, total, first_block=2)
         stays = expected.isfinite()
         same = torch.equal(out[stays].view(torch.int16), expected[stays].view(torch.int16))
         if not same or not torch.equal(out.isfinite(), stays):
             return False
-        if int(tensor_sum) & MASK != Fingerprinter().tensor_sum(out, 2):
+        if int(total) & MASK != Fingerprinter().tensor_sum(out, 2):
             return False
     return True

@@ -3,7 +3,8 @@
 The extrapolation is elementwise and linear, so it commutes with fusing, sharding and permuting. Each weight is
 recomputed from its two sources (`loader.py`), which are never written to, so the weights depend on alpha alone. Module
 by module, the weights are written in load layout; then what vLLM derived from them after loading (packed matrices on a
-CPU, fused experts, absorbed MLA projections) is derived again, by vLLM's own code.
+CPU, fused experts, absorbed MLA projections) is derived again, by vLLM's own code. A GPU is waited for once, at the
+end, when the sums of what was written are read.
 
 Packing anew is most of a switch on a CPU, and worth it: a plain product from load layout, which a switch could write
 for good, is slower than the packed one by more than all switches of a search cost (`benchmarks/generation.py`).
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ from expo_search.engine.worker.vllm_names import (
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator
+
+_Sum = int | torch.Tensor  # a weight's in the fingerprint: a number, or modulo 2^64 where it was written, int64, ()
 
 
 class ExpoWorker:
@@ -123,12 +126,12 @@ class LiveWeights:
         """
         clock = time.perf_counter
         seconds = {"write": 0.0, "derive": 0.0}
-        lines = list(self._constant_lines)
+        sums: list[_Sum] = []
         pieces = self._reader.read(w for m in self._modules for w in m.own if not self._is_compiled(w))
         for module in self._modules:
             with _graph_safe(module.module) if module.derives else nullcontext():
                 t0 = clock()
-                lines += [self._write(weight, alpha, pieces, reread=reread) for weight in module.own]
+                sums += [self._write(weight, alpha, pieces, reread=reread) for weight in module.own]
                 t1 = clock()
                 if module.derives:
                     _derive_again(module.module, module.own)
@@ -137,8 +140,14 @@ class LiveWeights:
                 seconds["derive"] += clock() - t1
         t0 = clock()
         self._derive_attention()
-        seconds["derive"] += clock() - t0
-        return {"fingerprint": digest(lines), "seconds": seconds}
+        t1 = clock()
+        lines = [
+            line(w.name, torch.empty(w.shape, dtype=w.dtype, device="meta"), number)
+            for w, number in zip((w for m in self._modules for w in m.own), _read(sums), strict=True)
+        ]
+        seconds["derive"] += t1 - t0
+        seconds["write"] += clock() - t1
+        return {"fingerprint": digest([*self._constant_lines, *lines]), "seconds": seconds}
 
     def poison(self) -> None:
         """Fill every floating-point parameter with NaN and run vLLM's own post-load processing of the whole model."""
@@ -169,45 +178,50 @@ class LiveWeights:
                 live.data = live.data.clone()
         self._scratch.reset()
 
-    def _write(self, weight: Weight, alpha: float, pieces: Iterator[Piece], *, reread: bool) -> str:
-        """Write one weight in load layout; its line of the fingerprint. `pieces` stands at the weight's first."""
+    def _write(self, weight: Weight, alpha: float, pieces: Iterator[Piece], *, reread: bool) -> _Sum:
+        """Write one weight in load layout; its sum in the fingerprint. `pieces` stands at the weight's first."""
         tensor = self._put_back(weight)
-        fused_sum = self._into(tensor.data, weight, alpha, pieces)
+        written = self._into(tensor.data, weight, alpha, pieces)
         for view, size, stride, offset in weight.views:
             if view.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
                 view.copy_(torch.as_strided(tensor.data, size, stride, offset))
-        written = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
-        if fused_sum is None or reread:
-            fused_sum = self._fingerprinter.tensor_sum(_narrowed(tensor.data, weight.dtype))
-        return line(weight.name, written, fused_sum)
+        return self._held(tensor.data, weight.dtype) if reread else written
 
-    def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
-        """`out` <- theta(alpha), rounded to the weight's dtype; the fingerprint's sum if a kernel computed it too."""
+    def _held(self, live: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The sum of what the memory holds, in the dtype that it was rounded to; another one where it was not."""
+        if live.dtype == dtype:
+            return self._fingerprinter.device_sum(live)
+        narrow = live.to(dtype)
+        return self._fingerprinter.device_sum(narrow) + (narrow.to(live.dtype) != live).any()
+
+    def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> _Sum:
+        """`out` <- theta(alpha), rounded to the weight's dtype; its sum in the fingerprint."""
         whole = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
         if self._kernel is not None and self._is_compiled(weight):
-            fused_sum: int | None = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)
+            written: _Sum = self._kernel.switch(whole, weight.aligned, weight.sft, alpha)
         else:
-            fused_sum = self._in_pieces(whole.view(-1), weight, alpha, pieces)
+            written = self._in_pieces(whole.view(-1), weight, alpha, pieces)
         if whole is not out:
             out.copy_(whole)
-        return fused_sum
+        return written
 
-    def _in_pieces(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> int | None:
-        kernel, sums, done = self._gpu_kernel, list[torch.Tensor](), 0
+    def _in_pieces(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> torch.Tensor:
+        kernel, total, done = self._gpu_kernel, torch.zeros((), dtype=torch.int64, device=out.device), 0
         while done < len(out):
             piece = next(pieces)
             assert (piece.weight, piece.start) == (weight, done)
             live = out[done : done + len(piece.aligned)]
-            part, start = live if live.dtype == weight.dtype else torch.empty_like(live, dtype=weight.dtype), done
-            done += len(part)
+            part = live if live.dtype == weight.dtype else torch.empty_like(live, dtype=weight.dtype)
+            block = done * part.itemsize // (4 * WORDS_PER_BLOCK)
             if kernel is not None and kernel.takes(part, piece.aligned, piece.sft):
-                sums.append(kernel.switch(part, piece.aligned, piece.sft, alpha, start // (2 * WORDS_PER_BLOCK)))
+                kernel.switch(part, piece.aligned, piece.sft, alpha, total, block)
             else:
-                kernel = None
                 self._extrapolator.into(part, piece.aligned, piece.sft, alpha)
+                total += self._fingerprinter.device_sum(part, block)
             if part is not live:
                 live.copy_(part)
-        return int(torch.stack(sums).sum()) & MASK if sums and kernel is not None else None
+            done += len(part)
+        return total
 
     def _is_compiled(self, weight: Weight) -> bool:
         """Whether the C kernel writes this weight."""
@@ -229,10 +243,11 @@ def _in_host_memory(weight: Weight) -> bool:
     return weight.dtype == torch.bfloat16 and Kernel.takes(live, weight.aligned, weight.sft)
 
 
-def _narrowed(live: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What the memory holds, in the dtype that it was rounded to; as it is where it was not rounded to that."""
-    narrow = live.to(dtype)
-    return narrow if torch.equal(narrow.to(live.dtype), live) else live
+def _read(sums: Sequence[_Sum]) -> list[int]:
+    """The sums as numbers, in 0 .. 2^64 - 1: those on a device in one reading, which waits for it once."""
+    on_device = [s for s in sums if isinstance(s, torch.Tensor)]
+    numbers = iter(torch.stack([s.to(on_device[0].device) for s in on_device]).tolist() if on_device else [])
+    return [(next(numbers) if isinstance(s, torch.Tensor) else s) & MASK for s in sums]
 
 
 def _gpu_kernel(device: torch.device) -> Any:
