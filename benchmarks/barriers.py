@@ -19,15 +19,16 @@ import argparse
 import csv
 import heapq
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
 
-from expo_search.contracts import Completion, Prompt, Switch
-from expo_search.evaluation.objective import Objective
+from expo_search.contracts import Completion, Model, Prompt, Switch
+from expo_search.evaluation.objective import Objective, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.store.study_store import Store
 
@@ -100,6 +101,25 @@ class SimulatedModel:
         return [self._rewards(self.alpha, int(c.prompt.id)) for c in completions], 0
 
 
+class LookByLook:
+    """A model that begins with the prompts of a look when those of the look before are answered, as a barrier would."""
+
+    def __init__(self, model: Model, prompts: Sequence[Prompt]) -> None:
+        self._model = model
+        ends = looks(len(prompts))
+        self._look_of = {prompt: bisect_right(ends, i) for i, prompt in enumerate(prompts)}
+
+    def materialize(self, alpha: float) -> Switch:
+        return self._model.materialize(alpha)
+
+    def restart(self) -> None:
+        self._model.restart()
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        for _, of_look in groupby(sorted(prompts, key=self._look_of.__getitem__), self._look_of.__getitem__):
+            yield from self._model.generate(list(of_look), seed)
+
+
 class Silent:
     """A watcher that looks away."""
 
@@ -132,17 +152,17 @@ def main() -> None:
         "bracketing": 1 / 4,
     }  # shares that are looked at
     for name, lengths in (("demo", demo_lengths(options.prompts)), ("long-tailed", long_tailed(options.prompts))):
-        for (kind, share), look_by_look in product(kinds.items(), (True, False)):
-            seconds, n_tokens = measure(machine, lengths, kind, look_by_look=look_by_look)
+        for (kind, share), waits in product(kinds.items(), (True, False)):
+            seconds, n_tokens = measure(machine, lengths, kind, waits=waits)
             needed = lengths[: round(share * len(lengths))]
             least = max(machine.at_full_batch(sum(needed)), max(needed) * machine.step(1))
-            way = "look by look" if look_by_look else "at once"
+            way = "look by look" if waits else "at once"
             full, most = seconds / machine.at_full_batch(n_tokens), seconds / least
             print(f"{name:12} {kind:20} {way:13} {seconds:6.1f} {n_tokens:8} {full:13.2f} {most:8.2f}")
 
 
-def measure(machine: Machine, lengths: Sequence[int], kind: str, *, look_by_look: bool) -> tuple[float, int]:
-    """Seconds and generated tokens of one trial of a kind."""
+def measure(machine: Machine, lengths: Sequence[int], kind: str, *, waits: bool) -> tuple[float, int]:
+    """Seconds and generated tokens of one trial of a kind; `waits`: at each look, and scores then."""
     rng = np.random.default_rng(5)
     noise = rng.standard_normal((3, len(lengths)))
 
@@ -153,9 +173,8 @@ def measure(machine: Machine, lengths: Sequence[int], kind: str, *, look_by_look
     prompts = [Prompt(str(i), str(i)) for i in range(len(lengths))]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"sqlite:///{folder}/barriers.db", "s")
-        objective = Objective(
-            model, model, store, prompts, Silent(), scores_beside=not look_by_look, look_by_look=look_by_look
-        )
+        answering = LookByLook(model, prompts) if waits else model
+        objective = Objective(answering, model, store, prompts, Silent(), scores_beside=not waits)
         objective.evaluate(CONTROL, 0.0)
         objective.evaluate(1, 0.5, best=CONTROL)
         model.engine_s = model.thread_s = max(model.engine_s, model.thread_s)

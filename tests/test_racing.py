@@ -247,15 +247,14 @@ class TestNoBarriers:
         evaluate(1, PLACE, best=CONTROL, n_most=17)
         assert model.handed[1] == [p.id for p in PROMPTS[:32]]
 
-    @pytest.mark.parametrize("options", [{"scores_beside": True}, {"look_by_look": True}])
     @pytest.mark.parametrize("in_flight", [1, 30, 1000])
     def test_neither_the_answers_order_nor_when_they_are_scored_changes_a_result(
-        self, url: str, in_flight: int, options: dict[str, Any]
+        self, url: str, in_flight: int
     ) -> None:
-        found, no_options = [], dict[str, Any]()
-        for name, model, chosen in (("a", FakeModel(), no_options), ("b", FakeModel(in_flight=in_flight), options)):
-            store = Store(url, f"{name}-{in_flight}-{options}")
-            evaluate = objective(store, model, **chosen).evaluate
+        found = []
+        for beside, model in ((False, FakeModel()), (True, FakeModel(in_flight=in_flight))):
+            store = Store(url, f"{beside}-{in_flight}")
+            evaluate = objective(store, model, scores_beside=beside).evaluate
             evaluate(CONTROL, 0.0)
             done = [evaluate(1, PLACE, best=CONTROL)]
             done.append(evaluate(2, 3.0, best=1, others={1: 64}))

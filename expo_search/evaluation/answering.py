@@ -57,7 +57,6 @@ class Answering:
         seed: of the answers, with each prompt's own.
         scores_beside: the model goes on answering while this thread scores (its engine is a process of its own), so
             answers are scored as they come; else when a look needs them, since both want the same cores.
-        look_by_look: hand over only the prompts of the next look, and wait for them: for comparison.
     """
 
     def __init__(
@@ -71,11 +70,10 @@ class Answering:
         part: Part,
         *,
         scores_beside: bool = False,
-        look_by_look: bool = False,
     ) -> None:
         self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
         self._prompts, self._seed, self._part = prompts, seed, part
-        self._scores_beside, self._look_by_look = scores_beside, look_by_look
+        self._scores_beside = scores_beside
 
     def ready(
         self, trial: int, ends: Sequence[int], effort: Effort, expected: Mapping[int, int] | None = None
@@ -90,18 +88,17 @@ class Answering:
         """
         state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends)
         reached = 0
-        for upto in ends if self._look_by_look else [ends[-1]]:
-            while reached < len(ends) and state.is_answered(reached):
-                yield self._look(trial, state, reached, effort)
-                reached += 1
-            with closing(self._generated(trial, upto, state, effort, expected or {})) as steps:
-                for _ in steps:
-                    if self._scores_beside:  # of the next look alone: it may be the last one
-                        for block in state.blocks_to_score(reached + 1):
-                            self._score(trial, block, state, effort)
-                    while reached < len(ends) and state.is_answered(reached):
-                        yield self._look(trial, state, reached, effort)
-                        reached += 1
+        while reached < len(ends) and state.is_answered(reached):
+            yield self._look(trial, state, reached, effort)
+            reached += 1
+        with closing(self._generated(trial, state, effort, expected or {})) as steps:
+            for _ in steps:
+                if self._scores_beside:  # of the next look alone: it may be the last one
+                    for block in state.blocks_to_score(reached + 1):
+                        self._score(trial, block, state, effort)
+                while reached < len(ends) and state.is_answered(reached):
+                    yield self._look(trial, state, reached, effort)
+                    reached += 1
         if reached < len(ends):
             raise EngineError(
                 where=f"trial {trial}",
@@ -116,10 +113,10 @@ class Answering:
         return [state.answers[p] for p in range(state.ends[look])]
 
     def _generated(
-        self, trial: int, upto: int, state: _State, effort: Effort, expected: Mapping[int, int]
+        self, trial: int, state: _State, effort: Effort, expected: Mapping[int, int]
     ) -> Generator[None, None, None]:
-        """Generate what is missing of the first prompts; a step ends with some answers stored, or none."""
-        order = handing_order(range(upto), state.ends[0], expected)
+        """Generate what is missing for the last look; a step ends with some answers stored, or none."""
+        order = handing_order(range(state.ends[-1]), state.ends[0], expected)
         positions = {self._prompts[i]: i for i in order if i not in state.answers}
         if not positions:
             return

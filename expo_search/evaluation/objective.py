@@ -72,22 +72,11 @@ class Objective:
         kind: Kind = "reward",
         guardrails: GuardrailSpec | None = None,
         scores_beside: bool = False,
-        look_by_look: bool = False,
     ) -> None:
-        """`seed`, `scores_beside` and `look_by_look`: see `Answering`."""
+        """`seed` and `scores_beside`: see `Answering`."""
         self._model, self._store, self._watcher = model, store, watcher
         self._prompts, self._part, self._kind = prompts, part, kind
-        self._answering = Answering(
-            model,
-            scorer,
-            store,
-            watcher,
-            prompts,
-            seed,
-            part,
-            scores_beside=scores_beside,
-            look_by_look=look_by_look,
-        )
+        self._answering = Answering(model, scorer, store, watcher, prompts, seed, part, scores_beside=scores_beside)
         self._guardrails = guardrails or GuardrailSpec()
         self._control: _Control | None = None
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
