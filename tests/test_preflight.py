@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,51 @@ def test_the_memory_is_planned_anew_with_the_reward_model_loaded_and_a_notebooks
 
 
 @pytest.mark.usefixtures("home")
+class TestAStudyThatIsOlderThanASetting:
+    """It was made as there was no choice yet: it goes on so, and in no other way."""
+
+    @pytest.mark.parametrize(
+        ("key", "other", "named"),
+        [
+            ("reward.backend", {"backend": "vllm"}, "'transformers' there, 'vllm' now"),
+            ("engine.batch_invariant", {"batch_invariant": True}, "False there, True now"),
+        ],
+    )
+    def test_goes_on_as_it_was_made_alone(
+        self, key: str, other: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(start, "compute_capability", lambda: (9, 0))
+        now = checked()
+        self.keep(now, Settings.from_flat({k: v for k, v in now.settings.flat().items() if k != key}))
+        assert checked().settings == now.settings
+        with pytest.raises(SettingsChanged, match=rf"{re.escape(key)}: {named}"):
+            checked(**other)
+
+    def test_is_not_told_to_go_on_by_its_arithmetic_alone_where_more_is_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(start, "compute_capability", lambda: (9, 0))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+        now = checked()
+        flat = {key: value for key, value in now.settings.flat().items() if key != "engine.batch_invariant"}
+        self.keep(now, Settings.from_flat(flat))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        with pytest.raises(SettingsChanged, match="drop the differing options"):
+            checked(batch_invariant=True)
+
+    def keep(self, found: Checked, settings: Settings) -> None:
+        store = Store("sqlite:///test.db", "custom")
+        pin(store, replace(found, settings=settings))
+        store.close()
+
+
+def test_a_setting_of_a_table_that_a_study_never_had_is_not_made_up() -> None:
+    """Its answers were another model's, or its rewards another scorer's."""
+    kept = Settings.from_flat({"pair.reward_model": "a function", "engine.dtype": "auto"})
+    assert kept.flat_as_of_now() == kept.flat() | {"engine.batch_invariant": False}
+
+
+@pytest.mark.usefixtures("home")
 class TestRewardBackend:
     def test_it_is_a_setting_that_a_study_keeps(self) -> None:
         store = Store("sqlite:///test.db", "custom")
@@ -169,16 +215,6 @@ class TestRewardBackend:
             checked(backend="vllm")
         again = check_stored("sqlite:///test.db", "custom", lambda _: None, trust_remote_code=False)
         assert again.spec.reward.backend == "transformers"
-
-    def test_a_study_from_before_there_was_a_choice_goes_on_in_transformers_alone(self) -> None:
-        now = checked()
-        flat = {key: value for key, value in now.settings.flat().items() if key != "reward.backend"}
-        store = Store("sqlite:///test.db", "custom")
-        pin(store, replace(now, settings=Settings.from_flat(flat)))
-        store.close()
-        assert checked().settings == now.settings
-        with pytest.raises(SettingsChanged, match=r"reward\.backend: 'transformers' there, 'vllm' now"):
-            checked(backend="vllm")
 
     def test_the_plan_of_an_engine_has_its_process_and_the_keys_and_values_of_a_batch(self) -> None:
         plain, served = checked().memory, checked(backend="vllm").memory

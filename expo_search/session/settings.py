@@ -117,7 +117,7 @@ def computing_as(spec: StudySpec, settings: Settings) -> StudySpec:
 
 def advice_on_changes(stored: Settings, settings: Settings) -> str:
     """Advice to who has other settings than a study; where only the machine is another, an option that goes on."""
-    there, now = stored.flat(), settings.flat()
+    there, now = stored.flat_as_of_now(), settings.flat()
     differing = {key for key in there.keys() & now.keys() if there[key] != now[key]}
     if stored.engine.arithmetic and differing <= {"engine.arithmetic", "reward.arithmetic"}:
         return f"--arithmetic {stored.engine.arithmetic} goes on as there, or give another --study-name"

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from expo_search.errors import SettingsChanged
 
-# of studies that are older than the setting: what there was then
-_BEFORE = {"reward.backend": "transformers"}
 Value = str | int | float | bool | list[Any] | None  # of one setting, as JSON has it
+# of studies that are older than the setting, but have others of its table: what there was then
+_BEFORE: dict[str, Value] = {"engine.batch_invariant": False, "reward.backend": "transformers"}
 
 
 class _Table(BaseModel):
@@ -98,6 +98,12 @@ class Settings(BaseModel):
         tables = self.model_dump(mode="json", exclude_unset=True)
         return {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
 
+    def flat_as_of_now(self) -> dict[str, Value]:
+        """As `flat`, with the settings that a study is too old to have kept: what there was before a choice."""
+        kept = self.flat()
+        tables = {key.partition(".")[0] for key in kept}
+        return {key: value for key, value in _BEFORE.items() if key.partition(".")[0] in tables} | kept
+
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> Self:
         """Inverse of `flat`."""
@@ -124,7 +130,7 @@ def compare_settings(
     Raises:
         SettingsChanged: names every setting that differs, with both values.
     """
-    there, now = _BEFORE | stored.flat(), asked.flat()
+    there, now = stored.flat_as_of_now(), asked.flat()
     differing = [
         f"{key}: {there[key]!r} there, {now[key]!r} now"
         for key in sorted(there.keys() & now.keys())
