@@ -134,11 +134,8 @@ def test_nothing_but_the_command_line_prints_or_exits() -> None:
             assert called & {"print", "exit", "sys.exit", "os._exit"} == set(), name
 
 
-def test_the_insides_of_vllm_are_imported_in_one_module_and_the_reward_engines() -> None:
-    """Beside what its users import; a module that is missing in another version is then named in one line.
-
-    The reward model's own engine, which few studies ask for, is started in a module that may not import the worker.
-    """
+def test_the_insides_of_vllm_are_imported_in_one_module() -> None:
+    """Beside what its users import; a module that is missing in another version is then named in one line."""
     importing = {
         name
         for name, file in modules().items()
@@ -147,4 +144,4 @@ def test_the_insides_of_vllm_are_imported_in_one_module_and_the_reward_engines()
         and (node.module or "").startswith("vllm.")
         and node.module != "vllm.sampling_params"
     }
-    assert importing == {"engine.worker.vllm_names", "evaluation.reward_model_vllm"}
+    assert importing == {"engine.worker.vllm_names"}

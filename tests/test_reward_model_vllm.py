@@ -19,6 +19,7 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.config.presets import load_study
 from expo_search.config.spec import RewardSpec, StudySpec
 from expo_search.contracts import Completion, Prompt
+from expo_search.engine.pooling import PoolingEngine
 from expo_search.errors import RewardError
 from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.evaluation.reward_model_vllm import VllmRewardModel
@@ -100,13 +101,15 @@ class TestServed:
     def test_an_engine_that_was_killed_is_one_line_and_can_be_closed(self, folder: Path) -> None:
         spec = spec_of(folder, backend="vllm", batch_tokens=1024)
         served = start_reward_engine(spec, folder / "reward", None)
-        for pid in served._pids:
+        assert isinstance(served._engine, PoolingEngine)
+        processes = served._engine.processes
+        for pid in processes:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(RewardError, match=r"reward model in vLLM: .*; expected an engine that answers; ") as fault:
             served.score(COMPLETIONS, lambda _: None)
         assert "\n" not in str(fault.value)
         served.close()
-        assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in served._pids)
+        assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in processes)
 
 
 def test_a_model_whose_head_is_not_in_its_file_is_refused_before_an_engine_starts(folder: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ command_line.main()
     [
         ("vllm.utils.torch_utils", "set_default_torch_dtype", "vllm.utils.torch_utils.set_default_torch_dtype"),
         ("vllm.v1.engine.llm_engine", "LLMEngine.set_weight_version", "LLMEngine.set_weight_version"),
+        ("vllm.envs", "disable_envs_cache", "vllm.envs.disable_envs_cache"),  # of the reward model's engine
     ],
 )  # fmt: skip
 def test_a_name_that_is_gone_is_one_line_and_code_2(tmp_path: Path, module: str, name: str, found: str) -> None:
@@ -55,7 +56,8 @@ def test_another_version_that_has_every_name_is_a_line_in_the_log_alone(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         check_vllm()
-        assert caplog.messages == []
+        assert [r.getMessage() for r in caplog.records if r.name.startswith("expo_search")] == []
+        caplog.clear()  # of what vLLM said as it was imported
         monkeypatch.setattr(vllm_version, "installed_vllm", lambda: ("vllm", "0.34.0"))
         check_vllm()
     [said] = caplog.messages

@@ -15,10 +15,11 @@ from expo_search.dtypes import Dtypes, reward_arithmetic
 from expo_search.engine.machine import Machine, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, process_bytes
 from expo_search.engine.needs import Needs
+from expo_search.engine.pooling import PoolingEngine, PoolingSpec
 from expo_search.engine.start import engine_settings, not_for_children
 from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied
-from expo_search.evaluation.reward_model_vllm import EngineProcess, VllmRewardModel
+from expo_search.evaluation.reward_model_vllm import VllmRewardModel
 
 _WHOLE_BLOCKS = 1.25  # a sequence gets whole blocks of the cache: many short ones take more than their tokens
 
@@ -47,6 +48,7 @@ def start_reward_engine(
         plan: None where no engine of ours answers. give_up: see `Watchdog`.
 
     Raises:
+        EngineError: vLLM is not installed, or lacks a name that is used.
         RewardError: the reward model is at fault, or vLLM does not start with it.
     """
     machine = measure_machine()
@@ -62,10 +64,24 @@ def start_reward_engine(
     # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `engine/start.py`)
     watch = Watchdog(spec.engine.timeout_s, give_up)
     checkpoint = open_checkpoint(path, role="reward model")
-    process = EngineProcess(environment, kv_cache_bytes(checkpoint, spec.reward, cuda=machine.has_gpu), share, watch)
-    try:
+    cache = kv_cache_bytes(checkpoint, spec.reward, cuda=machine.has_gpu)
+
+    def start(dtype: str, cap: int) -> PoolingEngine:
+        made_of = PoolingSpec(
+            path=path,
+            dtype=dtype,
+            max_model_len=cap,
+            max_batched_tokens=max(spec.reward.batch_tokens, cap),
+            kv_cache_bytes=cache,
+            environment=environment,
+            gpu_memory_utilization=share,
+            trust_remote_code=spec.trust_remote_code,
+        )
         with not_for_children():
-            return VllmRewardModel(path, spec.reward, process, trust_remote_code=spec.trust_remote_code)
+            return PoolingEngine(made_of, watch)
+
+    try:
+        return VllmRewardModel(path, spec.reward, start, trust_remote_code=spec.trust_remote_code)
     except BaseException:
         watch.close()
         raise

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.config import ModelConfig, VllmConfig, get_current_vllm_config, set_current_vllm_config
+from vllm import envs
+from vllm.config import ModelConfig, PoolerConfig, VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -24,23 +26,29 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.engine.llm_engine import LLMEngine
 
 __all__ = [
     "DefaultModelLoader",
+    "EngineArgs",
+    "LLMEngine",
     "LoadConfig",
     "ModelConfig",
     "ParallelLMHead",
+    "PoolerConfig",
     "QuantizeMethodBase",
     "RoutedExperts",
     "UnquantizedEmbeddingMethod",
     "UnquantizedLinearMethod",
+    "UsageContext",
     "VllmConfig",
     "VocabParallelEmbedding",
     "current_platform",
     "destroy_distributed_environment",
     "destroy_model_parallel",
+    "envs",
     "get_current_vllm_config",
     "initialize_model",
     "is_deferred_attention_layer",
@@ -52,8 +60,11 @@ __all__ = [
 ]
 
 _ATTRIBUTES: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    # of `LLM.llm_engine`, which `engine/watched.py` steps by itself
+    # of `LLM.llm_engine`, which `engine/watched.py` steps by itself, and of the engine that `engine/pooling.py` starts
     (LLMEngine, ("add_request", "step", "abort_request", "collective_rpc", "reset_prefix_cache", "set_weight_version")),
+    (LLMEngine, ("from_engine_args",)),
+    (PoolerConfig, ("use_activation",)),
+    (envs, ("disable_envs_cache", "enable_envs_cache")),
     # what `worker/loader.py` overrides and calls
     (DefaultModelLoader, ("load_weights", "get_all_weights")),
     (QuantizeMethodBase, ("process_weights_after_loading",)),
