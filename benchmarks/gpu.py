@@ -1,4 +1,6 @@
-"""python benchmarks/gpu.py: what only a GPU can prove about a switch. Needs torch, numpy and this package; no vllm.
+"""python benchmarks/gpu.py: what only a GPU can prove, in ten minutes. Needs torch, numpy and this package.
+
+Without vLLM:
 
 1. Bits: weights and fingerprints on the device against the CPU, over random and extreme inputs.
 2. Speed: a switch of a 7B-shaped set of bfloat16 weights, sources on the device, against a copy on the device: by torch
@@ -6,20 +8,32 @@
 3. Graphs: a captured CUDA graph computes with what a switch wrote, and would not with weights that moved.
 4. Host: the same switch with its sources streamed from pinned host memory, against the rate of plain copies from there.
 
-`--device cpu --small` runs all but the third where there is no GPU: a check of this script, not of a GPU.
-Exits with 1 where a result is wrong; slow is not wrong.
+With vLLM, where it is installed, the parts of `gpu_engine.py`, on real engines: canary and switches with sources on
+either side, captured graphs, a trial with and without barriers, the reward model at 16,384 tokens, an engine that is
+killed, and twins of Mixtral, DeepSeek-V2 and GLM-4-MoE.
+
+Each part is a process of its own with a time limit, and the next one runs where one fails. Where there is no GPU the
+sizes are small and the third part is left out: a check of this script, not of a GPU.
+Exits with 1 where a part fails; slow is not wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import platform
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -72,27 +86,145 @@ class Timer:
             torch.cuda.synchronize(self._device)
 
 
+WITHOUT_VLLM = {"bits": 60.0, "switch": 90.0, "graphs": 60.0, "host": 90.0}  # part -> time limit in seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a part: `ok` is None where it was not run, and `why` says why, or what failed."""
+
+    part: str
+    ok: bool | None
+    seconds: float
+    why: str = ""
+    figures: dict[str, Any] | None = None
+
+    def row(self) -> str:
+        state = {True: "pass", False: "FAIL", None: "-"}[self.ok]
+        text = self.why or ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.said())
+        return f"{self.part:24}{state:6}{self.seconds:7.1f} s   {text}"
+
+    def said(self) -> list[tuple[str, Any]]:
+        return [(k, v) for k, v in (self.figures or {}).items() if k != "lines"]
+
+
 def main() -> int:
-    """Run all parts; the number of wrong results."""
+    """Run the parts and print a table; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="weights of a few MB")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--small", action="store_true", help="weights of a few MB, few prompts; always without a GPU")
+    parser.add_argument("--parts", help="names of parts, with commas; default: all")
+    parser.add_argument("--limit", type=float, default=600, help="seconds of all parts together")
+    parser.add_argument("--json", action="store_true", help="results as JSON, and nothing else")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("no CUDA device here; --device cpu --small checks the script itself")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{date.today()}  {name}, torch {torch.__version__}, {platform.machine()}")
-    print(f"Triton kernel: {'gives the bits of torch' if gpu_kernel(device) else 'NOT USED'}")
-    wrong = bits(device)
-    wrong += switch(device, small=options.small)
-    wrong += graphs(device) if device.type == "cuda" else 0
-    wrong += host(device, small=options.small)
-    print("all results right" if not wrong else f"{wrong} RESULTS WRONG")
-    return min(wrong, 1)
+    small = options.small or options.device == "cpu"
+    if options.one:
+        return run_one(options.one, options.folder, torch.device(options.device), small=small)
+    limits = part_limits()
+    chosen = options.parts.split(",") if options.parts else list(limits)
+    if unknown := set(chosen) - set(limits):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(limits)}")
+    say: Callable[[str], None] = (lambda _: None) if options.json else print
+    about = machine(options.device)
+    say(f"{about}{', small sizes' if small else ''}")
+    results, end = list[Result](), time.perf_counter() + options.limit
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part that runs is ended, too
+    with tempfile.TemporaryDirectory() as folder:
+        for part in chosen:
+            arguments = ["--one", part, "--folder", folder, "--device", options.device, *(["--small"] if small else [])]
+            results.append(run_part(part, arguments, min(limits[part], end - time.perf_counter()), Path(folder)))
+            for line in (results[-1].figures or {}).get("lines", []):
+                say(line)
+            say(results[-1].row())
+    failed = [r.part for r in results if r.ok is False]
+    say(f"{len(failed)} FAILED: {', '.join(failed)}" if failed else "every part that ran passed")
+    if options.json:
+        print(json.dumps({"machine": about, "small": small, "parts": [vars(r) for r in results]}, indent=1))
+    return int(bool(failed))
 
 
-def bits(device: torch.device) -> int:
+def machine(device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{date.today()}  {name}, torch {torch.__version__}, {platform.machine()}"
+
+
+def part_limits() -> dict[str, float]:
+    """The parts and their time limits in seconds."""
+    if find_spec("vllm") is None:
+        return WITHOUT_VLLM
+    from gpu_engine import PARTS
+
+    return WITHOUT_VLLM | {name: limit for name, (_, limit) in PARTS.items()}
+
+
+def run_part(part: str, arguments: list[str], limit_s: float, folder: Path) -> Result:
+    """Run a part in a process of its own, which ends with all that it started."""
+    if limit_s <= 0:
+        return Result(part, False, 0.0, "not run: the time of all parts together was over")
+    if part == "graphs" and "cuda" not in arguments:
+        return Result(part, None, 0.0, "only with CUDA")
+    log, said = folder / f"{part.replace(' ', '-')}.log", folder / f"{part.replace(' ', '-')}.json"
+    started, in_time = time.perf_counter(), True
+    with log.open("w") as errors, said.open("w") as output:  # no pipes, which what is left of an engine may hold open
+        process = subprocess.Popen(
+            [sys.executable, __file__, *arguments], stdout=output, stderr=errors, start_new_session=True
+        )
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            in_time = False
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    seconds = time.perf_counter() - started
+    last = last_line(log.read_text())
+    if not in_time:
+        return Result(part, False, seconds, f"not done within {limit_s:.0f} s; its last words: {last}")
+    lines = [line for line in said.read_text().splitlines() if line.startswith("{")]
+    figures = json.loads(lines[-1]) if lines else None
+    if process.returncode or figures is None:
+        return Result(part, False, seconds, last or f"it ended with code {process.returncode}", figures)
+    return Result(part, True, seconds, "", figures)
+
+
+def last_line(text: str) -> str:
+    """The last line that names an error, else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line or "Wrong" in line]
+    return (errors or lines or [""])[-1][:300]
+
+
+def run_one(part: str, folder: Path, device: torch.device, *, small: bool) -> int:
+    """Run one part in this process, and print its figures as the last line."""
+    if part in WITHOUT_VLLM:
+        lines = list[str]()
+        wrong = without_vllm(part, device, lines.append, small=small)
+        print(json.dumps({"lines": lines}))
+        if wrong:
+            print(f"Wrong: {wrong} results", file=sys.stderr)
+        return int(bool(wrong))
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from gpu_engine import PARTS
+
+    print(json.dumps(PARTS[part][0](folder, small=small)))
+    return 0
+
+
+def without_vllm(part: str, device: torch.device, say: Callable[[str], None], *, small: bool) -> int:
+    """Wrong results of a part without vLLM."""
+    if part == "bits":
+        say(f"Triton kernel: {'gives the bits of torch' if gpu_kernel(device) else 'NOT USED'}")
+        return bits(device, say)
+    if part == "graphs":
+        return graphs(device, say)
+    return (switch if part == "switch" else host)(device, say, small=small)
+
+
+def bits(device: torch.device, say: Callable[[str], None]) -> int:
     """Every alpha, every dtype of both sources: device and CPU must agree on each bit, NaN on where it is."""
     wrong = n = 0
     for dtype, sft_dtype, alpha in product(DTYPES, DTYPES, ALPHAS):
@@ -110,7 +242,7 @@ def bits(device: torch.device) -> int:
     for alpha in ALPHAS if kernel is not None else ():
         wrong += not kernel_agrees(kernel, device, alpha)
         n += 1
-    print(f"bits: {n} comparisons of {len(inputs(DTYPES[0]))} elements and their fingerprints, {wrong} differ")
+    say(f"bits: {n} comparisons of {len(inputs(DTYPES[0]))} elements and their fingerprints, {wrong} differ")
     return wrong
 
 
@@ -217,36 +349,34 @@ class Switch:
         return sums
 
 
-def switch(device: torch.device, *, small: bool) -> int:
+def switch(device: torch.device, say: Callable[[str], None], *, small: bool) -> int:
     """Sources on the device: right weights, and the share of a copy's bandwidth."""
     timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=False), stage=False)
     n_bytes = sum(w.out.nbytes for w in live.weights)
     rate = 2 * copy_rate(timer, torch.empty(min(n_bytes, 4 << 30) // 2, dtype=torch.bfloat16, device=device), device)
     write_s = timer.seconds(lambda: live.write(0.7))
     sum_s = timer.seconds(live.fingerprint)
-    print(f"switch of {n_bytes / 1e9:.2f} GB in {len(live.weights)} weights, sources on the device")
-    print(f"  copy on the device             {rate / 1e9:8.1f} GB/s, read and written")
-    print(
-        f"  write                          {write_s:8.4f} s   {3 * n_bytes / write_s / rate:6.1%} of the copy's speed"
-    )
-    print(f"  fingerprint                    {sum_s:8.4f} s   {n_bytes / sum_s / rate:6.1%} of the copy's speed")
+    say(f"switch of {n_bytes / 1e9:.2f} GB in {len(live.weights)} weights, sources on the device")
+    say(f"  copy on the device             {rate / 1e9:8.1f} GB/s, read and written")
+    say(f"  write                          {write_s:8.4f} s   {3 * n_bytes / write_s / rate:6.1%} of the copy's speed")
+    say(f"  fingerprint                    {sum_s:8.4f} s   {n_bytes / sum_s / rate:6.1%} of the copy's speed")
     if live.kernel is not None:
         fused_s = timer.seconds(lambda: live.write_and_sum(0.7))
         share = 3 * n_bytes / fused_s / rate
-        print(f"  write and fingerprint, Triton  {fused_s:8.4f} s   {share:6.1%} of the copy's speed")
-    return check_weights(live)
+        say(f"  write and fingerprint, Triton  {fused_s:8.4f} s   {share:6.1%} of the copy's speed")
+    return check_weights(live, say)
 
 
-def host(device: torch.device, *, small: bool) -> int:
+def host(device: torch.device, say: Callable[[str], None], *, small: bool) -> int:
     """Sources in pinned host memory: right weights, and the share of what plain copies from there reach."""
     timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=True), stage=True)
     read_bytes = sum(w.aligned.nbytes + w.sft.nbytes for w in live.weights)
     rate = copy_rate(timer, max((w.aligned for w in live.weights), key=lambda t: t.numel()), device)
     write_s = timer.seconds(lambda: live.write(0.7), 3)
-    print(f"switch of {read_bytes / 2e9:.2f} GB, sources streamed from pinned host memory")
-    print(f"  copy from there                {rate / 1e9:8.1f} GB/s")
-    print(f"  write                          {write_s:8.4f} s   {read_bytes / write_s / rate:6.1%} of the copy's speed")
-    return check_weights(live)
+    say(f"switch of {read_bytes / 2e9:.2f} GB, sources streamed from pinned host memory")
+    say(f"  copy from there                {rate / 1e9:8.1f} GB/s")
+    say(f"  write                          {write_s:8.4f} s   {read_bytes / write_s / rate:6.1%} of the copy's speed")
+    return check_weights(live, say)
 
 
 def copy_rate(timer: Timer, source: torch.Tensor, device: torch.device) -> float:
@@ -255,7 +385,7 @@ def copy_rate(timer: Timer, source: torch.Tensor, device: torch.device) -> float
     return source.nbytes / timer.seconds(lambda: target.copy_(source, non_blocking=True))
 
 
-def check_weights(live: Switch) -> int:
+def check_weights(live: Switch, say: Callable[[str], None]) -> int:
     """A -> B -> A: the formula's weights each time. Wrong alphas."""
     wrong = 0
     for alpha in (0.7, -0.4, 0.0, 0.7):
@@ -265,7 +395,7 @@ def check_weights(live: Switch) -> int:
         if live.kernel is not None:
             live.write(25.0)
             wrong += live.write_and_sum(alpha) != expected or live.fingerprint() != expected
-    print(f"  weights against the formula, A -> B -> 0 -> A: {wrong} switches wrong")
+    say(f"  weights against the formula, A -> B -> 0 -> A: {wrong} switches wrong")
     return wrong
 
 
@@ -292,7 +422,7 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(self.weight.data.clone(), requires_grad=False)
 
 
-def graphs(device: torch.device) -> int:
+def graphs(device: torch.device, say: Callable[[str], None]) -> int:
     """A captured graph reads weights by address. Wrong results."""
     noise = torch.Generator(device).manual_seed(5)
     aligned, sft = (torch.empty(512, 256, device=device).normal_(generator=noise).bfloat16() for _ in range(2))
@@ -327,7 +457,7 @@ def graphs(device: torch.device) -> int:
     Extrapolator().into(layer.weight.data, aligned, sft, 2.0)
     found["and it would be noticed if the weight had moved"] = torch.equal(replay(), at(-0.4))
     for what, holds in found.items():
-        print(f"graph {what}: {'right' if holds else 'WRONG'}")
+        say(f"graph {what}: {'right' if holds else 'WRONG'}")
     return sum(not holds for holds in found.values())
 
 
