@@ -7,7 +7,8 @@
     │   └── CheckpointError    one checkpoint folder or file
     ├── RewardError        the reward model or one of its rewards
     ├── StoreError         the database
-    │   └── SettingsChanged    a stored study was made under other settings
+    │   ├── SettingsChanged    a stored study was made under other settings
+    │   └── ConnectionLost     no connection to its server: it broke, or none could be made
     ├── EngineError        the vLLM engine: not installed, does not fit, does not start
     │   └── EngineDied         it crashed, hung or ran out of memory at work
     └── MaterializeError   weights that cannot be switched, or a switch that had no effect
@@ -51,6 +52,10 @@ class StoreError(ExpoError):
 
 class SettingsChanged(StoreError):
     """The stored study was made under other settings than those asked for."""
+
+
+class ConnectionLost(StoreError):
+    """There is no connection to a database server, which may come back (see `store/server.py`)."""
 
 
 class EngineError(ExpoError):

@@ -5,7 +5,11 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+from databases import PostgresServer, postgres_binaries
 from hypothesis import settings
 
 settings.register_profile("same", derandomize="HYPOTHESIS_RANDOM" not in os.environ)
@@ -17,3 +21,22 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: commands that tests stop would not
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, one for each process of the suite, started when it is first wanted."""
+    if postgres_binaries() is None:
+        pytest.skip("no PostgreSQL server is installed: neither on PATH nor under /usr/lib/postgresql")
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that is new: for what holds on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from databases import rows
 from fakes import make_prompts
 from sqlalchemy.orm import Session
 from twins import make_pair, make_reward_model, write_prompts
@@ -28,20 +28,6 @@ from expo_search.store.study_store import Store
 from expo_search.store.tables import LockRow
 
 ANSWER = Completion(make_prompts(1)[0], "yes", 3, "stop")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'test.db'}"
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    """Read beside the package, with Python's own driver."""
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 def lock(url: str, *, pid: int, started: float, host: str | None = None, alive_at: float = 0.0) -> None:

@@ -61,7 +61,9 @@ def open_dashboard(storage: str, study: str | None, host: str, port: int) -> Das
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with store_faults(storage):
-        database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": connect_args(storage)})
+        # it may be left open for days, over which a server restarts: each connection is tried before it is used
+        options = {"connect_args": connect_args(storage), "pool_pre_ping": True}
+        database = optuna.storages.RDBStorage(storage, engine_kwargs=options)
         try:
             page = "" if study is None else f"/studies/{database.get_study_id_from_name(study)}"
         except KeyError:

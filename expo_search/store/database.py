@@ -16,25 +16,27 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
-from expo_search.text import shown
+from expo_search.store.server import INSTALL, is_lost, only_read, server_args, server_fault, without_secrets
+from expo_search.store.tables import LockRow
+from expo_search.text import one_line, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
+_LONGEST_CAUSE = 300  # characters of a driver's own words
 
 
 def check_storage(url: str) -> None:
     """Find out, without writing, whether a database can be used.
 
     Raises:
-        StoreError: not a database URL, not a database, in memory, read-only, locked, or no folder to put it in; tables
-            of another version of Optuna.
+        StoreError: not a database URL, not a database, in memory, read-only, locked, or no folder to put it in; a
+            server that cannot be reached or does not let this user in; no driver for it; tables of another version of
+            Optuna.
     """
     path = _kept(url)
-    if path is None:
-        return
-    if not path.exists():
+    if path is not None and not path.exists():
         folder = path.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise StoreError(
@@ -46,10 +48,17 @@ def check_storage(url: str) -> None:
         return
     engine = make_engine(url)
     with store_faults(url), engine.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if path is not None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
         # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
-        connection.exec_driver_sql("CREATE TABLE expo_probe (x)")
-        connection.rollback()
+        if path is not None or not sa.inspect(connection).has_table(LockRow.__tablename__):
+            connection.exec_driver_sql("CREATE TABLE expo_probe (x INTEGER)")
+            connection.rollback()
+            if connection.dialect.name in ("mysql", "mariadb"):  # which commit a new table at once
+                connection.exec_driver_sql("DROP TABLE expo_probe")
+        else:  # this user may write to tables that another one made
+            connection.execute(sa.delete(LockRow).where(LockRow.study_id == -1))
+            connection.rollback()
     engine.dispose()
     check_readable(url)  # tables that this Optuna can use? Found out here, not after the engine has started
 
@@ -183,19 +192,9 @@ def reading_engine(url: str) -> sa.Engine:
     return engine
 
 
-def only_read(engine: sa.Engine) -> None:
-    """Let SQLite refuse to write on connections to come."""
-    if engine.dialect.name != "sqlite":
-        return
-
-    @sa.event.listens_for(engine, "connect")
-    def refuse(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA query_only=ON")
-
-
 def connect_args(url: str) -> dict[str, Any]:
-    """What SQLAlchemy passes to the driver: how long SQLite waits for another's lock; empty for other databases."""
-    return {"timeout": _LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
+    """What SQLAlchemy passes to the driver: how long SQLite waits for another's lock; how a server is reached."""
+    return {"timeout": _LOCK_TIMEOUT_S} if url.startswith("sqlite") else server_args(sa.make_url(url))
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -222,7 +221,7 @@ def raise_store_errors(engine: sa.Engine, url: str) -> None:
     def handle(context: sa.engine.ExceptionContext) -> None:
         fault = context.sqlalchemy_exception
         if isinstance(fault, DatabaseError) and not isinstance(fault, IntegrityError):
-            raise _store_error(fault, url) from fault
+            raise _store_error(fault, url, lost=is_lost(context)) from fault
 
 
 def use_write_ahead_log(engine: sa.Engine) -> str:
@@ -236,7 +235,15 @@ def store_faults(url: str) -> Iterator[None]:
     """Turn the database's errors into ours."""
     try:
         yield
-    except (DatabaseError, NoSuchModuleError, ModuleNotFoundError) as fault:
+    except ImportError as fault:  # the driver, or the library that it is made on
+        server = sa.make_url(url)
+        raise StoreError(
+            where=f"--storage {shown(url)}",
+            found=f"no driver for it ({fault})",
+            expected=f"the driver of {server.drivername}",
+            do=INSTALL if server.get_backend_name() == "postgresql" else "install it, or give another --storage",
+        ) from None
+    except (DatabaseError, NoSuchModuleError) as fault:
         raise _store_error(fault, url) from fault
     except RuntimeError as fault:
         if "compatible with the table schema" not in str(fault):
@@ -250,8 +257,10 @@ def store_faults(url: str) -> Iterator[None]:
         ) from fault
 
 
-def _store_error(fault: Exception, url: str) -> StoreError:
-    cause = " ".join(str(getattr(fault, "orig", None) or fault).split())[:200]
+def _store_error(fault: Exception, url: str, *, lost: bool = False) -> StoreError:
+    cause = without_secrets(one_line(str(getattr(fault, "orig", None) or fault)), url)[:_LONGEST_CAUSE]
+    if not url.startswith("sqlite") and not isinstance(fault, NoSuchModuleError):
+        return server_fault(url, cause, lost=lost)
     expected = "a database that can be written to"
     do = "check the file, its permissions and the room on the disk, or give another --storage"
     if "is locked" in cause:

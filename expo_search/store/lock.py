@@ -103,14 +103,13 @@ class StudyLock:
             if row is not None and _holds(row):
                 raise _refusal(row, self._where)
             held = None if row is None else (_Owner(row.host, row.pid, row.started), row.alive_at)
-        with Session(self._engine) as session, session.begin():
-            if held is None:
-                with contextlib.suppress(IntegrityError):  # another process was quicker
-                    session.execute(sa.insert(LockRow).values(study_id=self._study_id, **values))
-            else:
-                stale, alive_at = held
-                swap = sa.update(LockRow).where(*self._is(stale), LockRow.alive_at == alive_at)
-                session.execute(swap.values(values))
+        change: sa.Insert | sa.Update = sa.insert(LockRow).values(study_id=self._study_id, **values)
+        if held is not None:
+            stale, alive_at = held
+            swap = sa.update(LockRow).where(*self._is(stale), LockRow.alive_at == alive_at)
+            change = swap.values(values)
+        with contextlib.suppress(IntegrityError), Session(self._engine) as session, session.begin():
+            session.execute(change)  # a row that is there now: another process was quicker
         with Session(self._engine) as session:
             row = session.get_one(LockRow, self._study_id)
             if _Owner(row.host, row.pid, row.started) != me:

@@ -7,11 +7,13 @@ defaults a dashboard's open read transaction ends a study at `tell` and loses it
 
 from __future__ import annotations
 
+import itertools
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -30,6 +32,7 @@ from expo_search.store.database import (
     use_write_ahead_log,
 )
 from expo_search.store.lock import StudyLock
+from expo_search.store.server import patient_storage, patiently
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.tables import Base, CompletionRow, PromptRow, SwitchRow
 from expo_search.text import shown, storable
@@ -37,6 +40,9 @@ from expo_search.text import shown, storable
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
+
+T = TypeVar("T")
+_ATTEMPTS, _BETWEEN_ATTEMPTS_S = 5, 0.2  # to make tables that others make as well
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,32 @@ class Store:
                     f"the file system of {shown(url)} has no write-ahead log: SQLite uses journal mode {mode!r}, in "
                     "which the search waits for a dashboard that is just reading"
                 )
-            Base.metadata.create_all(self._engine)
-            self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args(url)})
+            self.storage = self._with_tables()
             raise_store_errors(self.storage.engine, url)
+            # a file is there or is not; a server may come back
+            is_file = self.storage.engine.dialect.name == "sqlite"
+            storage = self.storage if is_file else patient_storage(optuna.storages.get_storage(self.storage))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self.study = optuna.create_study(
-                    study_name=name, storage=self.storage, direction="maximize", load_if_exists=True
+                    study_name=name, storage=storage, direction="maximize", load_if_exists=True
                 )
+
+    def _with_tables(self) -> RDBStorage:
+        """Optuna's storage, with our tables beside its own. Another process may be making them at this moment."""
+        import optuna
+
+        for attempt in itertools.count(1):
+            try:
+                with store_faults(self.url):
+                    Base.metadata.create_all(self._engine)
+                    options = {"connect_args": connect_args(self.url)}
+                    return optuna.storages.RDBStorage(self.url, engine_kwargs=options)
+            except StoreError as fault:
+                if attempt == _ATTEMPTS or "already exists" not in fault.found:
+                    raise
+            time.sleep(_BETWEEN_ATTEMPTS_S)
+        raise AssertionError
 
     def _open_to_read(self) -> None:
         import optuna
@@ -135,7 +159,8 @@ class Store:
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         """Keep the texts beside the answers, once."""
         query = sa.select(PromptRow.position).where(PromptRow.study_id == self._study_id, PromptRow.part == part)
-        with self._session() as session:
+
+        def put(session: Session) -> None:
             there = set(session.scalars(query))
             rows = [
                 {"study_id": self._study_id, "part": part, "position": i, "prompt_id": p.id, "text": p.text}
@@ -145,11 +170,13 @@ class Store:
             if rows:
                 session.execute(sa.insert(PromptRow), rows)
 
+        self._do(put)
+
     def prompts(self, part: Part) -> list[Prompt]:
         """The stored prompts of a part in their order; empty where none were put."""
         query = sa.select(PromptRow).where(PromptRow.study_id == self._study_id, PromptRow.part == part)
-        with self._session() as session:
-            return [Prompt(r.prompt_id, r.text) for r in session.scalars(query.order_by(PromptRow.position))]
+        ordered = query.order_by(PromptRow.position)
+        return self._do(lambda session: [Prompt(r.prompt_id, r.text) for r in session.scalars(ordered)])
 
     def pin_weights(self, trial: int, part: Part, alpha: float, fingerprint: str) -> None:
         """Keep which weights make a trial's answers, before the first of them.
@@ -157,7 +184,8 @@ class Store:
         Raises:
             SettingsChanged: answers of this trial are stored that other weights made.
         """
-        with self._session() as session:
+
+        def pin(session: Session) -> None:
             row = session.get(SwitchRow, (self._study_id, trial, part))
             if row is None:
                 session.add(
@@ -170,6 +198,8 @@ class Store:
                     expected=f"{row.fingerprint} at alpha {row.alpha:g}, which made the stored answers",
                     do="give the checkpoints it was made with, or another --study-name",
                 )
+
+        self._do(pin)
 
     def add_completions(self, trial: int, part: Part, completions: Mapping[int, Completion]) -> None:
         """Keep answers, keyed by the position of their prompt, in one transaction."""
@@ -184,65 +214,72 @@ class Store:
             }
             for position, c in completions.items()
         ]
-        with self._session() as session:
-            session.execute(sa.insert(CompletionRow), rows)
+        there = sa.select(sa.func.count()).where(
+            *_of(self._study_id, trial, part), CompletionRow.position.in_(completions)
+        )
+        tried = False
+
+        def add(session: Session) -> None:
+            nonlocal tried
+            if not tried or not session.scalar(there):  # all or none: the commit before may have been made
+                session.execute(sa.insert(CompletionRow), rows)
+            tried = True
             self._lock.beat(session)
+
+        self._do(add)
 
     def add_rewards(self, trial: int, part: Part, rewards: Mapping[int, float]) -> None:
         """Keep rewards of stored answers, in one transaction."""
         key = {"study_id": self._study_id, "trial": trial, "part": part}
         rows = [key | {"position": position, "reward": reward} for position, reward in rewards.items()]
-        with self._session() as session:
+
+        def add(session: Session) -> None:
             session.execute(sa.update(CompletionRow), rows)
             self._lock.beat(session)
+
+        self._do(add)
 
     def completions(self, trial: int, part: Part, prompts: Sequence[Prompt]) -> list[Stored]:
         """The answers of a trial to `prompts`, the part's order or its front, by position."""
         row = CompletionRow
         query = sa.select(row.position, row.text, row.n_tokens, row.finish_reason, row.reward).where(
-            row.study_id == self._study_id, row.trial == trial, row.part == part, row.position < len(prompts)
+            *_of(self._study_id, trial, part), row.position < len(prompts)
         )
-        with self._session() as session:
-            return [
+        return self._do(
+            lambda session: [
                 Stored(position, Completion(prompts[position], text, n_tokens, finish_reason), reward)
                 for position, text, n_tokens, finish_reason, reward in session.execute(query.order_by(row.position))
             ]
+        )
 
     def n_completions(self, trial: int, part: Part, n_prompts: int) -> int:
         """How many answers of a trial to the first n_prompts prompts are stored."""
-        query = sa.select(sa.func.count()).where(
-            CompletionRow.study_id == self._study_id,
-            CompletionRow.trial == trial,
-            CompletionRow.part == part,
-            CompletionRow.position < n_prompts,
-        )
-        with self._session() as session:
-            return int(session.scalar(query) or 0)
+        query = sa.select(sa.func.count()).where(*_of(self._study_id, trial, part), CompletionRow.position < n_prompts)
+        return int(self._do(lambda session: session.scalar(query)) or 0)
 
     def n_tokens(self, trial: int, part: Part) -> int:
         """Tokens of all stored answers of a trial."""
         query = sa.select(sa.func.coalesce(sa.func.sum(CompletionRow.n_tokens), 0)).where(
-            CompletionRow.study_id == self._study_id, CompletionRow.trial == trial, CompletionRow.part == part
+            *_of(self._study_id, trial, part)
         )
-        with self._session() as session:
-            return int(session.scalar(query) or 0)
+        return int(self._do(lambda session: session.scalar(query)) or 0)
 
     def rated(self, trial: int, part: Part) -> dict[int, Rated]:
         """Position -> reward and length of the scored answers of a trial."""
         query = sa.select(CompletionRow.position, CompletionRow.reward, CompletionRow.n_tokens).where(
-            CompletionRow.study_id == self._study_id,
-            CompletionRow.trial == trial,
-            CompletionRow.part == part,
-            CompletionRow.reward.is_not(None),
+            *_of(self._study_id, trial, part), CompletionRow.reward.is_not(None)
         )
-        with self._session() as session:
-            return {position: Rated(reward, n) for position, reward, n in session.execute(query) if reward is not None}
+        found = self._do(lambda session: session.execute(query).all())
+        return {position: Rated(reward, n) for position, reward, n in found if reward is not None}
 
     def drop(self, part: Part) -> None:
         """Forget a part's prompts and answers (another confirmation, with other prompts)."""
-        with self._session() as session:
+
+        def forget(session: Session) -> None:
             for table in (PromptRow, CompletionRow, SwitchRow):
                 session.execute(sa.delete(table).where(table.study_id == self._study_id, table.part == part))
+
+        self._do(forget)
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -254,7 +291,15 @@ class Store:
         with self._lock.held():
             yield
 
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with store_faults(self.url), Session(self._engine) as session, session.begin():
-            yield session
+    def _do(self, work: Callable[[Session], T]) -> T:
+        """Do a transaction, and the whole of it again where the connection was lost meanwhile."""
+
+        def once() -> T:
+            with store_faults(self.url), Session(self._engine) as session, session.begin():
+                return work(session)
+
+        return patiently(once)
+
+
+def _of(study_id: int, trial: int, part: Part) -> tuple[sa.ColumnElement[bool], ...]:
+    return CompletionRow.study_id == study_id, CompletionRow.trial == trial, CompletionRow.part == part

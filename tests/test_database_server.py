@@ -1,0 +1,276 @@
+"""A study on a PostgreSQL server: it is lost and comes back, it lets nobody in, it is looked at without a trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from databases import PASSWORD, PostgresServer, rows
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from proxy import Proxy
+
+from expo_search.cli.console import known_study
+from expo_search.config.spec import SearchSpec
+from expo_search.contracts import Completion, Prompt
+from expo_search.errors import ConnectionLost, StoreError
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
+from expo_search.search.loop import evaluations, search
+from expo_search.store import server
+from expo_search.store.attributes import stored_attributes
+from expo_search.store.database import check_readable, check_storage, make_engine, study_names
+from expo_search.store.study_store import Store
+
+PROMPTS = make_prompts(24)
+SPEC = SearchSpec(sampler="random", seed=5, alpha_min=0.0, alpha_max=1.0, racing=False)
+N_TRIALS = 3
+TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    return postgres.database()
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
+    between = Proxy(postgres.port)
+    yield between
+    between.close()
+
+
+def run(store: Store, model: FakeModel | None = None) -> list[Evaluation]:
+    objective = Objective(model or FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+    return search(store, objective, SPEC, N_TRIALS)
+
+
+def outcome(found: Sequence[Evaluation]) -> list[tuple[object, ...]]:
+    """Everything but times."""
+    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.fingerprint) for e in found]
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """The search that nothing disturbs, in a file."""
+    return outcome(run(Store(f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}", "s")))
+
+
+def test_a_search_ends_as_in_a_file(url: str, on_sqlite: list[tuple[object, ...]]) -> None:
+    assert outcome(run(Store(url, "s"))) == on_sqlite
+    assert outcome(evaluations(Store(url, "s", read_only=True).study)) == on_sqlite
+
+
+@dataclass
+class Disturbed(FakeModel):
+    """Something happens between its answers, each time this many of them were given."""
+
+    every: int = 5
+    disturb: Callable[[], None] = lambda: None
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        for item in super().generate(prompts, seed):
+            yield item
+            if len(self.asked) % self.every == 0 and not isinstance(item, int):
+                self.disturb()
+
+
+class TestLost:
+    """Connections that break, and a server that goes away and comes back."""
+
+    def test_connections_that_break_again_and_again_change_nothing(
+        self, postgres: PostgresServer, proxy: Proxy, url: str, on_sqlite: list[tuple[object, ...]]
+    ) -> None:
+        store = Store(postgres.over_tcp(url, port=proxy.port), "s")
+        model = Disturbed(disturb=proxy.cut)
+        assert outcome(run(store, model)) == on_sqlite
+        assert len(model.asked) == len(set(model.asked)) == N_TRIALS * len(PROMPTS)
+        assert rows(url, "SELECT count(*) FROM expo_locks") == [(0,)], "it was kept, and given back"
+
+    @pytest.mark.parametrize("first", range(0, 30, 3))
+    def test_a_commit_whose_confirmation_is_lost_is_not_made_twice(
+        self, postgres: PostgresServer, proxy: Proxy, url: str, on_sqlite: list[tuple[object, ...]], first: int
+    ) -> None:
+        """Whichever it is: of an answer, of a trial's attributes, of `ask` or `tell`."""
+        store = Store(postgres.over_tcp(url, port=proxy.port), "s")
+        told = []
+
+        def lose_some() -> None:
+            told.append(1)
+            if len(told) == 1 + first // 10:
+                threading.Timer(0.01 * (first % 10), setattr, (proxy, "lost_commits", 3)).start()
+
+        assert outcome(run(store, Disturbed(every=12, disturb=lose_some))) == on_sqlite
+        assert rows(url, "SELECT count(*) FROM expo_completions") == [(N_TRIALS * len(PROMPTS),)]
+        assert rows(url, "SELECT state::text, count(*) FROM trials GROUP BY 1") == [("COMPLETE", N_TRIALS)]
+
+    def test_a_server_that_restarts_is_waited_for_and_the_lock_is_kept(
+        self, on_sqlite: list[tuple[object, ...]]
+    ) -> None:
+        own = PostgresServer(durable=True)
+        try:
+            store = Store(own.database(), "s")
+            restarts: list[threading.Timer] = []
+
+            def restart() -> None:
+                own.stop()
+                restarts.append(threading.Timer(1.0, own.start))
+                restarts[-1].start()
+
+            began = time.monotonic()
+            assert outcome(run(store, Disturbed(every=40, disturb=restart))) == on_sqlite
+            assert len(restarts) == 1
+            assert time.monotonic() - began > 1.0
+        finally:
+            own.close()
+
+    def test_a_server_that_does_not_come_back_stops_the_search_in_one_line_and_loses_nothing(
+        self, postgres: PostgresServer, url: str, on_sqlite: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "PATIENCE_S", 0.5)
+        between = Proxy(postgres.port)
+        store = Store(postgres.over_tcp(url, port=between.port), "s")
+        with pytest.raises(ConnectionLost) as fault:
+            run(store, Disturbed(every=40, disturb=between.close))
+        assert "the same command goes on where it stopped" in fault.value.do
+        assert "\n" not in str(fault.value)
+        stored = set(rows(url, "SELECT trial, text FROM expo_completions"))
+        model = FakeModel()
+        assert outcome(run(Store(url, "s"), model)) == on_sqlite
+        assert stored <= set(rows(url, "SELECT trial, text FROM expo_completions"))
+        assert len(model.asked) == N_TRIALS * len(PROMPTS) - len(stored)
+
+    def test_who_is_cut_off_for_so_long_that_another_takes_the_study_over_stores_nothing_more(
+        self, postgres: PostgresServer, proxy: Proxy, url: str
+    ) -> None:
+        store = Store(postgres.over_tcp(url, port=proxy.port), "s")
+
+        def be_taken_over() -> None:
+            proxy.cut()
+            change = "UPDATE expo_locks SET host = 'elsewhere', pid = 7"
+            with make_engine(url).begin() as connection:
+                connection.execute(sa.text(change))
+
+        with pytest.raises(StoreError, match="taken over by process 7 on elsewhere"):
+            run(store, Disturbed(every=5, disturb=be_taken_over))
+        assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
+
+
+CREATE = """
+import sys
+from expo_search.store.study_store import Store
+print("ready", flush=True)
+input()
+Store(sys.argv[1], "s")
+"""
+
+
+def test_searches_that_make_a_databases_tables_at_the_same_moment_all_get_them(url: str) -> None:
+    makers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for maker in makers:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == "ready\n"
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.write("\n")
+        maker.stdin.flush()
+    for maker in makers:
+        _, err = maker.communicate()
+        assert maker.returncode == 0, err
+    assert study_names(url) == ["s"]
+
+
+class TestCheck:
+    """What is found out before an engine starts."""
+
+    def test_checking_writes_nothing(self, url: str) -> None:
+        check_storage(url)
+        check_readable(url)
+        assert stored_attributes(url, "s") is None
+        assert study_names(url) == []
+        assert rows(url, TABLES) == [(0,)]
+        Store(url, "s").close()
+        check_storage(url)
+        assert rows(url, "SELECT count(*) FROM pg_tables WHERE tablename = 'expo_probe'") == [(0,)]
+
+    def test_a_look_at_a_study_cannot_write(self, url: str) -> None:
+        store = Store(url, "s")
+        store.put_prompts("search", PROMPTS)
+        store.close()
+        assert known_study(None, url) == "s"
+        look = Store(url, "s", read_only=True)
+        assert look.prompts("search") == PROMPTS
+        with pytest.raises(StoreError, match="read-only transaction"):
+            look.put_prompts("confirm", PROMPTS)
+        with pytest.raises(StoreError, match="read-only transaction"):
+            look.study.set_user_attr("x", 1)
+        look.close()
+
+    def test_a_user_who_may_not_write_is_refused_and_one_who_may_not_make_tables_is_not(self, url: str) -> None:
+        statements = {
+            "reader": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}",
+            "writer": "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {};"
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}",
+        }
+        name = sa.make_url(url).database
+
+        def of(role: str) -> str:
+            return url.replace("searcher@", f"{name}_{role}@")
+
+        with make_engine(url).begin() as connection:
+            for role in statements:
+                connection.exec_driver_sql(f"CREATE ROLE {name}_{role} LOGIN")
+        for role in statements:  # no tables yet, and no right to make any
+            with pytest.raises(StoreError, match="permission denied for schema public"):
+                check_storage(of(role))
+        Store(url, "s").close()
+        with make_engine(url).begin() as connection:
+            for role, statement in statements.items():
+                connection.exec_driver_sql(statement.format(*[f"{name}_{role}"] * 2))
+        with pytest.raises(StoreError, match="permission denied for table expo_locks"):
+            check_storage(of("reader"))
+        assert study_names(of("reader")) == ["s"]
+        check_storage(of("writer"))
+        assert len(run(Store(of("writer"), "s"))) == N_TRIALS
+
+    def test_a_missing_driver_is_said_with_the_line_that_installs_it(self) -> None:
+        with pytest.raises(StoreError) as fault:
+            check_storage("postgresql+pg8000://me:hunter2@host/db")
+        assert fault.value.where == "--storage postgresql+pg8000://me:***@host/db"
+        assert fault.value.found == "no driver for it (No module named 'pg8000')"
+        assert 'pip install "expo-search[postgres]"' in fault.value.do
+
+
+class TestPasswords:
+    """The server asks for one (SCRAM) over TCP."""
+
+    def test_it_is_taken_from_the_environment_and_from_pgpass(
+        self, postgres: PostgresServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bare = postgres.over_tcp(url, password=None)
+        assert PASSWORD not in bare
+        with pytest.raises(ConnectionLost, match="no password supplied"):
+            check_storage(bare)
+        monkeypatch.setenv("PGPASSWORD", PASSWORD)
+        check_storage(bare)
+        monkeypatch.delenv("PGPASSWORD")
+        file = tmp_path / "pgpass"
+        file.write_text(f"127.0.0.1:{postgres.port}:*:searcher:{PASSWORD}\n")
+        file.chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(file))
+        assert len(run(Store(bare, "s"))) == N_TRIALS
