@@ -1,11 +1,12 @@
 # make demo   set up and run the demo search            make test       the test suite
 # make lint   style, format and types                   make test-long  the tests that take minutes
-# make bench  the figures in README.md                 make test-avx2  as on a processor without AVX512
+# make docs   the site, into build/site                 make clean
+# make bench  the figures in docs/                     make test-avx2  as on a processor without AVX512
 #                                                      make bad-input-table  docs/bad-input.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-avx2 test-long lint bad-input-table bench clean
+.PHONY: demo test test-avx2 test-long lint docs bad-input-table bench clean
 
 demo: .venv/.installed
 	$(BIN)/expo-search --pair demo --trials 20
@@ -24,6 +25,10 @@ test-long: .venv/.installed
 
 lint: .venv/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# strict: a page that is not in the navigation, or a link to nothing, fails
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bad-input-table: .venv/.installed
 	WRITE_BAD_INPUT_TABLE=1 $(BIN)/python -m pytest -q tests/test_bad_input.py

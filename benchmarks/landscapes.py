@@ -1,7 +1,7 @@
 """Worlds with a known truth, behind the two seams `Model` and `Scorer`: simulated landscapes, and a recorded table.
 
 A world's answers say which alpha and prompt made them; its scorer adds the truth, what the prompt is like, and noise
-whose size and correlation were measured on the demo pair (see README, "How the search is judged").
+whose size and correlation were measured on the demo pair (see docs/search.md).
 """
 
 from __future__ import annotations

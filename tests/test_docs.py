@@ -1,19 +1,31 @@
-"""The README's Python runs as it stands there, and its table of modules is the tree."""
+"""README and docs: their Python runs as it stands there, their commands parse, the table of modules is the tree."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
+import pytest
+import typer.main
 
 import expo_search as es
+from expo_search.cli.main import app
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SEARCH, SAMPLER = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SEARCH, SAMPLER = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text("utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Of the pages' indented blocks: page, and each command that stands there."""
+    asked = r"^    (?:\.venv/bin/)?(expo-search .*?)(?: +#.*)?$"
+    return [f"{p.name}: {line}" for p in PAGES for line in re.findall(asked, p.read_text("utf-8"), re.MULTILINE)]
 
 
 def test_the_search_on_the_demo_pair_runs_and_its_export_is_verified(tmp_path: Path) -> None:
@@ -40,9 +52,25 @@ def test_the_sampler_in_a_study_of_ones_own_runs() -> None:
     assert abs(study.best_trial.params["alpha"] - 0.8) < 0.15
 
 
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_docs_has_options_that_there_are(command: str) -> None:
+    group: Any = typer.main.get_command(app)
+    words = shlex.split(command.partition("expo-search ")[2])
+    with group.make_context("expo-search", words) as context:
+        rest = [*context._protected_args, *context.args]
+        if rest:
+            name, asked, words = group.resolve_command(context, rest)
+            asked.make_context(name, words, parent=context).close()
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
+
+
 def test_the_table_of_modules_is_the_tree() -> None:
     package = Path(es.__file__).parent
-    table = README[README.index("| `expo_search/` |") : README.index("`make test` runs the suite")]
-    named = set(re.findall(r"`([a-z_]+)/?`", table))
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    table = text[text.index("| `expo_search/` |") :]
+    named = set(re.findall(r"`([a-z0-9_]+)/?`", table))
     there = {p.stem for p in package.rglob("*.py")} - {"__init__", "__main__"}
     assert there - named == set()
