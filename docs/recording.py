@@ -9,6 +9,7 @@ changed, and the command's exit code is the script's. Needs the extra `docs`.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import struct
@@ -72,16 +73,14 @@ def draw(lines: list[list[tuple[str, str]]], font: ImageFont.FreeTypeFont) -> Im
 
 def main(out: Path, words: list[str]) -> int:
     frames, code = record(words)
-    shown = [0.0]  # seconds of each frame's beginning in the picture; those too close to the one before are left out
-    kept = [frames[0]]
-    for (before, _), frame in zip(frames, frames[1:], strict=False):
-        shown.append(shown[-1] + min((frame[0] - before) / SPEED, LONGEST_S))
-        kept.append(frame)
+    shown = [0.0]  # when each frame begins in the picture, in seconds; too short ones are left out
+    for (before, _), (now, _) in itertools.pairwise(frames):
+        shown.append(shown[-1] + min((now - before) / SPEED, LONGEST_S))
     images, durations = list[Image.Image](), list[int]()
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"), FONT_SIZE)
     begun = 0.0
-    for i, (_, lines) in enumerate(kept):
-        after = shown[i + 1] if i + 1 < len(kept) else shown[i] + LAST_S
+    for i, (_, lines) in enumerate(frames):
+        after = shown[i + 1] if i + 1 < len(frames) else shown[i] + LAST_S
         if after - begun >= SHORTEST_S:
             images.append(draw(lines, font).quantize(16, dither=Image.Dither.NONE))
             durations.append(round((after - begun) * 1000))
