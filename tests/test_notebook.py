@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 from twins import make_pair, make_reward_model, write_prompts
 
@@ -48,3 +49,10 @@ def test_two_sessions_in_one_kernel_leave_it_as_it_was_and_the_result_is_shown(t
     assert "canary passed" in said
     assert "[3/3] alpha" in said
     assert " INFO " not in said
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_docs_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(Path(__file__).parent.parent / "docs" / "demo.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert '"verified": true' in (tmp_path / "demo-expo" / "expo.json").read_text()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
@@ -122,3 +125,26 @@ def test_set_up_says_in_one_line_what_it_cannot_work_on_before_it_downloads_anyt
     [line] = done.stderr.splitlines()
     assert line.startswith(f"expo-search: {found}; expected Linux")
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_are_sound_and_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    run([sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist")], cwd=ROOT)
+    files = sorted((tmp_path / "dist").iterdir())
+    assert [f.suffix for f in files] == [".whl", ".gz"] or [f.suffix for f in files] == [".gz", ".whl"]
+    run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)])
+    run([sys.executable, "-m", "venv", str(tmp_path / "env")])
+    python = tmp_path / "env" / "bin" / "python"
+    wheel = next(f for f in files if f.suffix == ".whl")
+    # the wheel alone is installed: what it depends on lies here already, and is a matter of gigabytes
+    run([str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)])
+    site = run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip()
+    dependencies = Path(sysconfig.get_path("purelib"))
+    (Path(site) / "dependencies.pth").write_text(f"{dependencies}\n")  # after site itself, so the wheel comes first
+    where = run([str(python), "-c", "import expo_search; print(expo_search.__file__)"], cwd=tmp_path).stdout
+    assert where.startswith(site)
+    search = [str(tmp_path / "env" / "bin" / "expo-search"), "--pair", "demo", "--trials", "2"]
+    small = ["--n-prompts", "8", "--max-tokens", "8", "--quiet", "--json"]
+    found = json.loads(run([*search, *small], cwd=tmp_path, timeout=600).stdout)
+    assert len(found["trials"]) == 2
