@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from landscapes import Recorded
 from numpy.typing import NDArray
+from recorded import Recorded
 
 from expo_search.contracts import Rated
 from expo_search.stats.paired import Kind, gain
