@@ -23,6 +23,7 @@ from expo_search.evaluation.result import Evaluation, Outcome
 from expo_search.search.alpha_range import WIDEST, bounds, first_step
 from expo_search.search.expo_sampler import ExpoSampler
 from expo_search.search.proposal import bracketing, propose, settled, winner
+from expo_search.stats.paired import Estimate
 
 SE = 0.02
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
@@ -225,6 +226,31 @@ class TestBracketing:
     def test_they_are_not_where_a_positive_one_gains(self, truth: Truth) -> None:
         assert min(alphas(explored(truth, 16))) == 0
 
+    @pytest.mark.parametrize("place", [-0.1, -0.3, -0.7])
+    def test_one_alpha_that_clearly_loses_is_reason_to_look_below_0_though_smaller_ones_do_not(
+        self, place: float
+    ) -> None:
+        """On few prompts the smallest step's loss cannot be told from 0."""
+        near, far = trial(1, 0.25, -0.03, "enough", se=0.05), trial(2, 0.5, -0.12, "enough", se=0.05)
+        nearer = trial(3, 0.0625, -0.01, "enough", se=0.05)
+        further = trial(4, 1.0, -0.3, "enough", se=0.05)
+        assert bracketing([CONTROL, near, far, further], -1.0, 64.0, 0.25) == 0.0625, "first a step down"
+        assert bracketing([CONTROL, near, far, further, nearer], -1.0, 64.0, 0.25) == -0.5
+        assert bracketing([CONTROL, near, far, further, nearer], 0.0, 64.0, 0.25) is None
+        gains = replace(nearer, gain=Estimate(0.1, 0.05, 100))
+        assert bracketing([CONTROL, near, far, further, gains], -1.0, 64.0, 0.25) is None
+        found = explored(hill(place), 20, noise=SE)
+        assert best(found).gain.mean > 0.85 * 0.3
+
+    def test_only_one_step_down_is_taken_for_a_loss_that_may_be_chance(self) -> None:
+        steps = [trial(i, a, -0.01, "enough", se=0.05) for i, a in enumerate((0.25, 0.5, 1.0, 2.0), 1)]
+        fallen = trial(9, 4.0, -3.0, "degenerate")
+        assert bracketing([CONTROL, *steps, fallen], 0.0, 64.0, 0.25) == pytest.approx(2 * math.sqrt(2))
+        steps.append(trial(8, 2 * math.sqrt(2), -0.01, "enough", se=0.05))
+        assert bracketing([CONTROL, *steps, fallen], 0.0, 64.0, 0.25) == 0.0625
+        steps.append(trial(7, 0.0625, -0.01, "enough", se=0.05))
+        assert bracketing([CONTROL, *steps, fallen], 0.0, 64.0, 0.25) is None
+
     def test_nor_in_a_range_that_has_none(self) -> None:
         assert min(alphas(explored(hill(-0.3), 16, low=0.0))) == 0
 
@@ -316,6 +342,12 @@ class TestWinner:
     def test_beside_a_cliff_the_data_decide(self) -> None:
         fallen = trial(10, 1.4, -3.0, "degenerate")
         assert winner([CONTROL, self.LONER, *self.NEIGHBOURS, fallen]) is self.LONER
+
+    def test_a_trial_of_a_few_prompts_does_not_win_where_one_was_evaluated_whole(self) -> None:
+        """It tells too little: its interval holds 0, and a whole trial's need not."""
+        whole, lucky = trial(1, 0.5, 0.3), trial(2, 1.0, 0.6, "enough", se=0.1)
+        assert winner([CONTROL, whole, lucky]) is whole
+        assert winner([CONTROL, lucky]) is lucky
 
     def test_beside_a_cliff_a_trial_of_a_few_prompts_does_not_win_against_whole_ones(self) -> None:
         lucky, fallen = trial(9, 0.9, 0.6, "enough", se=0.1), trial(10, 1.4, -3.0, "degenerate")

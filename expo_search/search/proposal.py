@@ -66,6 +66,7 @@ def bracketing(trials: Sequence[Finished], low: float, high: float, start: float
     if not above:
         return min(high, max(low, start if start else high / 4)) if high > 0 else None
     best = _front_runner(trials)
+    gains = best is not None and best.alpha > 0
     top = above[-1]
     if not _is_past(above, trials) and top.alpha < high * (1 - 1e-9):
         return min(high, 2 * top.alpha)
@@ -74,11 +75,15 @@ def bracketing(trials: Sequence[Finished], low: float, high: float, start: float
     may_rise = bool(standing) and not _is_worse(standing[-1], best, trials)  # right up to the cliff
     if may_rise and fallen and fallen[0] > _CLIFF_RATIO * standing[-1].alpha:
         return math.sqrt(standing[-1].alpha * fallen[0])
-    if all(_is_worse(t, None, trials) for t in above):  # even the smallest step is one too far
-        if above[0].alpha / 4 >= max(low, _LEAST_ALPHA):
-            return above[0].alpha / 4
-        if low < 0 and not any(t.alpha < 0 for t in trials):
-            return max(low, -0.5)
+    worse = [t for t in above if _is_worse(t, None, trials)]
+    first = start if start else high / 4
+    too_far = len(worse) == len(above) or (not gains and above[0].alpha >= first and above[0].gain.mean < 0)
+    if too_far and above[0].alpha / 4 >= max(low, _LEAST_ALPHA):  # perhaps even the smallest step is one too far
+        return above[0].alpha / 4
+    if low < 0 and worse and not gains and not any(t.alpha < 0 for t in trials):
+        standing_worse = [t.alpha for t in worse if not collapsed(t, trials)]
+        if standing_worse or len(worse) == len(above):
+            return max(low, -min([0.5, *standing_worse]))
     return None
 
 
@@ -100,20 +105,24 @@ def refine(trials: Sequence[Finished], low: float, high: float) -> float:
     known = np.array(_known_places(trials, curve))
     inside = (curve.alphas >= low) & (curve.alphas <= high)
     new = inside & ~_too_near(curve, [t.alpha for t in trials])
-    candidates = np.flatnonzero(new if new.any() else inside)
-    worth = curve.worth(candidates, known, _trial_noise(trials))
+    places = np.flatnonzero(new if new.any() else inside)
+    worth = curve.worth(places, known, _trial_noise(trials))
     # the mean breaks ties where everything that could be learnt is known
-    return float(curve.alphas[candidates[int(np.argmax(worth + 1e-9 * curve.mean[candidates]))]])
+    return float(curve.alphas[places[int(np.argmax(worth + 1e-9 * curve.mean[places]))]])
 
 
 def posterior(trials: Sequence[Finished], low: float, high: float) -> Fit:
     """The fit between the ends of what may be tried.
 
     On each side it reaches half way from the last good alpha to a collapsed one; above 0 no further than `bracketing`
-    went, below 0 only where no alpha above it gains.
+    went, below 0 only where no alpha above it gains and, unless all of those lose, where one below was tried and is not
+    clearly worse.
     """
     positive = [t for t in trials if t.alpha > 0]
-    if low < 0 < high and not (positive and all(t.gain.mean + t.gain.se < 0 for t in positive)):
+    best = _front_runner(trials)
+    gains = best is not None and best.alpha > 0
+    open_below = not gains and any(t.alpha < 0 and not _is_worse(t, None, trials) for t in trials)
+    if low < 0 < high and not open_below and not (positive and all(t.gain.mean + t.gain.se < 0 for t in positive)):
         low = 0.0
     high = min([high, max([t.alpha for t in positive], default=high), *_before_the_cliff(trials, 1)])
     low = max([low, *(-a for a in _before_the_cliff(trials, -1))])
@@ -128,9 +137,14 @@ def _before_the_cliff(trials: Sequence[Finished], side: int) -> list[float]:
 
 
 def expected_regret(trials: Sequence[Finished], low: float, high: float) -> float:
-    """The expected gain of the true best alpha less that of the best evaluated one, as far as the fit knows."""
+    """The expected gain of the true best alpha less that of the best one to recommend, as far as the fit knows.
+
+    What can be recommended is alpha = 0, and a trial of all prompts where there is one.
+    """
     curve = posterior(trials, low, high)
-    return max(0.0, curve.expected_best() - float(curve.mean[_known_places(trials, curve)].max()))
+    ends = curve.alphas[0] - 1e-9, curve.alphas[-1] + 1e-9
+    known = [curve.at(t.alpha) for t in candidates(trials) if ends[0] <= t.alpha <= ends[1]] + [curve.at(0.0)]
+    return max(0.0, curve.expected_best() - float(curve.mean[known].max()))
 
 
 def settled(trials: Sequence[Finished], low: float, high: float, start: float | None, tolerance: float) -> bool:
@@ -149,18 +163,23 @@ def settled(trials: Sequence[Finished], low: float, high: float, start: float | 
     return expected_regret(trials, low, high) <= max(tolerance * gain, noise / 2)
 
 
+def candidates(trials: Sequence[T]) -> list[T]:
+    """The trials that may be recommended: where some saw all prompts, those alone, since a part tells too little."""
+    able = [t for t in trials if t.alpha != 0 and _may_win(t, trials)]
+    return [t for t in able if t.outcome == "complete"] or able
+
+
 def winner(trials: Sequence[T]) -> T | None:
     """The evaluated alpha other than 0 to recommend; None where every one broke a guardrail or collapsed.
 
-    By the fit, which weighs the neighbours in; beside a cliff, where a fit may bridge what it should not, by each
-    trial's own data, less a standard error.
+    One of those evaluated on all prompts, where there are any. By the fit, which weighs the neighbours in; beside a
+    cliff, where a fit may bridge what it should not, by each trial's own data, less a standard error.
     """
-    able = [t for t in trials if t.alpha != 0 and _may_win(t, trials)]
+    able = candidates(trials)
     if not able:
         return None
     if any(collapsed(t, trials) and t.alpha > 0 for t in trials):
-        whole = [t for t in able if t.outcome == "complete"] or able
-        return max(whole, key=lambda t: (t.gain.mean - t.gain.se, -abs(t.alpha)))
+        return max(able, key=lambda t: (t.gain.mean - t.gain.se, -abs(t.alpha)))
     curve = fit(trials, min(0.0, *(t.alpha for t in able)), max(0.0, *(t.alpha for t in able)))
     return max(able, key=lambda t: (float(curve.mean[curve.at(t.alpha)]), -abs(t.alpha)))
 
