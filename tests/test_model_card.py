@@ -150,7 +150,8 @@ def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
     assert "was not confirmed on fresh prompts" in text
     assert "**Not evaluated.**" in card(make_origin(tmp_path, trial=None, alpha=0.7))
     other = card(make_origin(tmp_path, trial=make_evaluation(2, 2.0, -3, 0.1), alpha=2.0))
-    assert "**not the one that the search recommends**" in other
+    assert "**not the one that the search recommends**, which is 0.5: gain -3.0000" in other
+    assert "not the one" not in text
 
 
 def test_it_says_whether_what_was_written_was_verified(tmp_path: Path) -> None:

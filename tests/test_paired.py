@@ -24,7 +24,6 @@ from expo_search.stats.paired import (
     paired_difference,
     prompt_gains,
     rise_beyond_chance,
-    simultaneous,
     win_rate,
 )
 
@@ -261,66 +260,3 @@ def test_a_share_has_risen_only_beyond_its_limit_and_chance(
     share: float, control: float, n: int, is_rise: bool
 ) -> None:
     assert rise_beyond_chance(share, control, n, limit=0.2) == is_rise
-
-
-def measured(gains: NDArray[np.float64]) -> tuple[list[Estimate], NDArray[np.float64]]:
-    """Estimates and their covariance from gains on prompts, shape (prompts, alphas)."""
-    return [estimate(column.tolist()) for column in gains.T], np.atleast_2d(np.cov(gains.T)) / len(gains)
-
-
-def correlated(rng: np.random.Generator, n: int, n_alphas: int, correlation: float) -> NDArray[np.float64]:
-    own = rng.normal(size=(n, n_alphas))
-    return np.asarray(math.sqrt(correlation) * rng.normal(size=(n, 1)) + math.sqrt(1 - correlation) * own)
-
-
-def half_width(interval: tuple[float, float]) -> float:
-    return (interval[1] - interval[0]) / 2
-
-
-# the simulated 95 % quantile has a standard error of 0.7 % at 20,000 draws
-QUANTILE = 0.02
-
-
-def test_for_a_single_alpha_the_corrected_interval_is_students() -> None:
-    [e], covariance = measured(np.random.default_rng(7).normal(size=(30, 1)))
-    low, high = simultaneous(0, [e], covariance)
-    assert (low + high) / 2 == pytest.approx(e.mean, rel=1e-12)
-    assert half_width((low, high)) == pytest.approx(half_width((e.low, e.high)), rel=QUANTILE)
-
-
-def test_the_corrected_interval_grows_with_the_alphas_tried_and_stays_below_bonferronis() -> None:
-    from scipy.stats import t
-
-    gains = correlated(np.random.default_rng(8), 200, 16, correlation=0.7)
-    widths = []
-    for n_alphas in (1, 4, 16):
-        e, covariance = measured(gains[:, :n_alphas])
-        widths.append(half_width(simultaneous(0, e, covariance)) / e[0].se)
-        assert widths[-1] < (1 + QUANTILE) * t.ppf(1 - 0.025 / n_alphas, 199)
-    assert widths == sorted(widths)
-    assert widths[-1] < 0.95 * t.ppf(1 - 0.025 / 16, 199), "correlated alphas are fewer than they look"
-    assert widths[-1] > 1.1 * widths[0]
-
-
-def test_for_independent_alphas_it_is_about_bonferronis() -> None:
-    from scipy.stats import t
-
-    n, k = 400, 5
-    e, covariance = [Estimate(0.0, 1.0, n)] * k, np.eye(k)
-    assert half_width(simultaneous(2, e, covariance)) == pytest.approx(t.ppf(1 - 0.025 / k, n - 1), rel=QUANTILE)
-
-
-def test_an_alpha_tried_many_times_over_costs_hardly_more_than_once() -> None:
-    e, covariance = [Estimate(0.3, 0.1, 100)] * 10, np.full((10, 10), 0.01)
-    assert half_width(simultaneous(4, e, covariance)) == pytest.approx(half_width((e[0].low, e[0].high)), rel=QUANTILE)
-
-
-def test_where_no_alpha_gains_the_best_looking_one_is_called_a_gain_in_one_search_of_forty() -> None:
-    rng, searches, naive, corrected = np.random.default_rng(9), 250, 0, 0
-    for _ in range(searches):
-        e, covariance = measured(correlated(rng, 64, 8, correlation=0.5))
-        best = max(range(8), key=lambda i, e=e: e[i].mean)  # type: ignore[misc]
-        naive += e[best].low > 0
-        corrected += simultaneous(best, e, covariance)[0] > 0
-    assert corrected / searches <= 0.025 + three_sigma(0.025, searches)
-    assert naive / searches > 0.06, "without the correction the test above would show nothing"

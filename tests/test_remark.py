@@ -52,7 +52,7 @@ def test_every_view_says_the_same(e: Any) -> None:
     hovered = [
         text for trace in plotly_curve(trials, judged.verdict).data for text in trace.text or () if "trial 1" in text
     ]
-    assert list(trial_table(trials).columns[-1].cells) == ["", e.remark]
+    assert list(trial_table(trials, verdict(trials)).columns[-1].cells) == ["", e.remark]
     assert [row.cells[-1] for row in html_table(trials, judged.verdict).rows] == ["", e.remark]
     assert noted.endswith(f"| {e.remark} |")
     assert trial_row(e).endswith(f"| {e.remark} |")

@@ -118,6 +118,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
     from expo_search.results.curve.terminal import terminal_curve
+    from expo_search.results.legend import legend
     from expo_search.results.next_commands import next_steps
     from expo_search.results.summary_json import summary
 
@@ -125,7 +126,11 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     if as_json:
         console.print(Text(json.dumps(summary(result.name, known, verdict), indent=2)), soft_wrap=True)
         return
-    console.print(terminal.trial_table(known, console.width))
+    table = terminal.trial_table(known, verdict, console.width)
+    console.print(table)
+    explained = legend(known, verdict, [str(column.header) for column in table.columns])
+    if explained:
+        console.print(Text("\n".join(explained) + "\n"), soft_wrap=True, style="dim")
     if len(known) > 1:
         picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
         console.print(Text(picture), soft_wrap=True)

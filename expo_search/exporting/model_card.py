@@ -100,10 +100,13 @@ def _why(origin: Origin) -> str:
         )
     e, n = origin.trial, origin.trial.gain.n
     lines = ["## How good is it", origin.verdict.sentence()]
-    if origin.verdict.best is not e:
+    if not origin.verdict.recommends(e):
+        is_better = e.alpha in origin.verdict.better
+        shown = " It is one of those that the search shows to be better than alpha = 0." if is_better else ""
         lines.append(
-            f"This alpha is **not the one that the search recommends**: gain {e.gain.mean:+.4f} against alpha = 0, "
-            f"95 % interval [{e.gain.low:+.4f}, {e.gain.high:+.4f}] on {n} prompts."
+            f"This alpha, {e.alpha:.4g}, is **not the one that the search recommends**, which is "
+            f"{origin.verdict.alpha:.4g}: gain {e.gain.mean:+.4f} against alpha = 0, 95 % interval "
+            f"[{e.gain.low:+.4f}, {e.gain.high:+.4f}] of this alpha alone, on {n} prompts.{shown}"
         )
     if e.broken:
         lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")

@@ -179,14 +179,14 @@ def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpo
 def _choose(finished: list[Evaluation], judged: Verdict, wanted: Wanted, name: str) -> tuple[float, Evaluation | None]:
     """The alpha to export and its trial, None where it was not evaluated."""
     if wanted.alpha is None:
-        if judged.best is None or judged.word != "better":
+        if judged.recommended is None:
             raise StudyError(
                 where=f"study {name}",
                 found=judged.sentence(),
                 expected="a gain to export",
                 do="give --alpha to export it all the same",
             )
-        return judged.best.alpha, judged.best
+        return judged.alpha, judged.recommended
     if not is_alpha(wanted.alpha):
         raise StudyError(
             where="--alpha", found=str(wanted.alpha), expected="a number that is finite in float32", do="give another"

@@ -22,6 +22,7 @@ from expo_search.errors import StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
 from expo_search.results.curve.static import curve_svg
+from expo_search.results.legend import IN_ORDER, legend
 from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import read_result
 from expo_search.results.terminal import stage_seconds
@@ -116,6 +117,8 @@ def _page(store: Store) -> Iterator[str]:
         confirmations=[confirmation_sentence(c) for c in study.confirmations.values()],
         curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
         trials=trial_table(known, verdict),
+        legend=legend(known, verdict),
+        in_order=IN_ORDER,
         seconds=stage_seconds(known),
         answers=(_answers(e, samples(store, e.trial), is_best=e is verdict.best) for e in _best_first(known, verdict)),
         settings=_settings((store.attributes.settings or Settings()).flat()),
@@ -150,7 +153,7 @@ def _policy(script: str) -> str:
 
 
 def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
-    """A row a trial, in the order in which they ran; the best one is marked."""
+    """A row a trial, in the order in which they ran; that at the recommended alpha is marked."""
     heads = (
         "trial",
         "alpha",
@@ -180,7 +183,7 @@ def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
             f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
             e.remark,
         )
-        rows.append(Row(cells, "best" if e is verdict.best else ""))
+        rows.append(Row(cells, "best" if verdict.recommends(e) else ""))
     return Table("numbers", heads, rows)
 
 

@@ -130,13 +130,11 @@ def next_steps(name: str, url: str, verdict: Verdict) -> list[tuple[str, str]]:
     steps = []
     if verdict.again:
         steps.append((verdict.again, "the same search, past the edge of its range"))
-    if verdict.word == "better" and verdict.confirmed is None:
+    if verdict.recommended is not None and verdict.confirmed is None:
         steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
-    if verdict.word == "better" and verdict.best is not None:
+    if verdict.recommended is not None:
         steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
-        steps.append(
-            (f"expo-search compare {study} --alphas 0,{verdict.best.alpha:.4g} -n 5{at}", "answers side by side")
-        )
+        steps.append((f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}", "answers side by side"))
     steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
     steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
     steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))

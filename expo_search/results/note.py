@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.legend import legend
 from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import StudyResult
 from expo_search.text import clean, markdown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
 _N_BEST = 5
+_EXCESS = "excess, among a trial's attributes: how far it is over a guardrail's limit, or under it where below 0"
 
 
 def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str = "") -> str:
     """The study's note. What a person wrote stays: all that is below `YOURS`, or a whole note that has no such line."""
     verdict = study.verdict
-    alpha = verdict.best.alpha if verdict.best is not None and verdict.word == "better" else 0.0
-    title = "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {alpha:.4g}"
+    title = (
+        "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {verdict.alpha:.4g}"
+    )
     lines = [f"## {markdown(title)}", "", markdown(verdict.sentence()), ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
+    lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict), _EXCESS]), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
     for command, purpose in next_steps(study.name, study.url, verdict):

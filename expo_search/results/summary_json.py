@@ -14,13 +14,21 @@ if TYPE_CHECKING:
 
 
 def summary(study_name: str, evaluations: Sequence[Evaluation], verdict: Verdict) -> dict[str, Any]:
-    """For machines: the verdict and every trial's numbers."""
+    """For machines: the verdict and every trial's numbers.
+
+    `best_alpha`, `best_trial` and `recommended` are of the alpha that the verdict recommends, which may be 0;
+    `best_other` is the best trial at another alpha than 0, of whose gain `interval_95` is; `shown_better` the alphas
+    that the search shows to be better than 0; `excess` of a trial is by how much it exceeds each guardrail's limit.
+    """
+    recommended = next((e for e in evaluations if verdict.recommends(e)), None)
     return {
         "study": study_name,
         "verdict": verdict.word,
-        "best_alpha": verdict.best.alpha if verdict.best and verdict.word == "better" else 0.0,
-        "best_trial": verdict.best.trial if verdict.best and verdict.word == "better" else CONTROL,
-        "recommended": None if verdict.best is None else as_json(verdict.best),
+        "best_alpha": verdict.alpha,
+        "best_trial": CONTROL if verdict.recommended is None else verdict.recommended.trial,
+        "recommended": None if recommended is None else as_json(recommended),
+        "best_other": None if verdict.best is None else as_json(verdict.best),
+        "shown_better": list(verdict.better),
         "interval_95": list(verdict.interval),
         "alphas_tried": verdict.n_tried,
         "objective": verdict.objective,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.results.verdict import verdict
+from expo_search.results.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
-    """Trials in the order in which they ran; the best one is marked.
+def trial_table(evaluations: Sequence[Evaluation], verdict: Verdict, width: int = 200) -> Table:
+    """Trials in the order in which they ran; that at the recommended alpha is marked.
 
     Columns that `width`, in characters, has no room for are left out, the last of `_LEAVE_OUT` first, so that no number
     is cut.
@@ -21,7 +21,6 @@ def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    best = verdict(evaluations).best
     rows = [cells(e) for e in evaluations]
     sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
     sizes = {k: min(n, _REMARK) if k == "" else n for k, n in sizes.items()}  # a long remark goes on below
@@ -32,7 +31,7 @@ def trial_table(evaluations: Sequence[Evaluation], width: int = 200) -> Table:
     for heading in sizes:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     for e, row in zip(evaluations, rows, strict=True):
-        table.add_row(*(row[heading] for heading in sizes), style="bold green" if e is best else "")
+        table.add_row(*(row[heading] for heading in sizes), style="bold green" if verdict.recommends(e) else "")
     return table
 
 

@@ -1,7 +1,8 @@
-"""finished trials -> table, terminal curve, verdict, machine-readable summary. Says what holds, and no more."""
+"""finished trials -> the verdict, with the one alpha to use. Says what holds, and no more."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.alpha_range import bounds
 from expo_search.search.confirm import Confirmation
-from expo_search.search.proposal import winner
-from expo_search.stats.gain_curve import collapsed, noise_covariance
-from expo_search.stats.paired import Estimate, Kind, simultaneous
+from expo_search.search.recommendation import recommend
+from expo_search.stats.paired import Estimate, Kind
+from expo_search.stats.selection import Power
 
 if TYPE_CHECKING:
     pass
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known about the best alpha against alpha = 0.
+    """What is known about the best alpha against alpha = 0, and the one alpha that every view of a study recommends.
 
     Attributes:
-        best: the trial to recommend among those at other alphas than 0 (`proposal.winner`); None where none was tried
-            or none may win.
+        best: the trial to look at among those at other alphas than 0 (`recommendation.recommend`), which is the
+            recommended one where `word` is "better"; None where none was tried or none may win.
         word: "better", "no evidence of a gain", "worse", or "nothing to compare"; of the confirmation, once there is
             one for the best trial.
-        interval: 95 % interval of the best trial's gain, wide enough for its having been picked from `n_tried` alphas.
+        interval: 95 % interval of the best trial's gain, which holds for its having been picked from `n_able` alphas:
+            those evaluated on all prompts, of the `n_tried` beside 0.
         confirmed: that confirmation.
         objective: what the gain is of.
         edge: the end of a fixed range at which the best alpha lies (0 where every other lost); None where it lies
             inside. `again`: the command that looks beyond it, where one is known (`search_again`).
+        better: the alphas that the search shows to be better than 0, ascending; `best`'s is one of them or there is
+            none. `favourite`: where the curve through all trials is highest.
+        power: what so many prompts can tell; None where nothing was measured.
     """
 
     best: Evaluation | None
@@ -43,9 +48,27 @@ class Verdict:
     objective: Kind = "reward"
     edge: float | None = None
     again: str = ""
+    better: tuple[float, ...] = ()
+    favourite: float | None = None
+    n_able: int = 0
+    power: Power | None = None
+
+    @property
+    def recommended(self) -> Evaluation | None:
+        """The trial at the recommended alpha; None: that is alpha = 0."""
+        return self.best if self.word == "better" else None
+
+    @property
+    def alpha(self) -> float:
+        """The alpha to use: the best trial's where it is better than 0, else 0."""
+        return 0.0 if self.recommended is None else self.recommended.alpha
+
+    def recommends(self, e: Evaluation) -> bool:
+        """Whether a trial is the one at the recommended alpha. With alpha = 0 alone there is none."""
+        return e.alpha == self.alpha and (e is self.recommended or (self.recommended is None and self.n_tried > 0))
 
     def sentence(self) -> str:
-        """For people: one sentence on the search, one on the confirmation."""
+        """For people: one sentence on the search and its confirmation, then what one has to know beside it."""
         if self.best is None and self.n_tried:
             each = f"each of the {self.n_tried} tried lost clearly or broke a guardrail"
             return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {each}.{self._beyond()}"
@@ -53,10 +76,9 @@ class Verdict:
             return "Only alpha = 0 was evaluated: nothing to compare."
         low, high = self.interval
         e = self.best
-        of_several = f" for the best of {self.n_tried} alphas" if self.n_tried > 1 else ""
         searched = (
             f"alpha = {e.alpha:.4g}: reward {e.reward.mean:.4f}, {_TELLS[self.objective]} {e.gain.mean:+.4f} "
-            f"against alpha = 0, 95 % interval [{low:+.4f}, {high:+.4f}]{of_several} on {e.gain.n} prompts"
+            f"against alpha = 0, 95 % interval [{low:+.4f}, {high:+.4f}]{self._of_several()} on {e.gain.n} prompts"
         )
         if self.confirmed:
             c = self.confirmed.estimate
@@ -66,7 +88,35 @@ class Verdict:
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
             self.word, "No evidence of a gain: keep alpha = 0. The best other"
         )
-        return f"{opening} {searched}.{self._beyond()}"
+        return f"{opening} {searched}.{self._others()}{self._tells()}{self._beyond()}"
+
+    def _of_several(self) -> str:
+        if self.n_tried < 2:
+            return ""
+        if self.n_able == self.n_tried:
+            return f" for the best of {self.n_tried} alphas beside 0"
+        which = f"for the best of {self.n_able} alphas" if self.n_able > 1 else "for the one alpha"
+        return f" {which} of {self.n_tried} beside 0 that did not end early, collapse or break a guardrail,"
+
+    def _others(self) -> str:
+        """How many alphas are better than 0, and why this one is picked from them."""
+        if self.best is None or self.word != "better":
+            return ""
+        if self.favourite is not None and self.favourite != self.best.alpha:
+            return (
+                f" The curve through all trials is highest at {self.favourite:.4g}, "
+                f"which cannot be told from alpha = 0 by itself; this one can."
+            )
+        if len(self.better) < 2:
+            return ""
+        which = ", ".join(f"{alpha:.4g}" for alpha in self.better)
+        return f" {len(self.better)} alphas are better than 0 ({which}); the curve through all trials is highest here."
+
+    def _tells(self) -> str:
+        """What so few prompts, or so many, can tell."""
+        if self.word != "no evidence of a gain" or self.confirmed is not None or self.power is None:
+            return ""
+        return f" {self.power.sentence()}"
 
     def _beyond(self) -> str:
         if self.edge is None:
@@ -90,20 +140,30 @@ def verdict(
 ) -> Verdict:
     """Judge the best trial by a 95 % interval of its paired gain.
 
-    It is the confirmation's interval if that trial has one, else the search's, corrected for the number of alphas.
+    It is the confirmation's interval if that trial has one, else the search's, corrected for the pick.
     """
     kind: Kind = search.objective if search else "reward"
-    best = winner(evaluations)
-    if best is None:
+    found = recommend(evaluations)
+    if found is None:
         n_tried = sum(e.alpha != 0 for e in evaluations)
         word = _judge(0, 0) if n_tried else "nothing to compare"
         edge = _edge(0.0, search) if n_tried else None
         return Verdict(None, word, n_tried=n_tried, objective=kind, edge=edge)
-    tried = [e for e in evaluations if e.alpha != 0 and (e is best or not collapsed(e, evaluations))]
-    interval = simultaneous(tried.index(best), [e.gain for e in tried], noise_covariance(tried))
-    word = _judge(*interval)
-    edge = _edge(0.0 if word == "worse" else best.alpha, search)  # worse: every alpha lost to 0
-    searched = Verdict(best, word, interval, len(tried), None, kind, edge)
+    best = found.best
+    word = _judge(*found.interval)
+    searched = Verdict(
+        best,
+        word,
+        found.interval,
+        found.n_tried,
+        None,
+        kind,
+        _edge(0.0 if word == "worse" else best.alpha, search),  # worse: every alpha lost to 0
+        better=tuple(e.alpha for e in found.better),
+        favourite=found.favourite.alpha,
+        n_able=found.n_able,
+        power=Power(best.gain.se * math.sqrt(best.gain.n), best.gain.n, found.z) if best.gain.n > 1 else None,
+    )
     if confirmed and best.trial in confirmed:
         c = confirmed[best.trial]
         return replace(searched, word=_judge_confirmed(c), confirmed=c)

@@ -19,7 +19,6 @@ from expo_search.contracts import Rated
 
 Kind = Literal["reward", "win-rate", "length-controlled"]
 _LEVEL = 0.05
-_DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -136,34 +135,6 @@ def rise_beyond_chance(share: float, control: float, n: int, limit: float) -> bo
     """Whether a share of n answers exceeds the control's by more than `limit` and by two standard errors more."""
     se = math.sqrt((share * (1 - share) + control * (1 - control)) / n)
     return share - control > limit + 2 * se
-
-
-def simultaneous(best: int, gains: Sequence[Estimate], covariance: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of one of several gains, wide enough for having been picked from all of them.
-
-    Exact for alphas that were fixed beforehand; a search chooses them by earlier results
-    (`benchmarks/search.py` measures how often its verdict then claims a gain that is not there).
-
-    Max-t over the correlated estimates (Dunnett 1955, two-sided, by simulation with a fixed seed): if no alpha gains
-    anything, the interval of the one that looks best lies above 0 in at most one search out of forty.
-
-    Args:
-        covariance: of the gains, shape (len(gains), len(gains)), in the rewards' unit squared.
-    """
-    from scipy.stats import t
-
-    e = gains[best]
-    sd = np.sqrt(np.clip(np.diag(covariance), 1e-300, None))
-    correlation = np.clip(covariance / np.outer(sd, sd), -1, 1)
-    np.fill_diagonal(correlation, 1.0)
-    values, vectors = np.linalg.eigh(correlation)
-    root = vectors * np.sqrt(np.clip(values, 0, None))
-    draws = np.abs(np.random.default_rng(0).standard_normal((_DRAWS, len(gains))) @ root.T).max(axis=1)
-    z = float(np.quantile(draws, 1 - _LEVEL))
-    # the normal quantile's level, carried over to Student's t of this estimate
-    level = math.erfc(z / math.sqrt(2)) / 2
-    half = float(t.ppf(1 - level, max(1, e.n - 1))) * e.se
-    return e.mean - half, e.mean + half
 
 
 def _parts_of_intercept(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -137,10 +137,10 @@ class Scene:
     @property
     def chosen(self) -> tuple[float, float] | None:
         """(alpha, gain) of what the verdict recommends: the best trial's if it is better, else alpha = 0."""
-        best = self.verdict.best
-        if best is None and self.verdict.n_tried == 0:
+        if self.verdict.best is None and self.verdict.n_tried == 0:
             return None
-        return (best.alpha, best.gain.mean) if best is not None and self.verdict.word == "better" else (0.0, 0.0)
+        recommended = self.verdict.recommended
+        return (0.0, 0.0) if recommended is None else (recommended.alpha, recommended.gain.mean)
 
     @cached_property
     def floor(self) -> float:
