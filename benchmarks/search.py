@@ -2,11 +2,12 @@
 
     python benchmarks/search.py --seeds 200 --jobs 2 --out results.jsonl   # goes on where it stopped; prints the tables
 
-Every search runs through the real loop, store and statistics; only model and scorer stand for worlds (`landscapes.py`,
-`recorded.py`). Ours gets no range, and is run on `--seeds` worlds of each kind, those that it was tuned on and those
-held out. Optuna's samplers run on the former alone, on as many worlds over all of them together, without racing and in
-a range that holds the optimum (its upper end 1.2 to 6 times the best alpha). What a search recommends is, for Optuna's,
-its highest value (or 0, if that is below 0); for ours what its verdict says.
+Every search runs through the real loop and statistics; model and scorer stand for worlds (`landscapes.py`,
+`recorded.py`), and the store is in memory (`--on-disk`: the real one, ten times slower, with the same results). Ours
+gets no range, and is run on `--seeds` worlds of each kind, those that it was tuned on and those held out. Optuna's
+samplers run on the former alone, on as many worlds over all of them together, without racing and in a range that holds
+the optimum (its upper end 1.2 to 6 times the best alpha). What a search recommends is, for Optuna's, its highest value
+(or 0, if that is below 0); for ours what its verdict says.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from landscapes import KINDS, TUNED_ON, World, simulate
+from memory_store import MemoryStore
 from recorded import Recorded
 from search_tables import TABLE, Result, tables
 
@@ -45,7 +48,9 @@ class Silent:
     def scored(self, n: int) -> None: ...
 
 
-def one(strategy: str, kind: str, seed: int, n_prompts: int | None, n_trials: int, table: Path) -> Result:
+def one(
+    strategy: str, kind: str, seed: int, n_prompts: int | None, n_trials: int, table: Path, *, on_disk: bool = False
+) -> Result:
     """Run one search, and confirm the best alpha that it tried where there are other prompts."""
     world: World | Recorded
     world = Recorded(table, seed, n_prompts or 120) if kind == TABLE else simulate(kind, seed, n_prompts)
@@ -54,9 +59,8 @@ def one(strategy: str, kind: str, seed: int, n_prompts: int | None, n_trials: in
     else:
         top = world.place * float(np.exp(np.random.default_rng((seed, 2)).uniform(np.log(1.2), np.log(6))))
         spec = SearchSpec(sampler=strategy, alpha_min=0.0, alpha_max=top, racing=False, seed=seed)
-    in_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=in_memory if os.access(in_memory, os.W_OK) else None) as home:
-        store = Store(f"sqlite:///{home}/search.db", "s")
+    with tempfile.TemporaryDirectory() as home:
+        store = Store(f"sqlite:///{home}/search.db", "s") if on_disk else MemoryStore("s")
         found = search(store, Objective(world, world, store, world.prompts, Silent()), spec, n_trials)
         judged = verdict(found)
         best = judged.best if strategy == "expo" else max(found[1:], key=lambda e: e.gain.mean)
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, TABLE], default=list(KINDS))
     parser.add_argument("--table", type=Path, default=Path(__file__).parent / "demo_table.csv")
+    parser.add_argument("--on-disk", action="store_true", help="keep each study in a database, as searches do")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="keeps the results, one JSON object a line")
     o = parser.parse_args()
@@ -133,7 +138,8 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # small matrices: threads of two processes would only wait for each other
     with ProcessPoolExecutor(o.jobs, get_context("spawn")) as pool:  # which reads the environment anew
-        running = [pool.submit(one, *task, o.prompts, o.trials, o.table) for task in tasks if task not in done]
+        run = partial(one, n_prompts=o.prompts, n_trials=o.trials, table=o.table, on_disk=o.on_disk)
+        running = [pool.submit(run, *task) for task in tasks if task not in done]
         for future in as_completed(running):
             results.append(future.result())
             if o.out:
