@@ -10,7 +10,7 @@ print(result.verdict.sentence())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,13 @@ from expo_search.text import storable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from expo_search.bench.result import BenchResult
     from expo_search.config.spec import StudySpec
     from expo_search.evaluation.compare import Comparison
     from expo_search.evaluation.result import Evaluation
     from expo_search.results.study_results import StudyResult
     from expo_search.search.confirm import Confirmation
+    from expo_search.session.benchmarks import Benchmarks
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
 
@@ -112,7 +114,8 @@ class Session:
 
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
-        own = {"own_model": model is None, "own_scorer": scorer is None}
+        self._own_model = model is None
+        own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self.checked: Checked = (
                 check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
@@ -249,12 +252,11 @@ class Session:
         """
         from expo_search.evaluation.objective import Stopped
         from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
-        from expo_search.results.verdict import trial_at
         from expo_search.search.confirm import confirm
 
         fresh = self.checked.confirm_prompts(n_prompts)
         if trial is None:
-            trial = trial_at(self.result().evaluations, None, self.name)
+            trial = self._recommended()
         self.start()
         store = self.running.store
         self.say(f"confirming alpha = {trial.alpha:.4g} on {len(fresh)} fresh prompts")
@@ -299,6 +301,69 @@ class Session:
         running = self.running
         return compare(running.model, running.scorer, alphas, given, self.spec.search.seed, self.say)
 
+    def bench(
+        self,
+        tasks: Sequence[str],
+        alphas: Sequence[float] | None = None,
+        *,
+        data: Mapping[str, str | Path] | None = None,
+        limit: int | None = None,
+        again: bool = False,
+        out: str | Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> BenchResult | None:
+        """Answer tasks that no reward model sees at alpha = 0 and at others, and compare them item by item.
+
+        Starts the engine, and no reward model, where an item is not answered yet.
+
+        Args:
+            tasks: names (`expo-search bench --help` has them).
+            alphas: beside 0; the recommended one by default.
+            data: files in the place of the Hub's data sets, by the task's name.
+            limit: the first items of each task.
+            again: forget what is stored of these tasks.
+            out: a folder for the answers of those tasks that another program judges, in its format.
+            stop: asked after each answer; true ends it there, with all that is finished kept.
+
+        Returns:
+            What is stored of these items at these alphas now; None: it was asked to stop before the end.
+
+        Raises:
+            StudyError: no trial to recommend; a task that is unknown or wants what is not installed.
+            PromptsError: data that are missing, or of another form; items that are too long.
+            SettingsChanged: stored answers of a task were made under other settings.
+        """
+        from expo_search.evaluation.objective import Stopped
+        from expo_search.results.answer_files import check_folder, write_files
+        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
+        from expo_search.session.bench_progress import BenchProgress
+        from expo_search.store.study_store import Store
+
+        storage, name = self.checked.storage, self.name
+        if alphas is None:
+            alphas = [self._recommended().alpha]
+        benchmarks = self._benchmarks(tasks, alphas, data, limit)
+        if out is not None:
+            benchmarks.check_written()
+            check_folder(Path(out), "--out")
+        if benchmarks.is_done(storage, name, again=again):
+            self.say(f"study {name}: every item is answered at {len(benchmarks.alphas)} alphas")
+        else:
+            try:
+                with BenchProgress(self._console, benchmarks.n_answers, quiet=self._quiet) as progress:
+                    benchmarks.run(self.running, progress, again=again, stop=stop, on_failure=self._engine_failed)
+            except Stopped:
+                return None
+            store = self.running.store
+            DashboardUpdates(store, artifact_folder(store.url), self.say).refresh()
+        stored = Store(storage, name, read_only=True)
+        try:
+            if out is not None:
+                write_files(benchmarks.files(stored), Path(out), "--out")
+            return benchmarks.read(stored)
+        finally:
+            stored.close()
+
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Hold the study for this process over several calls; starts what is not running yet.
@@ -309,6 +374,52 @@ class Session:
         self.start()
         with self.running.store.owned():
             yield
+
+    def check_bench(
+        self, tasks: Sequence[str], *, data: Mapping[str, str | Path] | None = None, limit: int | None = None
+    ) -> None:
+        """Find out whether tasks can be benchmarked, before anything is started. Raises as `bench`."""
+        self._benchmarks(tasks, [], data, limit)
+
+    def bench_winner(
+        self,
+        tasks: Sequence[str],
+        *,
+        data: Mapping[str, str | Path] | None = None,
+        limit: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> BenchResult | None:
+        """Benchmark the recommended alpha; where it loses more than `[guardrails.bench]` allows, the next best one.
+
+        Ends with an alpha that holds, or with none that is better than 0; `result` has the verdict. Arguments, return
+        value and errors as in `bench`; None also where there is no winner to look at.
+        """
+        measured: BenchResult | None = None
+        seen: set[float] = set()
+        while (verdict := self.result().verdict).best is not None and verdict.word == "better":
+            if verdict.best.alpha in seen:
+                return measured
+            seen.add(verdict.best.alpha)
+            measured = self.bench(tasks, [verdict.best.alpha], data=data, limit=limit, stop=stop)
+            if measured is None:
+                return None
+        self.say(f"study {self.name}: no alpha that is better than 0, so nothing to benchmark")
+        return measured
+
+    def _benchmarks(
+        self, tasks: Sequence[str], alphas: Sequence[float], data: Mapping[str, str | Path] | None, limit: int | None
+    ) -> Benchmarks:
+        from expo_search.session.benchmarks import prepare
+
+        files = {task: Path(file) for task, file in (data or {}).items()}
+        return prepare(self.checked, tasks, alphas, data=files, limit=limit, own_model=self._own_model, say=self.say)
+
+    def _recommended(self) -> Evaluation:
+        """The trial that the verdict is about; raises `StudyError` where there is none."""
+        from expo_search.results.verdict import trial_at
+
+        result = self.result()
+        return trial_at(result.evaluations, None, self.name) if result.best is None else result.best
 
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.text.strip():

@@ -27,6 +27,34 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Request(Prompt):
+    """A prompt of a benchmark, which says itself how it is answered; a model's own sampling is for plain prompts.
+
+    Attributes:
+        before: earlier turns of the conversation, (role, content) each; `text` is then its last user turn.
+        is_raw: `text` goes to the model as it is, not in its chat template, and is gone on with.
+        max_tokens: of the answer; fewer where the context ends before.
+        stop: texts that end the answer, and are no part of it.
+        ids: token ids in the place of `text` and of everything before it.
+        n_rated: no answer is generated; of so many of the last `ids` the log-probability is wanted (`Likelihood`).
+    """
+
+    before: tuple[tuple[str, str], ...] = ()
+    is_raw: bool = False
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    n_rated: int = 0
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation, in the order of its turns."""
+        return [{"role": role, "content": said} for role, said in (*self.before, ("user", self.text))]
+
+
+@dataclass(frozen=True)
 class Completion:
     """One answer. `finish_reason` is "stop", or "length" when it was cut off at max_tokens."""
 
@@ -34,6 +62,17 @@ class Completion:
     text: str
     n_tokens: int
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class Likelihood(Completion):
+    """What comes of a `Request` with `n_rated`: the natural log-probability of these tokens after the others.
+
+    `is_greedy`: each of them is the likeliest one where it stands.
+    """
+
+    log_probability: float
+    is_greedy: bool
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotex
 # files at the top, which import each other alone
 ROOT = ("contracts", "dtypes", "errors", "folders", "text", "version")
 FLOW = (
-    "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "session",
+    "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "bench", "session",
     "results", "exporting", "api", "cli",
 )  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
     "store": (),
     "evaluation": ("config", "inputs", "stats", "store"),
     "search": ("config", "inputs", "stats", "store", "evaluation"),
+    "bench": ("config", "inputs", "stats", "store", "evaluation"),
     "session": FLOW[: FLOW.index("session")],
-    "results": ("config", "stats", "store", "evaluation", "search"),
+    "results": ("config", "stats", "store", "evaluation", "search", "bench"),
     "exporting": FLOW[: FLOW.index("exporting")],
     "api": FLOW[: FLOW.index("api")],
     "cli": FLOW[: FLOW.index("cli")],

@@ -103,10 +103,10 @@ def test_a_signal_that_comes_when_nothing_is_watched_harms_nothing(watchdog: Wat
 STUCK = """
 import hashlib, sys
 import expo_search.engine.watchdog as w
-from expo_search.cli.search import _give_up_on
+from expo_search.cli.console import give_up_on
 from expo_search.cli.console import console_on
 w.GRACE_S = 0.5
-watchdog = w.Watchdog(0.3, _give_up_on(console_on(sys.stderr)))
+watchdog = w.Watchdog(0.3, give_up_on(console_on(sys.stderr)))
 with watchdog.watching():
     hashlib.pbkdf2_hmac("sha256", b"stuck in", b"native code", 10**9)
 """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from expo_search.errors import StoreError
+from expo_search.errors import ExpoError, StoreError
+from expo_search.text import one_line
 
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
@@ -51,3 +54,13 @@ def terminal(log: Path) -> Iterator[tuple[Console, Console]]:
 def console_on(stream: TextIO) -> Console:
     """As wide as the terminal, and wide enough for a table where there is none."""
     return Console(file=stream) if stream.isatty() else Console(file=stream, width=120)
+
+
+def give_up_on(console: Console) -> Callable[[ExpoError], None]:
+    """What ends this process from another thread where the main one hangs: the one line, and exit code 2."""
+
+    def end(fault: ExpoError) -> None:
+        console.print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        os._exit(2)
+
+    return end

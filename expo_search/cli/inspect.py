@@ -20,6 +20,7 @@ from expo_search.errors import StudyError
 from expo_search.text import clean
 
 if TYPE_CHECKING:
+    from expo_search.bench.result import BenchResult
     from expo_search.results.study_results import StudyResult
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -58,13 +59,22 @@ def show(
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the trials as CSV.")] = False,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each trial's answers and rewards in ExPO's own formats.")
+    ] = None,
 ) -> None:
     """Show a study's trials, curve and verdict."""
+    from expo_search.results.answer_files import trial_files, write_files
     from expo_search.results.trials_csv import trials_csv
+    from expo_search.store.study_store import Store
 
     if as_csv and as_json:
         raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
-    result = open_study(storage, known_study(study, storage))
+    name = known_study(study, storage)
+    result = open_study(storage, name)
+    if answers is not None:
+        write_files(trial_files(Store(storage, name, read_only=True), result.evaluations), answers, "--answers")
+        console_on(sys.stderr).print(Text(clean(f"written to {answers}")), soft_wrap=True)
     if as_csv:
         sys.stdout.write(trials_csv(result.evaluations))
     else:
@@ -114,6 +124,16 @@ def dashboard(
             return
 
 
+def print_bench(console: Console, bench: BenchResult) -> None:
+    """The table of a study's benchmarks, and a sentence for each task and alpha; nothing where there are none."""
+    from expo_search.results.bench_table import bench_table
+
+    if bench.tasks:
+        console.print(bench_table(bench))
+    for sentence in bench.sentences():
+        console.print(Text(clean(sentence)), soft_wrap=True, style="bold")
+
+
 def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
     """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
@@ -124,7 +144,8 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
 
     known, verdict = result.evaluations, result.verdict
     if as_json:
-        console.print(Text(json.dumps(summary(result.name, known, verdict), indent=2)), soft_wrap=True)
+        numbers = summary(result.name, known, verdict, result.bench, result.remarks)
+        console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
     table = terminal.trial_table(known, verdict, console.width)
     console.print(table)
@@ -134,9 +155,10 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     if len(known) > 1:
         picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
         console.print(Text(picture), soft_wrap=True)
-    console.print(Text(verdict.sentence()), soft_wrap=True, style="bold")
+    console.print(Text(clean(" ".join([verdict.sentence(), *result.remarks]))), soft_wrap=True, style="bold")
     console.print(Text(terminal.stage_seconds(known)), soft_wrap=True)
-    steps = next_steps(result.name, result.url, verdict)
+    print_bench(console, result.bench)
+    steps = next_steps(result.name, result.url, verdict, has_bench=bool(result.bench.tasks))
     width = max(len(command) for command, _ in steps)
     lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
     console.print(Text(clean("\n".join(["\nNext:", *lines]))), soft_wrap=True)

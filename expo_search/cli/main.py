@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.bench import bench
 from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(search)
 app.command("pairs")(list_pairs)
 app.command("confirm")(confirm_winner)
+app.command("bench")(bench)
 app.command("export")(export_model)
 app.command("reproduce")(reproduce_model)
 app.command("show")(show)
@@ -59,7 +61,7 @@ def main() -> None:
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
             command = next(iter(sys.argv[1:]), "-")
-            keeps = command.startswith("-") or command == "confirm"  # the search has no name
+            keeps = command.startswith("-") or command in ("confirm", "bench")  # the search has no name
             kept = "; what was finished is kept, the same command goes on" if keeps else ""
             Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)
         raise

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from expo_search.api import open_session, open_study
+from expo_search.api import Session, open_session, open_study
+from expo_search.cli.bench import Wanted, task_files, task_names
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Json,
@@ -22,6 +21,7 @@ from expo_search.cli.console import (
     Quiet,
     Storage,
     TrustRemoteCode,
+    give_up_on,
     known_study,
     terminal,
 )
@@ -30,8 +30,7 @@ from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, overrides
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
-from expo_search.errors import ExpoError, StudyError
-from expo_search.text import one_line
+from expo_search.errors import StudyError
 from expo_search.version import __version__
 
 
@@ -64,6 +63,13 @@ def search(
     confirm: Annotated[
         int | None, typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.")
     ] = None,
+    bench: Annotated[
+        str | None, typer.Option(metavar="A,B,..", help="At the end, compare the winner with alpha = 0 on these tasks.")
+    ] = None,
+    bench_data: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=FILE", help="As --data of `bench`; may be given again.")
+    ] = None,
+    bench_limit: Annotated[int | None, typer.Option(metavar="N", help="As --limit of `bench`.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
     ] = False,
@@ -106,7 +112,8 @@ def search(
     spec = load_study(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
-    _search(spec, trials, confirm, storage, log, quiet=quiet, as_json=as_json)
+    wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
+    _search(spec, trials, confirm, wanted, storage, log, quiet=quiet, as_json=as_json)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
@@ -115,20 +122,35 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 
 def _search(
-    spec: StudySpec, n_trials: int, n_confirm: int | None, storage: str, log: Path, *, quiet: bool, as_json: bool
+    spec: StudySpec,
+    n_trials: int,
+    n_confirm: int | None,
+    bench: Wanted | None,
+    storage: str,
+    log: Path,
+    *,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     stopped = False
     with terminal(log) as (out, err):
-        session = open_session(spec, storage, start=False, quiet=quiet, console=err, give_up=_give_up_on(err))
+        session = open_session(spec, storage, start=False, quiet=quiet, console=err, give_up=give_up_on(err))
         with session:
             if n_confirm is not None:
                 session.checked.confirm_prompts(n_confirm)  # too few are a fault of the input, found before the engine
-            if session.why_done(n_trials) is not None and (n_confirm is None or session.unconfirmed(n_confirm) is None):
+            if bench is not None:
+                session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
+            done = session.why_done(n_trials) is not None
+            if done and (n_confirm is None or session.unconfirmed(n_confirm) is None):
                 session.search(n_trials)  # says why there is nothing left to do
+                with stop_on_signals(session.say) as stop:
+                    _bench(session, bench, stop)
+                    stopped = stop()
             else:
                 session.start()
                 with stop_on_signals(session.say) as stop, session.owned():
                     session.search(n_trials, stop=stop)
+                    _bench(session, bench, stop)
                     winner = None if n_confirm is None or stop() else session.unconfirmed(n_confirm)
                     if winner is not None:
                         session.confirm(winner, n_confirm, stop=stop)
@@ -138,6 +160,12 @@ def _search(
             session.say(f"\nStopped. To go on:\n  {same_command(sys.argv[1:])}")
     if stopped:
         raise typer.Exit(130)
+
+
+def _bench(session: Session, wanted: Wanted | None, stop: Callable[[], bool]) -> None:
+    """Benchmark the winner, where that is wanted, and the next best where it loses too much."""
+    if wanted is not None and not stop():
+        session.bench_winner(wanted.tasks, data=wanted.data, limit=wanted.limit, stop=stop)
 
 
 def confirm_winner(
@@ -163,7 +191,7 @@ def confirm_winner(
             trust_remote_code=trust_remote_code,
             quiet=quiet,
             console=err,
-            give_up=_give_up_on(err),
+            give_up=give_up_on(err),
         )
         with session:
             winner = trial_at(session.result().evaluations, alpha, name)
@@ -178,13 +206,3 @@ def confirm_winner(
             out.print(Text(json.dumps(confirmation_json(confirmation), indent=2)), soft_wrap=True)
         else:
             out.print(Text(confirmation_sentence(confirmation)), soft_wrap=True, style="bold")
-
-
-def _give_up_on(console: Console) -> Callable[[ExpoError], None]:
-    """What ends this process from another thread where the main one hangs: the one line, and exit code 2."""
-
-    def end(fault: ExpoError) -> None:
-        console.print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
-        os._exit(2)
-
-    return end

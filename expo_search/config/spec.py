@@ -145,11 +145,14 @@ class GuardrailSpec(_Table):
         cut_off_rise, repeating_rise: rise of the share (0..1) of answers that run to max_tokens, and that say the same
             over and over (`stats.repetition.repetition` of at least a half).
         length_ratio: mean length over alpha = 0's.
+        bench: by task of `expo-search bench`, how much lower the mean that decides may be, as a share (0..1) for right
+            answers; an alpha that is shown to lose more is not recommended.
     """
 
     cut_off_rise: Finite = Field(0.2, ge=0)
     repeating_rise: Finite = Field(0.1, ge=0)
     length_ratio: Finite = Field(3.0, ge=1)
+    bench: Mapping[str, Annotated[Finite, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class RewardSpec(_Table):

@@ -9,21 +9,21 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.pair_check import same_weights
-from expo_search.contracts import Completion, Prompt, Switch
+from expo_search.contracts import Completion, Prompt, Request, Switch
+from expo_search.engine.answer import Answer, sampling_of
 from expo_search.engine.canary import check_switching
 from expo_search.engine.machine import has_gpu
 from expo_search.engine.memory_plan import n_at_once
 from expo_search.engine.start import ModelSpec, SourcesReport
 from expo_search.engine.watched import WatchedEngine
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
-from expo_search.inputs.chat_template import encode_chat, load_tokenizer
+from expo_search.inputs.chat_template import encode_chat, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
-    from vllm import CompletionOutput, SamplingParams
+    from vllm import SamplingParams
 
 
 _WARM_UP_TOKENS = 4  # the first comes of the prompt, the second of the first decoding step, with penalties
@@ -142,21 +142,22 @@ class VllmModel:
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
         """Answer each prompt once. Yields the number of tokens handed over at each step, and completions as they end.
 
-        Completions come in the order in which they end, each drawn with `prompt.seed(seed)`, the same at every alpha.
+        Completions come in the order in which they end, each drawn with `prompt.seed(seed)`, the same at every alpha. A
+        `Request` is answered as it says itself; where its tokens are to be rated, a `Likelihood` comes.
 
         Raises:
             PromptsError: a prompt that leaves no room for an answer in the context.
         """
         encoded = [(prompt, self._fitting(prompt)) for prompt in prompts]
-        pending: dict[str, _Answer] = {}
+        pending: dict[str, Answer] = {}
         for prompt, ids in encoded:
             self._n_requests += 1
-            pending[str(self._n_requests)] = _Answer(prompt)
-            self._engine.add(str(self._n_requests), ids, self._params(prompt, seed))
+            pending[str(self._n_requests)] = Answer(prompt)
+            self._engine.add(str(self._n_requests), ids, self._params(prompt, seed, len(ids)))
         try:
             while pending:
                 outputs = self._engine.step()
-                yield sum(pending[o.request_id].add(o.outputs[0]) for o in outputs)
+                yield sum(pending[o.request_id].add(o) for o in outputs)
                 yield from (pending.pop(o.request_id).completion() for o in outputs if o.finished)
         except EngineDied:
             pending.clear()
@@ -230,7 +231,7 @@ class VllmModel:
         self._engine.close()
 
     def _fitting(self, prompt: Prompt) -> list[int]:
-        ids = encode_chat(self.tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True)
+        ids = encode_prompt(self.tokenizer, prompt)
         if len(ids) >= self._spec.engine.max_model_len:
             raise PromptsError(
                 where=f"prompt {prompt.id}",
@@ -240,11 +241,19 @@ class VllmModel:
             )
         return ids
 
-    def _params(self, prompt: Prompt, seed: int) -> SamplingParams:
+    def _params(self, prompt: Prompt, seed: int, n_ids: int = 0) -> SamplingParams:
+        """A prompt's parameters: the study's, or those that a request of n_ids tokens brings."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        s = self._spec.sampling
+        s, stop = self._spec.sampling, self._spec.stop_strings
+        if isinstance(prompt, Request):
+            if prompt.n_rated:
+                return SamplingParams(
+                    temperature=0.0, max_tokens=1, prompt_logprobs=1, output_kind=RequestOutputKind.FINAL_ONLY
+                )
+            room = self._spec.engine.max_model_len - n_ids
+            s, stop = sampling_of(prompt, room), (*stop, *prompt.stop)
         return SamplingParams(
             temperature=s.temperature,
             top_p=s.top_p,
@@ -253,7 +262,7 @@ class VllmModel:
             presence_penalty=s.presence_penalty,
             frequency_penalty=s.frequency_penalty,
             seed=prompt.seed(seed),
-            stop=list(self._spec.stop_strings),
+            stop=list(stop),
             stop_token_ids=list(self._spec.stop_token_ids),
             output_kind=RequestOutputKind.DELTA,
             stream_interval=self._spec.output_tokens,
@@ -268,22 +277,3 @@ class VllmModel:
                 expected="an idle engine at a switch",
                 do="report this: a request was left running",
             )
-
-
-@dataclass
-class _Answer:
-    """A completion under way: the parts that engine steps brought."""
-
-    prompt: Prompt
-    texts: list[str] = field(default_factory=list)
-    n_tokens: int = 0
-    finish_reason: str = "stop"
-
-    def add(self, part: CompletionOutput) -> int:
-        self.texts.append(part.text)
-        self.n_tokens += len(part.token_ids)
-        self.finish_reason = part.finish_reason or "stop"
-        return len(part.token_ids)
-
-    def completion(self) -> Completion:
-        return Completion(self.prompt, "".join(self.texts), self.n_tokens, self.finish_reason)

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
-from expo_search.text import markdown
+from expo_search.results.bench_table import bench_rows
+from expo_search.text import markdown, one_line
 from expo_search.version import __version__
 
 PICTURE = "curve.png"
+# as the Hub names what a task is of; another task goes by its own name
+_DATA_SETS = {"ifeval": "google/IFEval", "gsm8k": "openai/gsm8k", "gsm8k_5shot": "openai/gsm8k"}
 # licences by which the Hub lets one filter; any other is `other`, and the text says what the sources say
 _HUB_LICENCES = {
     "apache-2.0", "mit", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "cc-by-4.0", "cc-by-sa-4.0",
@@ -45,6 +50,7 @@ def card(origin: Origin, *, verified: str | None = None) -> str:
         _what(shown),
         _why(shown),
         _trials(shown),
+        *([_bench(shown)] if shown.compared else []),
         _how(shown, verified=verified),
         _limits(shown),
         _licence_text(shown, licences),
@@ -69,8 +75,39 @@ def _metadata(origin: Origin, licences: Sequence[tuple[str, str | None]]) -> str
         base_model=ids or None,
         base_model_relation=relation if ids else None,
         tags=["merge", "mergekit", "expo", "expo-search", "model-extrapolation"],
+        **_model_index(origin),
     )
     return f"---\n{metadata.to_yaml()}\n---"
+
+
+def _model_index(origin: Origin) -> dict[str, Any]:
+    """What the Hub shows as results: the means of the benchmarks at this alpha, by task and metric."""
+    from huggingface_hub import EvalResult
+
+    # on one line: a line of dashes would end the metadata
+    titles = {task.name: one_line(task.title) for task in origin.bench.tasks}
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=_DATA_SETS.get(c.task, one_line(c.task)),
+            dataset_name=titles[c.task],
+            metric_type=one_line(c.metric),
+            metric_name=one_line(c.metric),
+            metric_value=c.mean,
+        )
+        for c in origin.compared
+    ]
+    return {"model_name": f"{origin.study}, alpha = {origin.alpha:.6g}", "eval_results": results} if results else {}
+
+
+def _bench(origin: Origin) -> str:
+    """A table of the benchmarks at this alpha, and a sentence a task."""
+    heads = ("task", "metric", "items", "alpha = 0", "at alpha", "difference", "95 % interval")
+    rows = bench_rows(BenchResult(origin.bench.tasks, origin.compared))
+    table = ["| " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
+    table += ["| " + " | ".join(markdown(row[head]) for head in heads) + " |" for row in rows if row["alpha"]]
+    told = [f"- {markdown(c.sentence(sum(c.decides for c in origin.compared)))}" for c in origin.compared if c.decides]
+    return "\n".join(["## Beyond the reward model", "", *table, "", *told])
 
 
 def _what(origin: Origin) -> str:
@@ -164,8 +201,10 @@ def _limits(origin: Origin) -> str:
     points = [
         "A reward model's mean is not quality: reward models like long answers, and answers grow with alpha. Compare "
         "lengths and cut-off shares above.",
-        "Only what the prompts ask for was measured. Knowledge, mathematics, safety and other languages were not; they "
-        "can get worse while the mean reward rises.",
+        "Only what the prompts ask for"
+        + (" and the tasks above were" if origin.compared else " was")
+        + " measured. Other knowledge, mathematics, safety and other languages were not; they can get worse while the "
+        "mean reward rises.",
         *(
             ["The interval of a search's best alpha was not confirmed on fresh prompts (`expo-search confirm`)."]
             if origin.trial and origin.verdict.confirmed is None

@@ -7,13 +7,15 @@ import json
 import reprlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from expo_search.bench.comparison import Compared
+from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import PROVENANCE
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.spec import Finite, StudySpec
@@ -46,6 +48,7 @@ class Origin:
         dtype: the weights' dtype that was asked for, or None; `out_dtype` is the one they then have.
         as_adapter: a rescaled adapter is written, not a checkpoint.
         storage: URL of the study's database.
+        bench: what the study's alphas do on tasks that no reward model sees.
     """
 
     study: str
@@ -64,6 +67,12 @@ class Origin:
     out_dtype: str | None = None
     as_adapter: bool = False
     storage: str = DEFAULT_STORAGE
+    bench: BenchResult = field(default_factory=BenchResult)
+
+    @property
+    def compared(self) -> list[Compared]:
+        """The benchmarks at this alpha, against alpha = 0."""
+        return [c for c in self.bench.compared if c.alpha == self.alpha]
 
     @property
     def command(self) -> str:
@@ -109,6 +118,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "confirmation": confirmed and confirmation_json(confirmed),
         "trial": origin.trial and as_json(origin.trial),
         "control": as_json(origin.control),
+        "bench": [c.as_json() for c in origin.compared],
         "answers": {"trial": _answers(origin.answers), "control": _answers(origin.control_answers)},
         "settings": origin.settings.flat(),
         "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expo_search.bench.result import read_bench
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
@@ -28,11 +29,13 @@ from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance
 from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
+from expo_search.results.bench_guardrails import losses, that_may_win
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
 from expo_search.search.loop import evaluations
 from expo_search.session.settings import computing_as, sources_settings
 from expo_search.store.attributes import StudyAttributes, stored_attributes
+from expo_search.store.bench_store import BenchStore
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
 from expo_search.weights.formula import is_alpha
@@ -121,7 +124,9 @@ def _origin(
     spec = stored_spec(kept.spec, name=name, trust_remote_code=wanted.trust_remote_code)
     store = Store(storage, name, read_only=True)
     finished = evaluations(store.study)
-    judged = verdict(finished, confirmations(store), search=spec.search)
+    bench = read_bench(BenchStore(store))
+    able = that_may_win(finished, losses(bench, spec.guardrails.bench))
+    judged = verdict(able, confirmations(store), search=spec.search)
     alpha, trial = _choose(finished, judged, wanted, name)
     control = next((e for e in finished if e.trial == CONTROL), None)
     if control is None:
@@ -153,6 +158,7 @@ def _origin(
         out_dtype=dtype or own,
         storage=storage,
         as_adapter=wanted.as_adapter,
+        bench=bench,
     )
     store.close()
     return origin, aligned, sft

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from expo_search.contracts import Prompt, Request
 from expo_search.errors import PairError
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ def encode_chat(
         ids.pop(0)
     opens_with_bos = _ids(tokenizer, "", add_special_tokens=True)[:1] == [bos]
     return [bos, *ids] if opens_with_bos and ids[:1] != [bos] else ids
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of what a model answers to: one user turn in its template, or what a `Request` has in its place.
+
+    A request's raw text opens with what the tokenizer itself opens a text with.
+    """
+    if not isinstance(prompt, Request):
+        return encode_chat(tokenizer, [{"role": "user", "content": prompt.text}], add_generation_prompt=True)
+    if prompt.ids:
+        return list(prompt.ids)
+    if prompt.is_raw:
+        return _ids(tokenizer, prompt.text, add_special_tokens=True)
+    return encode_chat(tokenizer, prompt.messages, add_generation_prompt=True)
 
 
 def _encode_rendered(

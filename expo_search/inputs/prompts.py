@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
+from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
 
 _COLUMNS = ("prompt", "prompt_id", "messages")
-_BATCH_ROWS = 1000
 
 
 def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
@@ -30,7 +30,7 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
         PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
     """
     path = Path(source)
-    local = path.suffix in {".jsonl", ".json", ".parquet"}
+    local = path.suffix in SUFFIXES
     if source.startswith("~"):
         path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.is_file() != local:
@@ -40,12 +40,7 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
             expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
             do="check the path",
         )
-    if path.suffix == ".parquet":
-        rows = _parquet_rows(path)
-    elif local:
-        rows = _json_rows(path)
-    else:
-        rows = _hub_rows(source, split)
+    rows = file_rows(path, _COLUMNS) if local else hub_rows(source, split, columns=_COLUMNS)
     prompts: dict[str, Prompt] = {}
     ids: set[str] = set()
     left_out: list[str] = []
@@ -171,74 +166,3 @@ def _id(row: Mapping[str, Any], text: str, taken: Collection[str]) -> str:
     if isinstance(given, str) and given.isprintable() and 0 < len(given) <= 128 and given not in taken:
         return given
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    def fault(where: str, found: str) -> PromptsError:
-        return PromptsError(where=where, found=found, expected="UTF-8 JSON", do="fix the line, or remove it")
-
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError:
-            raise fault(str(path), "bytes that are not UTF-8") from None
-        except OSError as error:
-            raise fault(str(path), f"not readable ({error})") from None
-        except (ValueError, RecursionError) as error:
-            raise fault(str(path), f"not JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise fault(str(path), "not a list of rows")
-        yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
-        return
-    try:
-        with path.open("rb") as stream:  # by \n alone: a string may hold other characters that end lines in Python
-            for number, line in enumerate(stream, 1):
-                where = f"{path}, line {number}"
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                    if text.strip():
-                        yield where, json.loads(text)
-                except UnicodeDecodeError:
-                    raise fault(where, "bytes that are not UTF-8") from None
-                except (ValueError, RecursionError) as error:
-                    raise fault(where, f"not JSON ({error})") from None
-    except OSError as error:
-        raise fault(str(path), f"not readable ({error})") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet as pq
-    from pyarrow.lib import ArrowException
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted = [c for c in _COLUMNS if c in file.schema_arrow.names]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (ArrowException, OSError) as error:
-        raise PromptsError(
-            where=str(path),
-            found=f"not readable as Parquet ({error})",
-            expected="a Parquet file",
-            do="write the file again",
-        ) from None
-
-
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        data = datasets.load_dataset(source, split=split)
-    except Exception as error:  # datasets raises its own, the Hub's, and the network's errors
-        raise PromptsError(
-            where=f"data set {source}, split {split}",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
-            expected="a data set on the Hub, or in the local cache",
-            do="check the id and the network; a local .jsonl file works too: --prompts FILE",
-        ) from None
-    wanted = [c for c in _COLUMNS if c in data.column_names]
-    yield from ((f"data set {source}, row {i}", row) for i, row in enumerate(data.select_columns(wanted), 1))

@@ -18,9 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expo_search.bench.result import BenchResult
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
+from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.legend import IN_ORDER, legend
 from expo_search.results.next_commands import next_steps
@@ -107,22 +109,25 @@ def _page(store: Store) -> Iterator[str]:
     """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
     known, verdict = study.evaluations, study.verdict
+    steps = next_steps(store.name, store.url, verdict, has_bench=bool(study.bench.tasks))
     script = _asset("report.js")
     return _template().generate(
         name=store.name,
         policy=_policy(script),
         style=_asset("report.css"),
         script=script,
-        verdict=verdict.sentence(),
+        verdict=" ".join([verdict.sentence(), *study.remarks]),
         confirmations=[confirmation_sentence(c) for c in study.confirmations.values()],
         curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
         trials=trial_table(known, verdict),
         legend=legend(known, verdict),
         in_order=IN_ORDER,
         seconds=stage_seconds(known),
+        bench=_bench(study.bench),
+        bench_sentences=study.bench.sentences(),
         answers=(_answers(e, samples(store, e.trial), is_best=e is verdict.best) for e in _best_first(known, verdict)),
         settings=_settings((store.attributes.settings or Settings()).flat()),
-        commands=[command for command, _ in next_steps(store.name, store.url, verdict)],
+        commands=[command for command, _ in steps],
         version=__version__,
     )
 
@@ -215,6 +220,12 @@ def _chosen(rows: Sequence[Sample], n_first: int, n_extreme: int) -> list[tuple[
         losses = [s for difference, s in ranked[:n_extreme] if difference < 0]
         chosen += [("largest gain", s) for s in gains] + [("largest loss", s) for s in losses]
     return chosen
+
+
+def _bench(bench: BenchResult) -> Table | None:
+    """A row a metric and alpha; None where nothing was answered."""
+    rows = bench_rows(bench)
+    return Table("numbers", list(rows[0]), [Row(list(row.values())) for row in rows]) if rows else None
 
 
 def _settings(settings: Mapping[str, Any]) -> Table:

@@ -123,7 +123,7 @@ def _written(value: object) -> str:
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
-def next_steps(name: str, url: str, verdict: Verdict) -> list[tuple[str, str]]:
+def next_steps(name: str, url: str, verdict: Verdict, *, has_bench: bool = False) -> list[tuple[str, str]]:
     """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
     study = shlex.quote(name)
@@ -132,6 +132,8 @@ def next_steps(name: str, url: str, verdict: Verdict) -> list[tuple[str, str]]:
         steps.append((verdict.again, "the same search, past the edge of its range"))
     if verdict.recommended is not None and verdict.confirmed is None:
         steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
+    if verdict.recommended is not None and not has_bench:
+        steps.append((f"expo-search bench {study}{at}", "what the best alpha does where no reward model looks"))
     if verdict.recommended is not None:
         steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
         steps.append((f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}", "answers side by side"))

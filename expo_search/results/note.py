@@ -21,12 +21,14 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     title = (
         "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {verdict.alpha:.4g}"
     )
-    lines = [f"## {markdown(title)}", "", markdown(verdict.sentence()), ""]
+    lines = [f"## {markdown(title)}", "", markdown(" ".join([verdict.sentence(), *study.remarks])), ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
     lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict), _EXCESS]), ""]
+    if study.bench.compared:
+        lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
-    for command, purpose in next_steps(study.name, study.url, verdict):
+    for command, purpose in next_steps(study.name, study.url, verdict, has_bench=bool(study.bench.tasks)):
         lines += [f"    # {purpose}", f"    {clean(command)}"]
     if artifacts is not None:
         lines += ["", markdown(artifacts)]

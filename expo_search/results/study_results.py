@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from expo_search.bench.result import BenchResult, read_bench
 from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation
+from expo_search.results.bench_guardrails import losses, sentences, that_may_win
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import search_again
 from expo_search.results.terminal import cells
@@ -19,6 +21,7 @@ from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
 from expo_search.stats.gain_curve import collapsed
+from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
 from expo_search.text import clean
 
@@ -35,6 +38,9 @@ class StudyResult:
 
     Attributes:
         name, url: of the study, and of its database.
+        bench: what its alphas do on tasks that no reward model sees.
+        limits: how much of a task's mean an alpha may lose (`[guardrails.bench]`); one that is shown to lose more is in
+            no verdict.
     """
 
     name: str
@@ -42,6 +48,13 @@ class StudyResult:
     evaluations: Sequence[Evaluation]
     confirmations: Mapping[int, Confirmation]
     verdict: Verdict
+    bench: BenchResult = field(default_factory=BenchResult)
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> list[str]:
+        """For people, beside the verdict: the alphas that a benchmark's guardrail rules out."""
+        return sentences(losses(self.bench, self.limits), self.limits)
 
     @property
     def best(self) -> Evaluation | None:
@@ -84,6 +97,13 @@ def read_result(store: Store, *, untold: Evaluation | None = None) -> StudyResul
     spec = store.attributes.spec
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
-    judged = verdict(known, confirmed, search=search)
+    bench, limits = read_bench(BenchStore(store)), bench_limits(spec)
+    judged = verdict(that_may_win(known, losses(bench, limits)), confirmed, search=search)
     again = search_again(spec, store.name, store.url, judged.edge, len(known))
-    return StudyResult(store.name, store.url, known, confirmed, replace(judged, again=again))
+    return StudyResult(store.name, store.url, known, confirmed, replace(judged, again=again), bench, limits)
+
+
+def bench_limits(spec: Mapping[str, Any] | None) -> Mapping[str, float]:
+    """The `[guardrails.bench]` of a stored spec."""
+    kept: Mapping[str, Any] = (spec or {}).get("guardrails", {}).get("bench", {})
+    return {task: float(limit) for task, limit in kept.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from expo_search.bench.result import BenchResult
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import Verdict
 from expo_search.search.confirm import Confirmation
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
     pass
 
 
-def summary(study_name: str, evaluations: Sequence[Evaluation], verdict: Verdict) -> dict[str, Any]:
-    """For machines: the verdict and every trial's numbers.
+def summary(
+    study_name: str,
+    evaluations: Sequence[Evaluation],
+    verdict: Verdict,
+    bench: BenchResult | None = None,
+    remarks: Sequence[str] = (),
+) -> dict[str, Any]:
+    """For machines: the verdict, every trial's numbers, and every benchmark's.
 
     `best_alpha`, `best_trial` and `recommended` are of the alpha that the verdict recommends, which may be 0;
     `best_other` is the best trial at another alpha than 0, of whose gain `interval_95` is; `shown_better` the alphas
@@ -35,6 +42,8 @@ def summary(study_name: str, evaluations: Sequence[Evaluation], verdict: Verdict
         "edge": verdict.edge,
         "confirmation": None if verdict.confirmed is None else confirmation_json(verdict.confirmed),
         "trials": [as_json(e) for e in evaluations],
+        "bench": (bench or BenchResult()).as_json(),
+        "remarks": list(remarks),
     }
 
 

@@ -76,13 +76,13 @@ class Progress:
             self._t_generate = now
         self._n_tokens += n_tokens
         rate = self._n_tokens / max(1e-3, now - self._t_generate)
-        left = _clock(self._left(now - self._t_start))
+        left = clock(self._left(now - self._t_start))
         self._live.update(self._task, advance=n_completions, tokens=self._n_tokens, rate=rate, left=left)
 
     def scored(self, n: int) -> None:
         """So many more answers have a reward."""
         self._n_scored += n
-        self._live.update(self._task, scored=self._n_scored, left=_clock(self._left(time.monotonic() - self._t_start)))
+        self._live.update(self._task, scored=self._n_scored, left=clock(self._left(time.monotonic() - self._t_start)))
 
     def finished(self, e: Evaluation) -> None:
         """A trial is evaluated and told."""
@@ -94,12 +94,12 @@ class Progress:
         remark += f" (after {e.gain.n} prompts)" if e.stopped_early else ""
         self.say(
             f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {gain}"
-            f"{remark}  {e.n_generated} tokens, {rate:.0f}/s  left {_clock(self._left(0))} at most"
+            f"{remark}  {e.n_generated} tokens, {rate:.0f}/s  left {clock(self._left(0))} at most"
         )
 
     def _fields(self, number: int, alpha: float) -> dict[str, Any]:
         """What the live line shows of a trial that has just begun."""
-        left = _clock(self._left(0))
+        left = clock(self._left(0))
         return {
             "trial": f"{number}/{self._n_trials}",
             "alpha": f"{alpha:.4g}",
@@ -116,7 +116,8 @@ class Progress:
         return max(0.0, mean * (self._n_trials - self._n_finished) - min(spent_s, mean))
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, hours where there are some; "?" where they are not known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -53,7 +53,8 @@ def study_settings(
     whole = Settings(
         prompts=PromptsSettings(n=len(prompts), hash=prompts_hash(prompts)),
         sampling=FreeTable.model_validate(spec.sampling.model_dump()),
-        guardrails=FreeTable.model_validate(spec.guardrails.model_dump()),
+        # what a benchmark may lose changes no trial
+        guardrails=FreeTable.model_validate(spec.guardrails.model_dump(exclude={"bench"})),
         search=FreeTable.model_validate(spec.search.model_dump(exclude=free)),
     )
     return (

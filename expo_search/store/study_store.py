@@ -291,6 +291,30 @@ class Store:
         with self._lock.held():
             yield
 
+    @property
+    def study_id(self) -> int:
+        """Optuna's number of the study, which keys our tables."""
+        return int(self._study_id)
+
+    def reading(self, query: Callable[[Session], T]) -> T:
+        """Do what only reads, in a transaction; again where the connection was lost meanwhile."""
+        return self._do(query)
+
+    def writing(self, work: Callable[[Session, bool], None]) -> None:
+        """Do what writes, in a transaction, with a sign of life; again where the connection was lost meanwhile.
+
+        `work` is told whether it was tried before: the commit of then may have been made.
+        """
+        tried = False
+
+        def write(session: Session) -> None:
+            nonlocal tried
+            work(session, tried)
+            tried = True
+            self._lock.beat(session)
+
+        self._do(write)
+
     def _do(self, work: Callable[[Session], T]) -> T:
         """Do a transaction, and the whole of it again where the connection was lost meanwhile."""
 

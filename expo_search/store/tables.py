@@ -63,3 +63,49 @@ class LockRow(Base):
     started: Mapped[float] = mapped_column(sa.Double)
     since: Mapped[str] = mapped_column(sa.String(32))
     alive_at: Mapped[float] = mapped_column(sa.Double)
+
+
+class BenchTaskRow(Base):
+    """What a benchmark's answers in a study are made under, as JSON: data, sampling, checkers."""
+
+    __tablename__ = "expo_bench_tasks"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(sa.String(160), primary_key=True)
+    settings: Mapped[str] = mapped_column(_TEXT)
+
+
+class BenchAlphaRow(Base):
+    """The weights that made a study's benchmark answers at an alpha: their fingerprint."""
+
+    __tablename__ = "expo_bench_alphas"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    alpha: Mapped[float] = mapped_column(sa.Double, primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(_TEXT)
+
+
+class BenchAnswerRow(Base):
+    """One answer of a benchmark: to a turn of an item, at an alpha; or the likelihood of a text."""
+
+    __tablename__ = "expo_bench_answers"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(sa.String(160), primary_key=True)
+    alpha: Mapped[float] = mapped_column(sa.Double, primary_key=True)
+    item: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    turn: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(_TEXT)
+    n_tokens: Mapped[int]
+    finish_reason: Mapped[str] = mapped_column(sa.String(16))
+    log_probability: Mapped[float | None] = mapped_column(sa.Double)
+    is_greedy: Mapped[bool | None]
+
+
+class BenchScoreRow(Base):
+    """The scores of one item of a benchmark at an alpha: JSON, metric -> [value, weight]."""
+
+    __tablename__ = "expo_bench_scores"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(sa.String(160), primary_key=True)
+    alpha: Mapped[float] = mapped_column(sa.Double, primary_key=True)
+    item: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    position: Mapped[int]
+    scores: Mapped[str] = mapped_column(_TEXT)

@@ -1,0 +1,180 @@
+"""Tasks of lm-evaluation-harness, `lm_eval:NAME` or a YAML file: its prompts and scores, the live engine's answers.
+
+What the harness scores is read item by item from its samples, so that two alphas are compared on each. `lm_eval_chat:`
+puts prompts into the model's chat template; a group is one task, but `openllm`, whose tasks are compared one by one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from expo_search.bench.asking import Asking, BenchWatcher
+from expo_search.bench.harness_model import LiveRequests, live_model
+from expo_search.bench.harness_package import need_harness
+from expo_search.errors import PromptsError, StudyError
+from expo_search.store.bench_store import BenchStore, Score, Scores
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedTokenizerBase
+
+PREFIX, CHAT_PREFIX = "lm_eval:", "lm_eval_chat:"
+_LEADERBOARD = "openllm"  # a group of unlike tasks
+_FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A `Benchmark` of the harness: one of its tasks, or a group of them as one.
+
+    Attributes:
+        tasks: the harness's own, by name.
+        limit: the first items of each.
+        tokenizer, context: of the model, once it is known.
+    """
+
+    name: str
+    tasks: Mapping[str, Task]
+    limit: int | None
+    harness: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    context: int = 0
+
+    @property
+    def title(self) -> str:
+        """Its name in the harness."""
+        return self.name.partition(":")[2]
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts stand in the chat template."""
+        return self.name.startswith(CHAT_PREFIX)
+
+    @property
+    def item_ids(self) -> Sequence[str]:
+        """Of each task's first items: the task's name and the item's number in it."""
+        return [
+            f"{name}/{i}" for name, task in self.tasks.items() for i in range(len(list(task.eval_docs)[: self.limit]))
+        ]
+
+    def kept(self) -> Mapping[str, Any]:
+        """The harness's version and its tasks'."""
+        versions = {name: str(task.VERSION) for name, task in self.tasks.items()}
+        return {"title": self.title, "checkers": self.harness, "versions": versions}
+
+    def on(self, tokenizer: PreTrainedTokenizerBase, context: int) -> HarnessTask:
+        """The same, for a model with this tokenizer and a context of so many tokens."""
+        return replace(self, tokenizer=tokenizer, context=context)
+
+    def answer(self, asking: Asking, store: BenchStore, watcher: BenchWatcher) -> None:
+        """Have the harness ask and score all of it; what was asked before is answered from the database."""
+        from lm_eval.evaluator import evaluate
+
+        assert self.tokenizer is not None, "prepared for a model"
+        requests = LiveRequests(asking, store, watcher, self.title)
+        results: Any = evaluate(
+            live_model(requests, self.tokenizer, self.context),
+            {"tasks": dict(self.tasks), "groups": {}, "group_map": {}},
+            limit=self.limit,
+            cache_requests=False,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=self.is_chat,
+            fewshot_as_multiturn=self.is_chat,
+        )
+        scores, metrics = _scores_of(results["samples"], self.tasks)
+        if not metrics:
+            raise StudyError(
+                where=f"task {self.name}",
+                found="no metric that scores each item",
+                expected="one such as acc or exact_match",
+                do="take another task",
+            )
+        there = store.scores(self.name, asking.alpha)
+        fresh = {(item, i): of for i, (item, of) in enumerate(scores.items()) if item not in there}
+        store.describe(self.name, {"metrics": [[metric, metric] for metric in metrics]})
+        store.add(self.name, asking.alpha, {}, fresh)
+
+
+def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
+    """The tasks of a name with one of the prefixes. Loads their data, which the harness fetches.
+
+    Raises:
+        StudyError: the harness is not installed, or has no such task.
+        PromptsError: its data are not to be had.
+    """
+    harness = need_harness(name)
+    prefix = CHAT_PREFIX if name.startswith(CHAT_PREFIX) else PREFIX
+    wanted = name.removeprefix(prefix)
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    if wanted not in manager.all_tasks and not wanted.endswith((".yaml", ".yml")):
+        near = difflib.get_close_matches(wanted, manager.all_tasks, n=3, cutoff=0.5)
+        raise StudyError(
+            where="--tasks",
+            found=f"unknown task {name!r}",
+            expected=f"one of {', '.join(prefix + n for n in near)}" if near else "a task of lm-evaluation-harness",
+            do="see `lm-eval ls tasks`, or give a task's YAML file",
+        )
+    try:
+        loaded = manager.load([wanted])
+    except Exception as fault:  # the harness's own errors, YAML's, those of `datasets`, the Hub's, the network's
+        raise PromptsError(
+            where=f"task {name}",
+            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            expected="a task whose data are on the Hub, in its cache or in files",
+            do="check the network; a YAML file of one's own may name local data",
+        ) from None
+    tasks = loaded["tasks"]
+    if wanted != _LEADERBOARD:
+        return [HarnessTask(f"{prefix}{_short(wanted)}", tasks, limit, harness)]
+    group = loaded["groups"][wanted]
+    units = {child.name if hasattr(child, "get_all_tasks") else child.task_name: child for child in group}
+    return [
+        HarnessTask(
+            f"{prefix}{child}",
+            {t.task_name: t for t in unit.get_all_tasks()} if hasattr(unit, "get_all_tasks") else {child: unit},
+            limit,
+            harness,
+        )
+        for child, unit in units.items()
+    ]
+
+
+def _short(wanted: str) -> str:
+    """A task's name: that of a file without its folder and ending."""
+    return wanted.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml") or wanted
+
+
+def _scores_of(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Task]
+) -> tuple[dict[str, Scores], list[str]]:
+    """Item -> its scores, and the metrics that each item has, the deciding one first."""
+    scores: dict[str, dict[str, Score]] = {}
+    for name, task in tasks.items():
+        filters = {str(sample["filter"]) for sample in samples[name]}
+        better = task.higher_is_better()
+        for sample in samples[name]:
+            of_item = scores.setdefault(f"{name}/{sample['doc_id']}", {})
+            for metric in sample["metrics"]:
+                score = _score(sample[metric], is_better=bool(better.get(metric, True)))
+                if score is not None:
+                    of_item[metric if len(filters) == 1 else f"{metric},{sample['filter']}"] = score
+    common = set.intersection(*(set(of_item) for of_item in scores.values())) if scores else set()
+    order = {metric: i for i, metric in enumerate(_FIRST)}
+    metrics = sorted(common, key=lambda m: (order.get(m.partition(",")[0], len(order)), m))
+    return {item: {m: of_item[m] for m in metrics} for item, of_item in scores.items()}, metrics
+
+
+def _score(value: object, *, is_better: bool) -> Score | None:
+    """A sample's value of a metric; a pair (log-likelihood, units) is the log-likelihood a unit. None: no number."""
+    if isinstance(value, Real):
+        return Score(float(value) if is_better else -float(value))
+    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, Real) for x in value) and value[1]:
+        return Score(float(value[0]) / float(value[1]), float(value[1]))
+    return None

@@ -1,0 +1,124 @@
+"""A user's own task: `module:function` scores the answers to a JSONL of prompts.
+
+The function gets (row, answer), the row as the file has it, and returns a number, or a mapping of metrics to numbers;
+True and False are right and wrong. A higher number is better; of several metrics the first one decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from expo_search.bench.data import load_rows
+from expo_search.bench.task import Item, Metric
+from expo_search.contracts import Request
+from expo_search.errors import StudyError
+from expo_search.store.bench_store import Answered, Score, Scores
+
+_MAX_TOKENS = 512
+
+
+class OwnTask:
+    """Prompts of a file, asked once each in the chat template, greedily; a row's `max_tokens` caps its answer."""
+
+    def __init__(self, name: str, data: Mapping[str, Path]) -> None:
+        """`name`: `module:function`, which is found on Python's path and in the working directory."""
+        self.name = self.title = name
+        self._scorer = _function(name)
+        rows = load_rows(name, data.get(name), None, {"prompt": str})
+        self.items: Sequence[Item] = [Item(str(i), row) for i, row in enumerate(rows.rows)]
+        self.settings: Mapping[str, Any] = {
+            "data": rows.digest,
+            "scorer": _digest(self._scorer),
+            "max_tokens": _MAX_TOKENS,
+        }
+        tried = self._scored(self.items[0], "")  # which metrics there are, and that it can be called at all
+        self.metrics: Sequence[Metric] = [Metric(metric, metric) for metric in tried]
+
+    def request(self, item: Item, answers: Sequence[str]) -> Request | None:
+        """Its prompt, once."""
+        if answers:
+            return None
+        max_tokens = item.row.get("max_tokens", _MAX_TOKENS)
+        return Request(f"{self.name}/{item.id}", item.row["prompt"], max_tokens=int(max_tokens))
+
+    def score(self, item: Item, answers: Sequence[Answered]) -> Scores:
+        """What the function says.
+
+        Raises:
+            StudyError: it fails, or returns no finite number.
+        """
+        scores = self._scored(item, answers[0].text)
+        if list(scores) != [metric.name for metric in self.metrics]:
+            raise self._fault(item, f"the metrics {', '.join(scores)}", "the same metrics for every item")
+        return scores
+
+    def _scored(self, item: Item, answer: str) -> dict[str, Score]:
+        try:
+            result = self._scorer(dict(item.row), answer)
+        except Exception as fault:  # somebody's own code
+            told = f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}"
+            raise self._fault(item, told, "a scorer that takes any answer, an empty one too") from None
+        values = dict(result) if isinstance(result, Mapping) else {"score": result}
+        for value in values.values():
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise self._fault(item, repr(value)[:80], "a finite number, True or False, or a mapping to those")
+        if not values:
+            raise self._fault(item, "no metric", "at least one")
+        return {str(metric): Score(float(value)) for metric, value in values.items()}
+
+    def _fault(self, item: Item, found: str, expected: str) -> StudyError:
+        return StudyError(
+            where=f"scorer {self.name}, item {item.id}", found=found, expected=expected, do="fix the function"
+        )
+
+
+def is_own(name: str) -> bool:
+    """Whether a task's name is that of a function, `module:function`."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), function))
+
+
+def _function(name: str) -> Callable[[Mapping[str, Any], str], Any]:
+    """The function of a name `module:function`.
+
+    Raises:
+        StudyError: no such module or function; a module that cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    here = os.getcwd()  # noqa: PTH109  a string, as Python's path has it
+    sys.path.insert(0, here)
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except Exception as fault:  # what it does when it is imported is somebody's own code
+        raise StudyError(
+            where=f"scorer {name}",
+            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            expected="a function module:function, on Python's path or in the working directory",
+            do="check the name",
+        ) from None
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise StudyError(
+            where=f"scorer {name}", found=f"a {type(found).__name__}", expected="a function", do="check the name"
+        )
+    scorer: Callable[[Mapping[str, Any], str], Any] = found
+    return scorer
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """Of its source, so that other rules are other settings; of its name alone where there is no source."""
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        text = repr(getattr(function, "__qualname__", function))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,88 @@
+"""Names of tasks -> tasks, with the items that are wanted; a name that is none is refused with the nearest ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from expo_search.bench.alpaca_eval import AlpacaEval
+from expo_search.bench.basics import Basics
+from expo_search.bench.gsm8k import N_SHOTS, SHOTS, Gsm8k
+from expo_search.bench.harness_task import CHAT_PREFIX, PREFIX, load_harness
+from expo_search.bench.ifeval import WITHOUT_PUNKT, Ifeval
+from expo_search.bench.mt_bench import MtBench
+from expo_search.bench.own_task import OwnTask, is_own
+from expo_search.bench.run import Benchmark, Chosen
+from expo_search.bench.task import Task
+from expo_search.errors import StudyError
+
+Data = Mapping[str, Path]  # files in the place of the Hub, by the task's name
+TASKS: Mapping[str, Callable[[Data], Task]] = {
+    "basics": lambda _: Basics(),
+    "ifeval": lambda data: Ifeval("ifeval", data),
+    WITHOUT_PUNKT: lambda data: Ifeval(WITHOUT_PUNKT, data),
+    "alpaca_eval": AlpacaEval,
+    "mt_bench": MtBench,
+    "gsm8k": lambda data: Gsm8k("gsm8k", 0, data),
+    "gsm8k_5shot": lambda data: Gsm8k("gsm8k_5shot", N_SHOTS, data),
+}
+_FURTHER_DATA = {SHOTS: "gsm8k_5shot"}  # names of files that are of no task's own
+
+
+def load_tasks(names: Sequence[str], data: Data, limit: int | None = None) -> list[Benchmark]:
+    """The tasks of these names, each with its first `limit` items.
+
+    Raises:
+        StudyError: an unknown task, one that needs what is not installed, data that no task takes, no task at all.
+        PromptsError: data that are missing or of another form.
+    """
+    names = list(dict.fromkeys(names))
+    check_names(names)
+    if limit is not None and limit < 1:
+        raise StudyError(where="--limit", found=str(limit), expected="at least 1", do="give the number of items wanted")
+    takers = {*names, *("gsm8k" for n in names if n.startswith("gsm8k")), *("ifeval" for n in names if "ifeval" in n)}
+    for name in data:
+        if name not in takers and _FURTHER_DATA.get(name) not in names:
+            raise StudyError(
+                where=f"--data {name}={data[name]}",
+                found="data of a task that is not asked for",
+                expected=f"one of {', '.join(names)}",
+                do="check the name, or add the task to --tasks",
+            )
+    chosen: list[Benchmark] = []
+    for name in names:
+        if name.startswith((PREFIX, CHAT_PREFIX)):
+            chosen += load_harness(name, limit)
+            continue
+        task = OwnTask(name, data) if is_own(name) else TASKS[name](data)
+        items = task.items[:limit]
+        if isinstance(task, Ifeval):
+            task.check(items)
+        chosen.append(Chosen(task, items))
+    return chosen
+
+
+def known() -> str:
+    """The names of tasks, for people."""
+    return f"{', '.join(TASKS)}, {PREFIX}NAME, module:function"
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check names alone; those of the harness's tasks are known once it is loaded.
+
+    Raises:
+        StudyError: none, or one that is unknown.
+    """
+    if not names:
+        raise StudyError(where="--tasks", found="nothing", expected=f"names of {known()}", do="give --tasks A,B")
+    for name in names:
+        if name in TASKS or name.startswith((PREFIX, CHAT_PREFIX)) or is_own(name):
+            continue
+        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
+        raise StudyError(
+            where="--tasks",
+            found=f"unknown task {name!r}",
+            expected=f"one of {', '.join(near)}" if near else f"one of {known()}",
+            do="see `expo-search bench --help`",
+        )

@@ -1,0 +1,120 @@
+"""The command that asks what an alpha does beyond the reward model: `bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from expo_search.api import open_session
+from expo_search.cli.console import (
+    DEFAULT_LOG,
+    Json,
+    Log,
+    Quiet,
+    Storage,
+    TrustRemoteCode,
+    give_up_on,
+    known_study,
+    terminal,
+)
+from expo_search.cli.inspect import print_bench
+from expo_search.cli.signals import same_command, stop_on_signals
+from expo_search.config.options import DEFAULT_STORAGE
+from expo_search.errors import StudyError
+
+_TASKS = (
+    "basics (shipped), ifeval, ifeval_no_punkt, gsm8k, gsm8k_5shot, alpaca_eval, mt_bench, lm_eval:NAME, "
+    "module:function"
+)
+
+
+def bench(
+    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    tasks: Annotated[str, typer.Option(metavar="A,B,..", help=f"Of: {_TASKS}.")] = "basics",
+    alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="Beside 0; the best one by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first items of each task.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=FILE", help="A file in the place of the Hub; may be given again.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write answers that others judge there.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Forget what is stored of these tasks.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    storage: Storage = DEFAULT_STORAGE,
+    log: Log = DEFAULT_LOG,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the best alpha with alpha = 0 on tasks that no reward model sees, item by item."""
+    from expo_search.cli.chat_session import parse_alphas
+
+    names = task_names(tasks)
+    wanted = None if alphas is None else parse_alphas(alphas)
+    files = task_files(data or [])
+    name = known_study(study, storage)
+    with terminal(log) as (out, err):
+        session = open_session(
+            name,
+            storage,
+            start=False,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet,
+            console=err,
+            give_up=give_up_on(err),
+        )
+        with session, stop_on_signals(session.say) as stop:
+            result = session.bench(names, wanted, data=files, limit=limit, again=again, out=answers, stop=stop)
+        if result is None:
+            session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
+            raise typer.Exit(130)
+        if as_json:
+            out.print(Text(json.dumps({"study": name, **result.as_json()}, indent=2)), soft_wrap=True)
+        else:
+            print_bench(out, result)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search is to benchmark at its end: tasks, files by task, the first items of each."""
+
+    tasks: Sequence[str]
+    data: Mapping[str, str | Path]
+    limit: int | None
+
+
+def task_names(text: str) -> list[str]:
+    """The names between commas.
+
+    Raises:
+        StudyError: none, or one that is unknown.
+    """
+    from expo_search.bench.registry import check_names
+
+    names = [task for task in text.split(",") if task]
+    check_names(names)
+    return names
+
+
+def task_files(given: Sequence[str]) -> dict[str, str | Path]:
+    """Task -> file, of TASK=FILE each.
+
+    Raises:
+        StudyError: a text that is not of that form.
+    """
+    files: dict[str, str | Path] = {}
+    for text in given:
+        task, equals, file = text.partition("=")
+        if not task or not equals or not file:
+            raise StudyError(
+                where="--data", found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
+            )
+        files[task] = Path(file).expanduser()
+    return files

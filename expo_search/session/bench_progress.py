@@ -1,0 +1,90 @@
+"""How a benchmark goes: one live line in a terminal or a notebook, else a plain line a task and alpha."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as LiveLine
+
+from expo_search.session.progress import clock, say_on
+
+_LINE = (
+    "{task.fields[name]}  alpha {task.fields[alpha]}",
+    "answers {task.completed:.0f}/{task.total:.0f}  {task.fields[tokens]} tokens {task.fields[rate]:.0f}/s  "
+    "left {task.fields[left]}",
+)
+
+
+class BenchProgress:
+    """Watches a benchmark (it is a `BenchWatcher`): task, alpha, answers, tokens and their rate, time left.
+
+    The time left goes by the answers of this run: those to come, at the rate of those that came.
+
+    Args:
+        n_answers: that are wanted in all, of which some may be stored.
+    """
+
+    def __init__(self, console: Console, n_answers: int, *, quiet: bool = False) -> None:
+        self._to_come, self.say = n_answers, say_on(console, quiet)
+        self._began: float | None = None  # answering, after the engine has started
+        self._n_answers = self._n_tokens = 0
+        is_live = (console.is_terminal or console.is_jupyter) and not quiet
+        before, after = (TextColumn(text, markup=False) for text in _LINE)
+        columns = (before, BarColumn(bar_width=16), after)
+        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, disable=not is_live)
+        fields: dict[str, Any] = {"name": "", "alpha": "", "tokens": 0, "rate": 0.0, "left": "?"}
+        self._task = self._live.add_task("", total=1, visible=False, **fields)
+        self._name = ""
+        self._t_start, self._of_task = time.monotonic(), 0
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended()
+        self._live.stop()
+
+    def started(self, task: str, alpha: float, n_items: int, n_stored: int) -> None:
+        """A task begins at an alpha, of whose n_items answers n_stored are there."""
+        self.ended()
+        self._name = f"{task} at alpha {alpha:.4g}"
+        self._to_come -= n_stored
+        self._t_start, self._of_task, self._n_tokens = time.monotonic(), 0, 0
+        self._began = self._began or self._t_start
+        if n_stored:
+            self.say(f"{self._name}: going on after {n_stored} stored answers of {n_items}")
+        fields: dict[str, Any] = {"name": task, "alpha": f"{alpha:.4g}"}
+        self._live.update(self._task, total=n_items, completed=n_stored, visible=True, **fields)
+
+    def generated(self, n_tokens: int, n_answers: int) -> None:
+        """So many more tokens, and so many more whole answers."""
+        self._n_tokens += n_tokens
+        self._n_answers += n_answers
+        self._of_task += n_answers
+        self._to_come -= n_answers
+        rate = self._n_tokens / max(1e-3, time.monotonic() - self._t_start)
+        fields: dict[str, Any] = {"tokens": self._n_tokens, "rate": rate, "left": clock(self._left())}
+        self._live.update(self._task, advance=n_answers, **fields)
+
+    def ended(self) -> None:
+        """Say what the task that was under way came to."""
+        if self._name and self._of_task:
+            seconds = time.monotonic() - self._t_start
+            rate = self._n_tokens / max(1e-3, seconds)
+            self.say(
+                f"{self._name}: {self._of_task} answers in {seconds:.1f} s, {self._n_tokens} tokens, {rate:.0f}/s  "
+                f"left {clock(self._left())}"
+            )
+        self._name = ""
+
+    def _left(self) -> float | None:
+        if not self._n_answers or self._began is None:
+            return None
+        return max(0, self._to_come) * (time.monotonic() - self._began) / self._n_answers
