@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
+from expo_search.engine import ranks
 from expo_search.engine.machine import Machine
 from expo_search.session import preflight
 from expo_search.store.settings import Settings
@@ -89,6 +90,11 @@ def header(entries: dict[str, object], *, length: int | None = None) -> Spoil:
     return write("aligned/model.safetensors", prefix + raw + bytes(8))
 
 
+def data_folder(folder: Path, _: pytest.MonkeyPatch) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "p.jsonl").write_text('{"prompt": "a"}\n')
+
+
 def cut_off(folder: Path, _: pytest.MonkeyPatch) -> None:
     file = folder / "aligned/model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -141,6 +147,14 @@ def tables_of(version: str) -> Spoil:
     return spoil
 
 
+def with_study(spoil: Spoil) -> Spoil:
+    def both(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        study("mine")(folder, patch)
+        spoil(folder, patch)
+
+    return both
+
+
 def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
     study("mine")(folder, patch)
     os.mkfifo(folder / "pipe")
@@ -148,6 +162,14 @@ def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(preflight, "measure_machine", lambda: Machine(host_free=1 << 30))
+
+
+def two_cores(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ranks, "n_devices", lambda: (2, "core"))
+
+
+def four_cores(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ranks, "n_devices", lambda: (4, "core"))
 
 
 def no_vllm(_: Path, patch: pytest.MonkeyPatch) -> None:
@@ -186,6 +208,9 @@ CASES = [
          ["arithmetic float16", "in bfloat16", "--arithmetic bfloat16 or float32"]),
     Case("one prompt", search(n_prompts=1), ["prompts.n", "greater than or equal to 2"]),
     Case("a negative seed", search(seed=-1), ["search.seed"]),
+    Case("more ranks than devices", search(tensor_parallel=64), ["--tensor-parallel 64: 2 cores"], two_cores),
+    Case("ranks that do not share the heads", search(tensor_parallel=3),
+         ["4 attention heads", "--tensor-parallel 2 or 4"], four_cores),
     Case("no GPU at all", search(tensor_parallel=0), ["engine.tensor_parallel"]),
     Case("a study name that is a path", search(study_name="../x"), ["name", "../x"]),
     Case("a log in a folder that is not there", search(log="no/where.log"), ["--log no/where.log"]),
@@ -245,11 +270,15 @@ CASES = [
          configure("aligned/config.json", auto_map={"AutoConfig": "a/b--c.D"})),
     # reward model
     Case("a reward model with two labels", search(), ["2 labels", "1 (a scalar reward)"], two_labels),
+    Case("a language model as the reward model", search(reward_model="sft"),
+         ["LlamaForCausalLM, a language model: it has no score head"]),
     Case("a reward model without a config", search(), ["reward model", "config.json"], remove("reward/config.json")),
     Case("a pickled reward model", search(), ["no safetensors (pytorch_model.bin)", "save_pretrained"],
          rename("reward/model.safetensors", "reward/pytorch_model.bin")),
     # prompts
     Case("prompts that are missing", search(prompts="none.jsonl"), ["prompts none.jsonl", "no such file"]),
+    Case("a folder of prompts", search(prompts="data"),
+         ["prompts data: a folder", "--prompts data/p.jsonl"], data_folder),
     Case("prompts of another kind", search(prompts="p.csv"), ["a file of another kind"], write("p.csv", "prompt\nhi")),
     Case("a data set that is not reached", search(prompts="nobody/nothing"), ["data set nobody/nothing"]),
     Case("an empty prompts file", search(), ["no rows", "at least one prompt"], write("prompts.jsonl", "\n")),
@@ -264,7 +293,9 @@ CASES = [
          write("prompts.jsonl", '{"text": "a"}\n')),
     Case("a Parquet file that is none", search(prompts="p.parquet"), ["not readable as Parquet"],
          write("p.parquet", "PAR1")),
-    Case("too few prompts", search(n_prompts=9), ["8 prompts", "at least 9", "--n-prompts 8"]),
+    Case("too few prompts", search(n_prompts=9), ["8 different prompts", "at least 9", "--n-prompts 8"]),
+    Case("equal prompts", search(n_prompts=40), ["1 different prompt and 39 duplicates", "at least 40"],
+         write("prompts.jsonl", '{"prompt": "a"}\n' * 40)),
     Case("prompts longer than the context", search(n_prompts=2), ["0 prompts, 3 more are too long for the context"],
          write("prompts.jsonl", "".join(json.dumps({"prompt": f"{i} " + "x" * 500}) + "\n" for i in range(3)))),
     # the database
@@ -272,7 +303,11 @@ CASES = [
     Case("a read-only database", search(storage=READ_ONLY), ["readonly"], study("x")),
     Case("a database in no folder", search(storage="sqlite:///no/where.db"), ["the folder no is missing"]),
     Case("a database in memory", search(storage="sqlite://"), ["a database in memory"]),
-    Case("not a database URL", search(storage="other.db"), ["not a database URL", "sqlite:///"]),
+    Case("a database file in the place of a URL", search(storage="other.db"),
+         ["not a database URL", "write sqlite:///other.db"]),
+    Case("not a database URL", search(storage="a:b"), ["not a database URL", "SQLAlchemy"]),
+    Case("a home folder in a database URL", ["show", "--storage", "sqlite:///~nobody-here/a.db"],
+         ["a ~, which stands for no folder"]),
     Case("an unknown kind of database", search(storage="nosuchdb://me:secret@host/db"), ["nosuchdb", "me:***@host"]),
     Case("a database whose driver is not installed", search(storage="postgresql+pg8000://me:secret@host/db"),
          ["No module named 'pg8000'", "me:***@host", 'pip install "expo-search[postgres]"']),
@@ -283,16 +318,21 @@ CASES = [
     Case("tables of a newer Optuna", search(), ["tables of a newer Optuna", "pip install -U"], tables_of("v99.0.a")),
     Case("other settings than the study's", search(), ["sampling.max_tokens: 99 there, 8 now", "--study-name"],
          study("custom", sampling__max_tokens=99, search__seed=42)),
-    Case("no study yet", ["show"], ["no study named", "a database with a study in it"]),
+    Case("no database yet", ["show"], ["sqlite:///expo-search.db: no such file", "a database with a study in it"]),
+    Case("no study yet", ["show"], ["no study named", "a database with a study in it"], write("expo-search.db", "")),
     Case("an unknown study", ["show", "yours"], ["no study 'yours'", "mine"], study("mine")),
     Case("a confirmation of an unknown study", ["confirm", "yours"], ["no study 'yours'", "mine"], study("mine")),
     Case("a study that is not ours", ["confirm", "theirs"], ["no settings of expo-search"], study("theirs")),
     Case("an export to nowhere", ["export", "mine"], ["--out", "give --out DIR"], study("mine")),
+    Case("an export in place of a file", ["export", "mine", "--out", "notes.txt", "--force"],
+         ["something else than an exported folder"], with_study(write("notes.txt", "mine"))),
     Case("an export of alpha = 0", ["export", "--out", "new", "--alpha", "0"], ["the aligned checkpoint itself"],
          study("mine")),
     Case("an alpha to compare that float32 cannot hold", ["compare", "mine", "--alphas", "0,1e39"],
          ["--alphas: '1e39'", "float32"], study("mine")),
     Case("an alpha to chat at that is no number", ["chat", "mine", "--alpha", "nan"], ["--alpha: nan"], study("mine")),
+    Case("a page in place of another file", ["report", "mine", "--out", "notes.txt", "--force"],
+         ["--out notes.txt: a file that is no page of ours"], with_study(write("notes.txt", "mine"))),
     Case("a page in place of a pipe", ["report", "mine", "--out", "pipe", "--force"],
          ["--out pipe: something that is no file"], pipe),
     Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),

@@ -187,9 +187,14 @@ def test_a_study_with_one_trial_has_a_page(tmp_path: Path) -> None:
 def test_a_file_is_replaced_only_when_asked_and_whole(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     out.write_text("mine")
+    for force in (False, True):
+        with pytest.raises(StudyError, match=r"no page of ours; expected a new file; give another name$"):
+            write_report(store, out, force=force)
+    assert out.read_text() == "mine"
+    out.unlink()
+    write_report(store, out)
     with pytest.raises(StudyError, match="exists; expected a new file; give another name, or --force"):
         write_report(store, out)
-    assert out.read_text() == "mine"
     write_report(store, out, force=True)
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]

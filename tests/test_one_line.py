@@ -69,6 +69,38 @@ def test_an_error_before_the_engine_is_one_line(home: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        ["--max-model-len", "100000"],
+        ["--tensor-parallel", "4096"],
+        ["--reward-model", "sft"],
+        ["--prompts", "."],
+        ["--prompts", "equal.jsonl"],
+        ["--storage", "foo.db"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_file_can_tell_is_told_before_a_library_that_takes_seconds_is_imported(
+    home: Path, spoilt: list[str]
+) -> None:
+    (home / "equal.jsonl").write_text('{"prompt": "hi"}\n' * 40)
+    code = (
+        "import sys\n"
+        "from expo_search.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print({'torch', 'transformers', 'vllm', 'datasets'} & sys.modules.keys())\n"
+    )
+    given = [*SEARCH, "--reward-model", "reward", *spoilt]  # of two equal options the last one counts
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], cwd=home, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "set()\n"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_fault_of_ours_keeps_its_traceback(home: Path) -> None:
     code = (
         "from pathlib import Path\n"

@@ -25,9 +25,17 @@ DEFAULT_LOG = Path("expo-search.log")
 
 def known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
-    from expo_search.store.database import check_readable, study_names
+    from expo_search.store.database import check_readable, sqlite_path, study_names
     from expo_search.text import shown
 
+    file = sqlite_path(storage)
+    if file is not None and not file.exists():
+        raise StoreError(
+            where=f"--storage {shown(storage)}",
+            found="no such file",
+            expected="a database with a study in it",
+            do="check the path, or search first",
+        )
     check_readable(storage)
     names = study_names(storage)
     if study is None and len(names) == 1:

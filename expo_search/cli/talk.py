@@ -55,13 +55,14 @@ def compare(
 
     given = None if alphas is None else parse_alphas(alphas)
     name = known_study(study, storage)
+    prompts = _prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
     with terminal(log) as (out, err):
         wanted = [0.0, _best_alpha(storage, name)] if given is None else given
         session = open_session(
             name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
         )
         with session:
-            comparison = session.compare(wanted, _prompts(storage, name, prompt, n))
+            comparison = session.compare(wanted, prompts)
         if as_json:
             pairs = zip(comparison.prompts, comparison.rows, strict=True)
             answers = [{"prompt": p.text, "answers": [answer.as_json() for answer in row]} for p, row in pairs]

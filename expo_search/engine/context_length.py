@@ -58,6 +58,27 @@ def in_context(spec: StudySpec, aligned: Path) -> StudySpec:
     allowed = allowed_context(aligned, trust_remote_code=spec.trust_remote_code)
     if allowed is None:
         return spec
+    _refuse_longer(spec, aligned, allowed)
+    length = min(spec.engine.max_model_len, allowed)
+    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"max_model_len": length})})
+
+
+def check_context(spec: StudySpec, aligned: Path, config: Mapping[str, Any]) -> None:
+    """Refuse at once what `in_context` would, from the plain config.json: transformers takes seconds to import.
+
+    A config that scales its positions, or names none, is left to `in_context`.
+
+    Raises:
+        StudyError: a context was set that is longer than the checkpoint's.
+    """
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    named = [n for key in _KEYS if isinstance(n := text.get(key), int) and not isinstance(n, bool)]
+    if named and not any(text.get(key) for key in ("rope_scaling", "rope_parameters")):
+        _refuse_longer(spec, aligned, max(named))
+
+
+def _refuse_longer(spec: StudySpec, aligned: Path, allowed: int) -> None:
     asked = spec.engine.max_model_len
     if "max_model_len" in spec.engine.model_fields_set and asked > allowed:
         raise StudyError(
@@ -66,8 +87,6 @@ def in_context(spec: StudySpec, aligned: Path) -> StudySpec:
             expected=f"at most {allowed}",
             do=f"give --max-model-len {allowed} or less, or leave it out",
         )
-    length = min(asked, allowed)
-    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"max_model_len": length})})
 
 
 def no_room(spec: StudySpec, longest: int, shortest: int) -> StudyError:

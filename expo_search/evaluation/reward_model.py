@@ -7,6 +7,7 @@ B sequences of a batch, T tokens of its longest.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from expo_search.evaluation.conversation_scorer import ConversationScorer
 
 if TYPE_CHECKING:
     import torch
+
+# as transformers names them; a reward model that a repository's own code makes has a name of its own
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class SequenceRewardModel(ConversationScorer):
@@ -160,8 +164,9 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
     """Read a reward model's config only.
 
     Raises:
-        RewardError: no config, or more than one label.
+        RewardError: no config, a language model, or more than one label.
     """
+    _refuse_language_model(path)
     from transformers import AutoConfig
 
     try:
@@ -179,4 +184,19 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
             found=f"{config.num_labels} labels",
             expected="1 (a scalar reward)",
             do="give a reward model, not a classifier",
+        )
+
+
+def _refuse_language_model(path: Path) -> None:
+    """By config.json alone: transformers, which takes seconds to import, would give it two labels and a random head."""
+    try:
+        named = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return  # said by what reads it whole
+    if str(named).endswith(_LANGUAGE_MODELS):
+        raise RewardError(
+            where=f"reward model {path}",
+            found=f"{named}, a language model: it has no score head",
+            expected="a sequence classifier with one label",
+            do="give a reward model",
         )

@@ -87,6 +87,27 @@ def n_bytes_of(aligned: Checkpoint, dtype: str | None) -> int:
     )  # F: floating point, in safetensors' names
 
 
+def check_is_free(out: Path, *, force: bool) -> None:
+    """Check that nothing is at `out`, or with `force` nothing but an exported folder.
+
+    Raises:
+        StudyError: something is.
+    """
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not (out.is_dir() and not out.is_symlink() and _may_be_replaced(out)):
+        raise StudyError(
+            where=f"--out {out}",
+            found="something else than an exported folder, which --force does not replace",
+            expected="a new folder, or one with nothing but an export in it (no sub-folder)",
+            do="name another",
+        )
+    if not force:
+        raise StudyError(
+            where=f"--out {out}", found="exists already", expected="a new folder", do="name another, or --force"
+        )
+
+
 def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: bool) -> None:
     """Check that `n_bytes` of tensors can be written to the folder `out`, before the work begins.
 
@@ -98,18 +119,7 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
         raise StudyError(
             where=where, found="a source checkpoint, or a folder above it", expected="a new folder", do="name another"
         )
-    if out.exists() or out.is_symlink():
-        if not force:
-            raise StudyError(
-                where=where, found="exists already", expected="a new folder", do="name another, or --force"
-            )
-        if not (out.is_dir() and not out.is_symlink() and _may_be_replaced(out)):
-            raise StudyError(
-                where=where,
-                found="something else than an exported folder, which --force does not replace",
-                expected="a new folder, or one with nothing but an export in it (no sub-folder)",
-                do="name another",
-            )
+    check_is_free(out, force=force)
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "is read-only" if parent.is_dir() else "is a file"

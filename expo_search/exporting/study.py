@@ -22,7 +22,7 @@ from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.engine.trial_time import Workload
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.exporting.checkpoint import Format, check_target, export, n_bytes_of, writing
+from expo_search.exporting.checkpoint import Format, check_is_free, check_target, export, n_bytes_of, writing
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
@@ -82,6 +82,7 @@ def export_study(
     refuse_zero(wanted.alpha)  # also with `force`
     if wanted.push_to is not None:
         check_push(wanted.push_to)
+    check_is_free(wanted.out, force=wanted.force)
     origin, aligned, sft = _origin(storage, name, wanted, say)
     _check_options(wanted, origin, aligned)
     if origin.dtype != wanted.dtype:

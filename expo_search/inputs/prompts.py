@@ -20,19 +20,23 @@ from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
 _COLUMNS = ("prompt", "prompt_id", "messages")
 
 
-def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None) -> list[Prompt]:
+def load_prompts(
+    source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None, *, at_least: int = 1
+) -> list[Prompt]:
     """All distinct prompts of a `.jsonl`, `.json` or `.parquet` file, or of a Hub data set's split, shuffled by `seed`.
 
     Rows whose prompt is blank, or no text that can be stored, are left out, and `say` gets a line with their number. A
     row of another form (not JSON, other columns) is an error.
 
     Raises:
-        PromptsError: missing, empty, not readable (with the line), or rows without a prompt.
+        PromptsError: missing, empty, not readable (with the line), rows without a prompt, or fewer than `at_least`.
     """
     path = Path(source)
     local = path.suffix in SUFFIXES
     if source.startswith("~"):
         path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    if path.is_dir():
+        raise _is_folder(source, path)
     if path.is_file() != local:
         raise PromptsError(
             where=f"prompts {source}",
@@ -44,11 +48,14 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
     prompts: dict[str, Prompt] = {}
     ids: set[str] = set()
     left_out: list[str] = []
+    n_equal = 0
     for where, row in rows:
         text = _first_user_turn(row, where)
         if (fault := _fault(text)) is not None:
             left_out.append(f"{where.rpartition(', ')[2]}: {fault}")
-        elif text not in prompts:
+        elif text in prompts:
+            n_equal += 1
+        else:
             prompts[text] = Prompt(_id(row, text, ids), text)
             ids.add(prompts[text].id)
     few = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
@@ -56,6 +63,17 @@ def load_prompts(source: str, split: str, seed: int, say: Callable[[str], None] 
         rows_read = f"{len(left_out)} rows, none with a prompt ({few})" if left_out else "no rows"
         raise PromptsError(
             where=f"prompts {source}", found=rows_read, expected="at least one prompt", do="check the file"
+        )
+    if len(prompts) < at_least:
+        more = [
+            f"{n_equal} duplicates" if n_equal else "",
+            f"{len(left_out)} rows left out ({few})" if left_out else "",
+        ]
+        raise PromptsError(
+            where=f"prompts {source}",
+            found=" and ".join([f"{len(prompts)} different prompt{'s' * (len(prompts) > 1)}", *filter(None, more)]),
+            expected=f"at least {at_least}",
+            do=_fewer(len(prompts)),
         )
     if left_out:
         say(f"{len(left_out)} rows of the prompts left out ({few})")
@@ -86,9 +104,26 @@ def search_part(
             where=where,
             found=f"{len(kept)} prompts{left_out}",
             expected=f"at least {n if exact else 2}",
-            do=f"give more prompts, or --n-prompts {len(kept)}" if len(kept) > 1 else "give more prompts",
+            do=_fewer(len(kept)),
         )
     return kept, reach
+
+
+def _fewer(n: int) -> str:
+    return f"give more prompts, or --n-prompts {n}" if n > 1 else "give more prompts"
+
+
+def _is_folder(source: str, path: Path) -> PromptsError:
+    try:
+        first = next((f for f in sorted(path.iterdir()) if f.suffix in SUFFIXES and f.is_file()), None)
+    except OSError:
+        first = None
+    return PromptsError(
+        where=f"prompts {source}",
+        found="a folder",
+        expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
+        do=f"give the file: --prompts {first}" if first else "give a file",
+    )
 
 
 def confirm_part(

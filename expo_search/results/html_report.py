@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _IN_ORDER, _EXTREMES = 20, 5  # answers of the best trial: the first ones, and those that gained or lost most
 _IN_ORDER_OTHERS = 5
+_HEAD_BYTES = 2048  # of a page, that hold its title
 _CELL_MAX = 4000  # characters of one text on the page
 
 
@@ -96,13 +97,29 @@ def _check_target(out: Path, *, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     regular = out.is_file()
-    if not regular or not force:  # a pipe or a device is somebody's: to replace it would take it from under them
+    page = regular and _is_page(out)
+    # a pipe, a device, another's text: to replace it, be it with --force, would take it from under them
+    if not page or not force:
+        kind = (
+            "a page that exists"
+            if page
+            else "a file that is no page of ours"
+            if regular
+            else "something that is no file"
+        )
         raise StudyError(
             where=f"--out {out}",
-            found="a folder" if out.is_dir() else "a file that exists" if regular else "something that is no file",
+            found="a folder" if out.is_dir() else kind,
             expected="a new file",
-            do="give another name, or --force to replace it" if regular else "give another name",
+            do="give another name, or --force to replace it" if page else "give another name",
         )
+
+
+def _is_page(file: Path) -> bool:
+    """Whether a file is one that this module wrote, or an empty one."""
+    with file.open("rb") as stream:
+        start = stream.read(_HEAD_BYTES)
+    return not start or (start.startswith(b"<!doctype html>") and b"expo-search" in start)
 
 
 def _page(store: Store) -> Iterator[str]:

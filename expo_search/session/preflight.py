@@ -19,10 +19,11 @@ from expo_search.config.presets import studies_folder
 from expo_search.config.spec import StudySpec, stored_spec
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
-from expo_search.engine.context_length import in_context, no_room
+from expo_search.engine.context_length import check_context, in_context, no_room
 from expo_search.engine.machine import measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
+from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
@@ -99,18 +100,24 @@ def check(
         check_batch_invariant(spec.engine)
     if adds:
         check_storage(storage)
-    prompts = load_prompts(_prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say)
+    wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else 2
+    prompts = load_prompts(
+        _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
+    )
     pair = resolve_pair(
         spec.pair, trust_remote_code=spec.trust_remote_code, say=say, own_model=own_model, own_scorer=own_scorer
     )
     aligned = sft = reward = dtypes = None
     if own_model:
         aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-        spec = in_context(spec, aligned.path)
+        check_context(spec, aligned.path, aligned.config)
+        check_ranks(spec.engine.tensor_parallel, aligned.config)
         _check_sources(aligned, sft, say)
     if own_scorer:
         check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
         reward = open_checkpoint(pair.reward_model.path, role="reward model")
+    if aligned is not None:
+        spec = in_context(spec, aligned.path)
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
     reward_tokenizer = _tokenizer(pair.reward_model, spec, None) if own_scorer else None
     fits = _room_for_answers(spec, prompts, tokenizer)

@@ -154,10 +154,18 @@ def sqlite_path(url: str) -> Path | None:
             where=f"--storage {shown(url)}",
             found="not a database URL",
             expected="a URL such as sqlite:///expo-search.db",
-            do="see SQLAlchemy's database URLs",
+            do=f"write sqlite:///{url}" if url and ":" not in url else "see SQLAlchemy's database URLs",
         ) from None
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         return None
+    if parsed.database.startswith("~"):  # SQLite would make a folder of that name
+        whole = os.path.expanduser(parsed.database)  # noqa: PTH111  Path.expanduser raises for an unknown user
+        raise StoreError(
+            where=f"--storage {shown(url)}",
+            found="a ~, which stands for no folder in a URL",
+            expected="a path",
+            do=f"write sqlite:///{whole}" if whole != parsed.database else "write the path in full",
+        )
     return Path(parsed.database.removeprefix("file:"))
 
 
