@@ -151,6 +151,10 @@ class TestChat:
         assert "/reset" in text
         assert (speaker.seen, chat.alpha) == ([], 0.3)
 
+    def test_a_misspelt_command_names_the_one_that_was_meant(self) -> None:
+        assert "no command /alhpa; did you mean /alpha?" in talk("/alhpa 1")[2]
+        assert "did you mean" not in talk("/help", "/xyzzy")[2]
+
     def test_reset_forgets_and_quit_ends(self) -> None:
         speaker, chat, _ = talk("Hello", "/reset", "", "Anew", "/quit", "not heard")
         assert [len(messages) for messages in speaker.seen] == [1, 1]

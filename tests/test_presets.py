@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from expo_search.config.presets import load_study, preset_names, studies_folder
@@ -122,3 +124,28 @@ def test_a_pair_with_code_in_its_repository_is_refused_until_trust_remote_code_i
 @pytest.mark.parametrize("name", [name for name in ALL if name not in NEEDS_REMOTE_CODE])
 def test_every_other_pair_loads_without_trusting_remote_code(name: str) -> None:
     assert not load_study(preset=name).trust_remote_code
+
+
+def test_paths_in_a_study_file_are_seen_from_its_folder_and_hub_ids_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there / "sft", there / "org" / "local"):
+        folder.mkdir(parents=True)
+    (there / "p.jsonl").write_text("{}")
+    (there / "mine.toml").write_text(
+        '[pair]\nsft = "sft"\naligned = "org/local"\nreward_model = "org/on-the-hub"\n[prompts]\nsource = "p.jsonl"\n'
+    )
+    monkeypatch.chdir(here)
+    spec = load_study(file=Path("../there/mine.toml"))
+    assert (spec.pair.sft, spec.pair.aligned) == ("../there/sft", "../there/org/local")
+    assert (spec.pair.reward_model, spec.prompts.source) == ("org/on-the-hub", "../there/p.jsonl")
+    # what is given by hand is seen from where one is
+    assert load_study(file=there / "mine.toml", overrides={"pair": {"sft": "sft"}}).pair.sft == "sft"
+    monkeypatch.chdir(there)
+    assert load_study(file=Path("mine.toml")).pair.sft == "sft"
+
+
+def test_a_path_that_is_missing_is_named_as_it_lies_from_the_study_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[pair]\nsft = "./gone"\naligned = "a/b"\nreward_model = "c/d"\n')
+    assert load_study(file=tmp_path / "mine.toml").pair.sft == str(tmp_path / "gone")

@@ -149,7 +149,7 @@ def test_too_few_unseen_prompts_for_a_confirmation_say_how_many_are_left(
         confirm_part(TEN, reach, n, where="prompts p")
     assert fault.value.found == f"{left} prompts that the search has not seen"
     assert fault.value.expected == f"at least {wanted}"
-    assert ("confirm with --n-prompts 4" if left > 1 else "search with fewer") in fault.value.do
+    assert ("give --n-prompts 4" if left > 1 else "search with fewer") in fault.value.do
 
 
 @pytest.mark.parametrize("n", [1, 0, -3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -76,6 +77,9 @@ class Chat:
         elif name == "alpha":
             self._go_to(argument)
         else:
+            near = difflib.get_close_matches(name, ("alpha", "reset", "quit", "help"), n=1)
+            if name != "help" and near:
+                self.write(f"(no command /{clean(name)}; did you mean /{near[0]}?)\n")
             self.write(HELP + "\n")
         return True
 

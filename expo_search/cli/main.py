@@ -20,11 +20,13 @@ from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
 from expo_search.cli.search import confirm_winner, search
 from expo_search.cli.signals import terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
+from expo_search.cli.usage import Commands
 from expo_search.errors import ExpoError
 from expo_search.session.process_state import set_defaults_of_libraries
 from expo_search.text import one_line
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=False,
     pretty_exceptions_enable=False,

@@ -137,7 +137,7 @@ def _search(
         session = open_session(spec, storage, start=False, quiet=quiet, console=err, give_up=give_up_on(err))
         with session:
             if n_confirm is not None:
-                session.checked.confirm_prompts(n_confirm)  # too few are a fault of the input, found before the engine
+                session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts
             if bench is not None:
                 session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
             done = session.why_done(n_trials) is not None

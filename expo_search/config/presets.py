@@ -7,6 +7,7 @@ may build on a preset with `preset = "zephyr"` in its first lines.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +16,8 @@ from typing import Any
 
 from expo_search.config.spec import StudySpec, check_spec
 from expo_search.errors import StudyError
+
+_PATHS = {"pair": ("aligned", "sft", "adapter", "reward_model"), "prompts": ("source",)}  # settings that may be one
 
 
 def studies_folder() -> Path:
@@ -49,7 +52,7 @@ def load_study(
     """
     where, data = "command line", dict[str, Any]()
     if file is not None:
-        where, data = str(file), _read_toml(file)
+        where, data = str(file), _beside(file, _read_toml(file))
         asked, preset = preset, data.pop("preset", preset)
         if asked not in (None, preset):
             raise StudyError(
@@ -80,12 +83,13 @@ def _preset_file(preset: str) -> Path:
     if not isinstance(preset, str):
         raise StudyError(where="preset", found=repr(preset), expected="a preset's name", do="see `expo-search pairs`")
     if preset not in known:
-        near = difflib.get_close_matches(preset, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(preset.lower(), known, n=3, cutoff=0.4)
         raise StudyError(
             where="--pair",
             found=f"unknown preset {preset!r}",
             expected=f"one of {', '.join(near)}" if near else "a preset's name",
-            do="see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts",
+            do=(f"did you mean --pair {near[0]}? " if near else "")
+            + "see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts",
         )
     return known[preset]
 
@@ -101,6 +105,27 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise StudyError(
             where=str(file), found=str(fault), expected="a study file in TOML", do="fix the file"
         ) from None
+
+
+def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """A study file's settings with its relative paths seen from its folder. What is not there stays: a Hub id."""
+    folder, found = file.parent, dict(data)
+    for table, keys in _PATHS.items():
+        values = data.get(table)
+        if not isinstance(values, Mapping):
+            continue
+        for key in keys:
+            value = values.get(key)
+            if isinstance(value, str) and (value.startswith(("./", "../")) or _exists(folder / value)):
+                found[table] = dict(found[table]) | {key: os.path.normpath(folder / value)}
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

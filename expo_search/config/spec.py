@@ -7,6 +7,7 @@ ACL 2025, section 3.1 and its published code).
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -274,8 +275,20 @@ def _faults(errors: Sequence[Any]) -> list[str]:
         kinds = ("float", "literal[")
         place = ".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)) or "file"
         message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = f"no such setting{_meant(error['loc'])}"
         seen = messages.setdefault(place, [])
         seen.append(message.removeprefix("Input should be ") if seen else message)
         given = error.get("input")
         shown[place] = f" (found {given!r})" if isinstance(given, str | int | float) else ""
     return [f"{place}: {' or '.join(found)}{shown[place]}" for place, found in messages.items()]
+
+
+def _meant(place: Sequence[Any]) -> str:
+    """A question for the name that a misspelt table or key may have meant; empty where none is near."""
+    *tables, name = map(str, place)
+    model: Any = StudySpec
+    for table in tables:
+        model = model.model_fields[table].annotation if table in getattr(model, "model_fields", {}) else None
+    near = difflib.get_close_matches(name, getattr(model, "model_fields", {}), n=1)
+    return f" ({near[0]}?)" if near else ""

@@ -74,7 +74,7 @@ def check_context(spec: StudySpec, aligned: Path, config: Mapping[str, Any]) -> 
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else config
     named = [n for key in _KEYS if isinstance(n := text.get(key), int) and not isinstance(n, bool)]
-    if named and not any(text.get(key) for key in ("rope_scaling", "rope_parameters")):
+    if named and not any("factor" in str(text.get(key)) for key in ("rope_scaling", "rope_parameters")):
         _refuse_longer(spec, aligned, max(named))
 
 

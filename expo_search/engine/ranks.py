@@ -21,23 +21,18 @@ def check_ranks(ranks: int, config: Mapping[str, Any]) -> None:
     if ranks == 1:
         return
     n, device = n_devices()
-    if ranks > n:
-        raise EngineError(
-            where=f"--tensor-parallel {ranks}",
-            found=f"{n} {device}{'' if n == 1 else 's'}",
-            expected="a device for each rank",
-            do=f"give --tensor-parallel {n}" if n > 1 else "leave it out",
-        )
     text = config.get("text_config")
     heads = (text if isinstance(text, Mapping) else config).get("num_attention_heads")
-    if isinstance(heads, int) and heads % ranks:
-        fitting = [r for r in range(2, n + 1) if heads % r == 0]
-        raise EngineError(
-            where=f"--tensor-parallel {ranks}",
-            found=f"{heads} attention heads in the checkpoint",
-            expected="ranks that share its heads evenly",
-            do=f"give --tensor-parallel {' or '.join(map(str, fitting))}" if fitting else "leave it out",
-        )
+    heads = heads if isinstance(heads, int) else 0  # not known: left to vLLM
+    fitting = [str(r) for r in range(2, n + 1) if heads % r == 0]
+    do = f"give --tensor-parallel {' or '.join(fitting)}" if fitting else "leave it out"
+    where = f"--tensor-parallel {ranks}"
+    if ranks > n:
+        found = f"{n} {device}{'' if n == 1 else 's'}"
+        raise EngineError(where=where, found=found, expected="a device for each rank", do=do)
+    if heads % ranks:
+        found = f"{heads} attention heads in the checkpoint"
+        raise EngineError(where=where, found=found, expected="ranks that share its heads evenly", do=do)
 
 
 def n_devices() -> tuple[int, str]:

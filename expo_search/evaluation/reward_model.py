@@ -166,7 +166,7 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
     Raises:
         RewardError: no config, a language model, or more than one label.
     """
-    _refuse_language_model(path)
+    refuse_language_model(path)
     from transformers import AutoConfig
 
     try:
@@ -187,8 +187,12 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
         )
 
 
-def _refuse_language_model(path: Path) -> None:
-    """By config.json alone: transformers, which takes seconds to import, would give it two labels and a random head."""
+def refuse_language_model(path: Path) -> None:
+    """Refuse it by config.json alone: transformers takes seconds to import, and would give it a random head.
+
+    Raises:
+        RewardError: `architectures` names a language model.
+    """
     try:
         named = json.loads((path / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):

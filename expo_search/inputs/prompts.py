@@ -127,16 +127,24 @@ def _is_folder(source: str, path: Path) -> PromptsError:
 
 
 def confirm_part(
-    prompts: Sequence[Prompt], reach: int, n: int | None, *, where: str, fits: Callable[[Prompt], bool] | None = None
+    prompts: Sequence[Prompt],
+    reach: int,
+    n: int | None,
+    *,
+    where: str,
+    fits: Callable[[Prompt], bool] | None = None,
+    option: str = "--n-prompts",
 ) -> list[Prompt]:
     """The last n prompts (or all) of the order, none of which a search that reached so far can have seen.
+
+    `option`, by which n was given, is named in messages.
 
     Raises:
         PromptsError: fewer than n, or than 2, are left.
     """
     if n is not None and n < 2:
         raise PromptsError(
-            where="--n-prompts", found=str(n), expected="at least 2", do="one prompt has no standard error: give more"
+            where=option, found=str(n), expected="at least 2", do="one prompt has no standard error: give more"
         )
     unseen = [p for p in reversed(prompts[reach:]) if fits is None or fits(p)]
     wanted = max(2, len(unseen)) if n is None else n
@@ -145,9 +153,7 @@ def confirm_part(
             where=where,
             found=f"{len(unseen)} prompts that the search has not seen",
             expected=f"at least {wanted}",
-            do=f"confirm with --n-prompts {len(unseen)}"
-            if len(unseen) > 1
-            else "search with fewer prompts (--n-prompts)",
+            do=f"give {option} {len(unseen)}" if len(unseen) > 1 else "search with fewer prompts (--n-prompts)",
         )
     return unseen[:wanted]
 

@@ -27,7 +27,7 @@ from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
-from expo_search.evaluation.reward_model import check_labels
+from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
@@ -69,9 +69,10 @@ class Checked:
     plan_again: Callable[[], MemoryPlan] | None
     dtypes: Dtypes | None
 
-    def confirm_prompts(self, n: int | None) -> list[Prompt]:
+    def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
-        return confirm_part(self.prompts, self.reach, n, where=f"prompts {self.spec.prompts.source}", fits=self.fits)
+        where = f"prompts {self.spec.prompts.source}"
+        return confirm_part(self.prompts, self.reach, n, where=where, fits=self.fits, option=option)
 
 
 def check(
@@ -107,6 +108,8 @@ def check(
     pair = resolve_pair(
         spec.pair, trust_remote_code=spec.trust_remote_code, say=say, own_model=own_model, own_scorer=own_scorer
     )
+    if own_scorer:
+        refuse_language_model(pair.reward_model.path)
     aligned = sft = reward = dtypes = None
     if own_model:
         aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")

@@ -1,0 +1,105 @@
+"""What typer says of a wrong command line -> an error of ours: where, found, expected, do, with what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
+
+from expo_search.errors import StudyError
+from expo_search.text import one_line
+
+# typer brings click's classes under private names; these are theirs
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+_COMMAND = "expo-search"
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with a command line is an error like all others.
+
+    Raises:
+        StudyError: unknown command or option, a missing or unusable value.
+    """
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """As typer's."""
+        try:
+            return super().make_context(*arguments, **options)
+        except UsageError as fault:
+            raise as_ours(fault, self) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's; the options of a command are read here."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as fault:
+            raise as_ours(fault, self) from None
+
+
+def as_ours(fault: Any, group: Any) -> StudyError:
+    """The error, by what typer knows of it."""
+    context = getattr(fault, "ctx", None)
+    name = getattr(context, "info_name", None) if getattr(context, "parent", None) is not None else None
+    command = f"{_COMMAND} {name}" if name else _COMMAND
+    option = getattr(fault, "option_name", None)
+    if type(fault).__name__ == "NoSuchOption":
+        near = _near(option, _options(getattr(context, "command", group)))
+        return StudyError(
+            where=command,
+            found=f"no option {option}",
+            expected="one that it has",
+            do=f"did you mean {near}?" if near else f"see `{command} --help`",
+        )
+    message = one_line(fault.format_message()).rstrip(".")
+    if message.startswith("No such command "):
+        return unknown_command(message.removeprefix("No such command ").split("'")[1], group)
+    parameter = getattr(fault, "param", None)
+    found, expected = message[:1].lower() + message[1:], "a command line that it can read"
+    if type(fault).__name__ == "MissingParameter":
+        told = str(getattr(parameter, "help", None) or "a value").rstrip(".")
+        found, expected = "nothing", told[:1].lower() + told[1:]
+    elif message.endswith("requires an argument"):
+        found, expected = "no value", "one after it"
+    elif parameter is not None:
+        found, expected = _refused(fault, message)
+    where = option or (_name(parameter) if parameter is not None else command)
+    return StudyError(where=where, found=found, expected=expected, do=f"see `{command} --help`")
+
+
+def _refused(fault: Any, message: str) -> tuple[str, str]:
+    """(found, expected) of a value that does not do."""
+    if isinstance(fault.__cause__, ValidationError):  # newer typers ask pydantic
+        error = fault.__cause__.errors()[0]
+        wanted = error["msg"].removeprefix("Input should be ").partition(",")[0]
+        wanted = wanted.replace("a valid integer", "a whole number")
+        return repr(error["input"]), f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
+    return message.rpartition(": ")[2], "a value that it takes"
+
+
+def unknown_command(typed: str, group: Any) -> StudyError:
+    """A first word that is no command. The search has no name, which is the commonest mistake."""
+    names = [name for name, command in group.commands.items() if not command.hidden]
+    near = _near(typed, [*names, "search"])
+    do = "see `expo-search --help`"
+    if near == "search":
+        do = "the search has no name: expo-search --pair NAME"
+    elif near:
+        do = f"did you mean `expo-search {near}`?"
+    return StudyError(where=_COMMAND, found=f"no command {typed!r}", expected="one of its commands", do=do)
+
+
+def _near(typed: str | None, names: list[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(typed or "", names, n=1)), None)
+
+
+def _options(command: Any) -> list[str]:
+    return [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+
+
+def _name(parameter: Any) -> str:
+    """As it is typed, or as the help calls it."""
+    flags = [flag for flag in parameter.opts if flag.startswith("-")]
+    return max(flags, key=len) if flags else str(parameter.metavar or parameter.name)
