@@ -310,6 +310,7 @@ class Session:
         limit: int | None = None,
         again: bool = False,
         out: str | Path | None = None,
+        judge: str | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> BenchResult | None:
         """Answer tasks that no reward model sees at alpha = 0 and at others, and compare them item by item.
@@ -322,6 +323,8 @@ class Session:
             data: files in the place of the Hub's data sets, by the task's name.
             limit: the first items of each task.
             again: forget what is stored of these tasks.
+            judge: one of `alpaca_eval`, by name or folder, that compares the answers to its instructions with those at
+                alpha = 0.
             out: a folder for the answers of those tasks that another program judges, in its format.
             stop: asked after each answer; true ends it there, with all that is finished kept.
 
@@ -343,6 +346,8 @@ class Session:
         if alphas is None:
             alphas = [self._recommended().alpha]
         benchmarks = self._benchmarks(tasks, alphas, data, limit)
+        if judge is not None:
+            benchmarks.check_judge(judge)
         if out is not None:
             benchmarks.check_written()
             check_folder(Path(out), "--out")
@@ -356,6 +361,8 @@ class Session:
                 return None
             store = self.running.store
             DashboardUpdates(store, artifact_folder(store.url), self.say).refresh()
+        if judge is not None:
+            benchmarks.judge(judge, storage, name, self.say)
         stored = Store(storage, name, read_only=True)
         try:
             if out is not None:

@@ -88,7 +88,7 @@ def read_bench(
         metrics = [Metric(*pair) for pair in settings.get("metrics", ())]
         title = str(settings.get("title", name))
         scores = {
-            alpha: _of(store.scores(name, alpha), None if items is None else items[name])
+            alpha: _of(store.scores(name, alpha), None if items is None else items[name], metrics)
             for alpha in there
             if alphas is None or alpha in alphas
         }
@@ -108,5 +108,8 @@ def read_bench(
     return BenchResult(tasks, [c for a in by_alpha for c in corrected([c for c in compared if c.alpha == a])])
 
 
-def _of(scores: Mapping[str, Scores], items: Collection[str] | None) -> dict[str, Scores]:
-    return {item: s for item, s in scores.items() if items is None or item in items}
+def _of(scores: Mapping[str, Scores], items: Collection[str] | None, metrics: Sequence[Metric]) -> dict[str, Scores]:
+    """The scores of these items that have every metric; one that no judge has judged has none."""
+    return {
+        item: s for item, s in scores.items() if (items is None or item in items) and all(m.name in s for m in metrics)
+    }

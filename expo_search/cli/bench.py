@@ -46,6 +46,9 @@ def bench(
     answers: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write answers that others judge there.")
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_DIR", help="A judge of alpaca_eval, for the task of that name.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Forget what is stored of these tasks.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     storage: Storage = DEFAULT_STORAGE,
@@ -71,7 +74,9 @@ def bench(
             give_up=give_up_on(err),
         )
         with session, stop_on_signals(session.say) as stop:
-            result = session.bench(names, wanted, data=files, limit=limit, again=again, out=answers, stop=stop)
+            result = session.bench(
+                names, wanted, data=files, limit=limit, again=again, out=answers, judge=judge, stop=stop
+            )
         if result is None:
             session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)

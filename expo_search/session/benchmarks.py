@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from expo_search.bench.alpaca_judge import check_judge, judge
 from expo_search.bench.harness_task import HarnessTask
 from expo_search.bench.registry import Data, load_tasks
 from expo_search.bench.result import BenchResult, read_bench
@@ -59,6 +60,19 @@ class Benchmarks:
         """What is stored of them."""
         items = {task.name: set(task.item_ids) for task in self.tasks}
         return read_bench(BenchStore(store), items, self.alphas)
+
+    def check_judge(self, config: str) -> None:
+        """See `alpaca_judge.check_judge`."""
+        check_judge(config, self.tasks)
+
+    def judge(self, config: str, url: str, name: str, say: Callable[[str], None]) -> None:
+        """Have stored answers judged; see `alpaca_judge.judge`. Needs no engine."""
+        store = Store(url, name)
+        try:
+            with store.owned():
+                judge(config, self.tasks, BenchStore(store), name, self.alphas, say)
+        finally:
+            store.close()
 
     def check_written(self) -> None:
         """Check that a folder for answers gets some.

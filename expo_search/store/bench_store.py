@@ -19,7 +19,7 @@ from expo_search.store.study_store import Store
 from expo_search.store.tables import BenchAlphaRow, BenchAnswerRow, BenchScoreRow, BenchTaskRow
 from expo_search.text import storable
 
-_SHOWN = {"title", "metrics"}  # of a task's settings: how it is shown, which changes no answer
+_SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
 _TABLES = (BenchTaskRow, BenchAnswerRow, BenchScoreRow)
 
 
@@ -90,7 +90,7 @@ class BenchStore:
             )
 
     def describe(self, task: str, shown: Mapping[str, Any]) -> None:
-        """Keep more of how a task is shown, `title` or `metrics`."""
+        """Keep more of how a task is shown: `title`, `metrics`, `judge`."""
 
         def put(session: Session, _: bool) -> None:
             row = session.get_one(BenchTaskRow, (self._store.study_id, task))
@@ -163,6 +163,17 @@ class BenchStore:
                 session.execute(sa.insert(BenchAnswerRow), answer_rows)
             if score_rows:
                 session.execute(sa.insert(BenchScoreRow), score_rows)
+
+        self._store.writing(put)
+
+    def rescore(self, task: str, alpha: float, scores: Mapping[str, Scores]) -> None:
+        """Replace the scores of items that have some, by item: a judge came later."""
+        key = self._of | {"task": task, "alpha": alpha}
+        rows = [key | {"item": item, "scores": _dumped(given)} for item, given in scores.items()]
+
+        def put(session: Session, _: bool) -> None:
+            if rows:
+                session.execute(sa.update(BenchScoreRow), rows)
 
         self._store.writing(put)
 
