@@ -1,6 +1,7 @@
 """Kill a search at random moments, again and again, and compare what comes of it with one that nobody killed.
 
     python benchmarks/kill.py --kills 30
+    python benchmarks/kill.py --kills 30 --database postgresql     # a server of its own, which is not killed
 
 Real engine, scorer and database, on a tiny random pair. Each run of the command arms one stage: at its n-th call a
 timer of a random length sends SIGKILL, so that kills fall into loading, switching, generating, scoring, commits,
@@ -21,7 +22,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -29,12 +29,15 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parent.parent / "tests"
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from databases import PostgresServer, rows
+
 N_PROMPTS = 24
 SEARCH = [
     "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl",
@@ -159,11 +162,12 @@ def forked(work: Callable[[], None], folder: Path) -> tuple[int, str, str]:
 
 @dataclass
 class Harness:
-    """One folder with a tiny pair; `n_trials` a study."""
+    """One folder with a tiny pair; `n_trials` a study. Without `server` studies are in SQLite files."""
 
     folder: Path
     n_trials: int
     random: random.Random
+    server: PostgresServer | None = None
     kills: Counter[str] = field(default_factory=Counter)
     n_studies: int = 0
 
@@ -176,12 +180,16 @@ class Harness:
         assert code in ({0} if stage is None else {0, -signal.SIGKILL}), (settings, code, err[-3000:])
         return code, out
 
-    def search(self, database: str, stage: Stage | None) -> dict[str, Any] | None:
+    def new_database(self, name: str) -> str:
+        """Its URL."""
+        return f"sqlite:///{self.folder / name}.db" if self.server is None else self.server.database()
+
+    def search(self, url: str, stage: Stage | None) -> dict[str, Any] | None:
         """Search, or go on; the result, or None where it was killed."""
         (self.folder / "asked.jsonl").unlink(missing_ok=True)
-        before = self.rows(database)
-        code, out = self.run([*SEARCH, "--trials", str(self.n_trials), "--storage", f"sqlite:///{database}"], stage)
-        after = self.rows(database)
+        before = self.rows(url)
+        code, out = self.run([*SEARCH, "--trials", str(self.n_trials), "--storage", url], stage)
+        after = self.rows(url)
         for key, (text, reward, _) in before.items():
             assert after[key][0] == text, f"the stored answer {key} has changed"
             assert reward is None or after[key][1] == reward, f"the stored reward {key} has changed"
@@ -190,50 +198,48 @@ class Harness:
         assert not twice, f"generated again: {sorted(twice)[:5]}"
         return json.loads(out) if code == 0 else None
 
-    def rows(self, database: str) -> dict[tuple[int, str], tuple[str, float | None, float]]:
+    def rows(self, url: str) -> dict[tuple[int, str], tuple[str, float | None, float]]:
         """(trial, prompt id) -> answer, reward, alpha. Checks the database on the way."""
-        file = self.folder / database
-        if not file.exists():
-            return {}
-        with closing(sqlite3.connect(file)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'expo_completions'").fetchone():
+        if self.server is None:
+            if not Path(url.removeprefix("sqlite:///")).exists():
                 return {}
-            found = connection.execute(
-                "SELECT c.trial, p.prompt_id, c.text, c.reward, s.alpha FROM expo_completions c"
-                " JOIN expo_prompts p ON p.part = c.part AND p.position = c.position"
-                " JOIN expo_switches s ON s.part = c.part AND s.trial = c.trial"
-            ).fetchall()
-        rows = {(trial, prompt): (text, reward, alpha) for trial, prompt, text, reward, alpha in found}
-        assert len(rows) == len(found), "a row twice"
-        return rows
+            assert rows(url, "PRAGMA integrity_check") == [("ok",)]
+            tables = "SELECT name FROM sqlite_master"
+        else:
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        if ("expo_completions",) not in rows(url, tables):
+            return {}
+        stored: list[Any] = rows(
+            url,
+            "SELECT c.trial, p.prompt_id, c.text, c.reward, s.alpha FROM expo_completions c"
+            " JOIN expo_prompts p ON p.part = c.part AND p.position = c.position"
+            " JOIN expo_switches s ON s.part = c.part AND s.trial = c.trial",
+        )
+        found = {(trial, prompt): (text, reward, alpha) for trial, prompt, text, reward, alpha in stored}
+        assert len(found) == len(stored), "a row twice"
+        return found
 
     def asked(self) -> set[tuple[float, str]]:
         file = self.folder / "asked.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         return {(alpha, prompt) for alpha, prompts in map(json.loads, lines) for prompt in prompts}
 
-    def check_finished(self, database: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
+    def check_finished(self, url: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
         """What a finished study must be, whatever happened to it."""
         keys = ("trial", "alpha", "reward", "gain", "outcome", "n_prompts", "mean_length", "fingerprint")
         for one, other in zip(found["trials"], whole["trials"], strict=True):
             assert {k: one[k] for k in keys} == {k: other[k] for k in keys}, (one, other)
-        assert len(self.rows(database)) == sum(t["n_prompts"] for t in found["trials"])
-        with closing(sqlite3.connect(self.folder / database)) as connection:
-            states = connection.execute("SELECT state, count(*) FROM trials GROUP BY state").fetchall()
-            artifacts = connection.execute(
-                "SELECT count(*) FROM trial_system_attributes WHERE key LIKE 'artifacts:%'"
-            ).fetchone()[0]
+        assert len(self.rows(url)) == sum(t["n_prompts"] for t in found["trials"])
+        states: list[Any] = rows(url, "SELECT CAST(state AS VARCHAR), count(*) FROM trials GROUP BY state")
+        noted = "SELECT count(*) FROM trial_system_attributes WHERE key LIKE 'artifacts:%'"
         # points that were queued and not needed may wait for a larger --trials
         assert {s: n for s, n in states if s != "WAITING"} == {"COMPLETE": self.n_trials}, states
-        assert artifacts == 2 * self.n_trials, f"{artifacts} artifacts"
+        assert rows(url, noted) == [(2 * self.n_trials,)], f"{rows(url, noted)} artifacts"
 
-    def export(self, database: str, trial: dict[str, Any]) -> None:
+    def export(self, url: str, trial: dict[str, Any]) -> None:
         """Kill an export, then let it run: at no time is there half a model."""
-        out, words = (
-            self.folder / "best",
-            [*EXPORT, "--alpha", repr(trial["alpha"]), "--storage", f"sqlite:///{database}"],
-        )
+        out = self.folder / "best"
+        words = [*EXPORT, "--alpha", repr(trial["alpha"]), "--storage", url]
         shutil.rmtree(out, ignore_errors=True)
         if self.run(words, EXPORTING)[0]:
             self.kills["export"] += 1
@@ -244,27 +250,26 @@ class Harness:
     def study(self, whole: dict[str, Any], n_left: int) -> int:
         """One study, killed up to n_left times on its way; how often it was."""
         self.n_studies += 1
-        database, n_kills, found = f"killed-{self.n_studies}.db", 0, None
+        url, n_kills, found = self.new_database(f"killed-{self.n_studies}"), 0, None
         stages: list[str] = []
         while found is None:
             if not stages:
                 stages = self.random.sample(sorted(STAGES), len(STAGES))
             name = stages.pop()
             began = time.monotonic()
-            found = self.search(database, STAGES[name] if n_kills < n_left else None)
+            found = self.search(url, STAGES[name] if n_kills < n_left else None)
             if found is None:
                 n_kills += 1
                 self.kills[name] += 1
-                n_rows = len(self.rows(database))
+                n_rows = len(self.rows(url))
                 print(f"killed in {name:8} after {time.monotonic() - began:5.1f} s, {n_rows} answers kept", flush=True)
-        self.check_finished(database, found, whole)
-        self.export(database, found["trials"][-1])
+        self.check_finished(url, found, whole)
+        self.export(url, found["trials"][-1])
         print(f"study {self.n_studies}: {n_kills} kills, ends as the unbroken one", flush=True)
         return n_kills
 
 
 def make_input(folder: Path) -> None:
-    sys.path.insert(0, str(TESTS))
     from twins import make_pair, make_reward_model, write_prompts
 
     make_pair(folder, "llama-tied", delta=0.2)
@@ -277,17 +282,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="at least so many")
     parser.add_argument("--trials", type=int, default=4, help="of each study")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     preload()
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        closing(PostgresServer()) if options.database == "postgresql" else nullcontext() as server,
+    ):
         folder = Path(name)
         code, _, err = forked(lambda: make_input(folder), folder)
         assert code == 0, err
-        harness = Harness(folder, options.trials, random.Random(options.seed))
-        whole = harness.search("whole.db", None)
+        harness = Harness(folder, options.trials, random.Random(options.seed), server)
+        url = harness.new_database("whole")
+        whole = harness.search(url, None)
         assert whole is not None
-        harness.check_finished("whole.db", whole, whole)
+        harness.check_finished(url, whole, whole)
         n_kills = 0
         while n_kills + harness.kills["export"] < options.kills:
             n_kills += harness.study(whole, options.kills - n_kills - harness.kills["export"])

@@ -12,7 +12,8 @@ from dataclasses import replace
 import optuna
 
 from expo_search.contracts import Completion, Part, Prompt, Rated
-from expo_search.store.study_store import Store, Stored
+from expo_search.store.answer_rows import Stored
+from expo_search.store.study_store import Store
 
 
 class MemoryStore(Store):

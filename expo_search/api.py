@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from expo_search.config.spec import StudySpec
     from expo_search.evaluation.compare import Comparison
     from expo_search.evaluation.result import Evaluation
+    from expo_search.results.dashboard_updates import DashboardUpdates
     from expo_search.results.study_results import StudyResult
     from expo_search.search.confirm import Confirmation
     from expo_search.session.benchmarks import Benchmarks
@@ -43,6 +44,7 @@ def open_session(
     scorer: Scorer | None = None,
     start: bool = True,
     adds: bool = True,
+    artifacts: str | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
     console: Console | None = None,
@@ -58,6 +60,8 @@ def open_session(
         scorer: rates in the place of a reward model: any object with the method of `contracts.Scorer`.
         start: False starts engine and reward model when they are first needed.
         adds: False: nothing will be added to the study, so another process may search it at the same time.
+        artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
+            SQLite database, or in the working directory.
         trust_remote_code: for a study that is named: run the repositories' own Python (a spec has its own setting).
         quiet: show nothing. console: where progress is shown; standard error, or the notebook, by default.
         give_up: called, from another thread, when the engine hangs where nothing can interrupt it.
@@ -71,6 +75,7 @@ def open_session(
         model=model,
         scorer=scorer,
         adds=adds,
+        artifacts=artifacts,
         trust_remote_code=trust_remote_code,
         quiet=quiet,
         console=console,
@@ -96,6 +101,7 @@ class Session:
         model: Model | None,
         scorer: Scorer | None,
         adds: bool,
+        artifacts: str | None,
         trust_remote_code: bool,
         quiet: bool,
         console: Console | None,
@@ -117,6 +123,7 @@ class Session:
         self._own_model = model is None
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
+            self._artifacts = self._checked_place(artifacts)
             self.checked: Checked = (
                 check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
                 if isinstance(study, str)
@@ -164,6 +171,7 @@ class Session:
         from expo_search.store.database import study_names
         from expo_search.store.study_store import Store
 
+        self._flush()
         if self.name not in study_names(self.checked.storage):
             return None
         store = Store(self.checked.storage, self.name, read_only=True)
@@ -174,6 +182,7 @@ class Session:
 
     def result(self) -> StudyResult:
         """The study as it stands in the database."""
+        self._flush()
         return open_study(self.checked.storage, self.name)
 
     def search(
@@ -199,18 +208,18 @@ class Session:
             self._pin_again()
             self.say(f"study {self.name}: {done}")
             return self.result()
-        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
         from expo_search.search.loop import evaluations, search, why_done
 
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
         with self._progress(n_trials, len(evaluations(running.store.study))) as progress:
-            dashboard = DashboardUpdates(running.store, artifact_folder(running.store.url), self.say)
+            dashboard = self._dashboard()
 
             def finished(evaluation: Evaluation) -> None:
                 progress.finished(evaluation)
                 dashboard.on_trial(evaluation)
                 if on_trial is not None:
+                    self._flush()
                     on_trial(evaluation)
 
             search(
@@ -251,7 +260,6 @@ class Session:
             PromptsError: fewer fresh prompts than n_prompts.
         """
         from expo_search.evaluation.objective import Stopped
-        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
         from expo_search.search.confirm import confirm
 
         fresh = self.checked.confirm_prompts(n_prompts)
@@ -266,7 +274,7 @@ class Session:
                 measured = confirm(store, objective, trial.trial, trial.alpha, fresh, stop, self._engine_failed)
             except Stopped:
                 return None
-            DashboardUpdates(store, artifact_folder(store.url), self.say).refresh()
+            self._dashboard().refresh()
         return measured
 
     def unconfirmed(self, n_prompts: int) -> Evaluation | None:
@@ -338,7 +346,6 @@ class Session:
         """
         from expo_search.evaluation.objective import Stopped
         from expo_search.results.answer_files import check_folder, write_files
-        from expo_search.results.dashboard_updates import DashboardUpdates, artifact_folder
         from expo_search.session.bench_progress import BenchProgress
         from expo_search.store.study_store import Store
 
@@ -359,8 +366,7 @@ class Session:
                     benchmarks.run(self.running, progress, again=again, stop=stop, on_failure=self._engine_failed)
             except Stopped:
                 return None
-            store = self.running.store
-            DashboardUpdates(store, artifact_folder(store.url), self.say).refresh()
+            self._dashboard().refresh()
         if judge is not None:
             benchmarks.judge(judge, storage, name, self.say)
         stored = Store(storage, name, read_only=True)
@@ -446,6 +452,12 @@ class Session:
             do="give another text",
         )
 
+    def _flush(self) -> None:
+        """Let the database have all that the search has kept: it may be written behind the search."""
+        store = vars(self.running).get("store")
+        if store is not None:
+            store.flush()
+
     def _pin_again(self) -> None:
         """Keep where the checkpoints of a finished study lie now."""
         from expo_search.session.running import pin
@@ -461,6 +473,26 @@ class Session:
         from expo_search.session.progress import Progress
 
         return Progress(self._console, n_trials, n_finished, quiet=self._quiet)
+
+    @staticmethod
+    def _checked_place(artifacts: str | None) -> str | None:
+        """Where the artifacts go, where that is said."""
+        if artifacts is None:
+            return None
+        from expo_search.results.artifacts import check_place, given_place
+
+        place = given_place(artifacts)
+        check_place(place)
+        return place
+
+    def _dashboard(self) -> DashboardUpdates:
+        from expo_search.results.artifacts import default_place
+        from expo_search.results.dashboard_updates import DashboardUpdates
+        from expo_search.store.attributes import StudyAttributes
+
+        store = self.running.store
+        store.keep(StudyAttributes(artifacts=self._artifacts))
+        return DashboardUpdates(store, store.attributes.artifacts or default_place(store.url), self.say)
 
     def _engine_failed(self, fault: EngineDied) -> None:
         self.say(f"{fault}; starting the engine anew")

@@ -12,7 +12,8 @@ _STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#!|~&@$]|:(?=//)|^\+|(?<=www)\.)")
 _LONGEST = 20_000  # characters of one text in a file; longer ones are cut, and say so
 # between the user's name and the last @ before the path; the value of a query's key that sounds like a secret
-_SECRETS = re.compile(r"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>\w*(?:pass|pwd|secret|token)\w*=)[^&]*", re.IGNORECASE)
+_SECRET = r"\w*(?:pass|pwd|secret|token)\w*"
+_SECRETS = re.compile(rf"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>{_SECRET}=)[^&]*", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -50,3 +51,8 @@ def storable(text: str) -> str:
 def shown(url: str) -> str:
     """A database URL as messages and commands may show it: passwords and the like are stars."""
     return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key of a URL's query sounds as if its value is a secret."""
+    return re.fullmatch(_SECRET, key, re.IGNORECASE) is not None

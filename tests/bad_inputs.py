@@ -326,6 +326,8 @@ CASES = [
          ["No module named 'pg8000'", "me:***@host", 'pip install "expo-search[postgres]"']),
     Case("a database server that is not there", search(storage="postgresql+psycopg://me:secret@127.0.0.1:1/db"),
          ["Connection refused", "me:***@127.0.0.1", "PGPASSWORD"]),
+    Case("artifacts in an unknown kind of place", search(artifacts="gs://bucket/x"), ["neither a folder nor a bucket"]),
+    Case("artifacts in a file", search(artifacts="prompts.jsonl"), ["--artifacts", "File exists", "can be written to"]),
     Case("tables of an older Optuna", search(), ["tables of an older Optuna", "optuna storage upgrade"],
          tables_of("v0.9.0.a")),
     Case("tables of a newer Optuna", search(), ["tables of a newer Optuna", "pip install -U"], tables_of("v99.0.a")),

@@ -13,6 +13,7 @@ class _Pair:
 
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     is_doomed: bool = False
+    is_clients_turn: bool = True
 
     def cut(self) -> None:
         for writer in self.writers:
@@ -23,18 +24,20 @@ class Proxy:
     """Hands on to `server_port` of this machine, each way `delay_s` later; the delay takes no bandwidth.
 
     Attributes:
-        n_messages: packets that clients sent, as they came in one piece.
+        n_round_trips: how often a client sent something after the server had said something, or at first.
         lost_commits: so many commits to come are carried out, and their connections cut before the client hears of it.
+        is_silent: nothing more is handed on, over connections that stay open and new ones that are accepted.
     """
 
-    def __init__(self, server_port: int, delay_s: float = 0.0) -> None:
-        self.n_messages = self.lost_commits = 0
+    def __init__(self, server_port: int, delay_s: float = 0.0, *, port: int = 0) -> None:
+        self.n_round_trips = self.lost_commits = 0
+        self.is_silent = False
         self._server_port, self._delay_s = server_port, delay_s
         self._pairs: list[_Pair] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        listening = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._accept, "127.0.0.1"), self._loop)
+        listening = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._accept, "127.0.0.1", port), self._loop)
         self._listening = listening.result()
         self.port: int = self._listening.sockets[0].getsockname()[1]
 
@@ -95,11 +98,16 @@ class Proxy:
             except OSError:
                 piece = b""
             if from_client and piece:
-                self.n_messages += 1
+                self.n_round_trips += pair.is_clients_turn
+                pair.is_clients_turn = False
                 if self.lost_commits and b"COMMIT\0" in piece:
                     self.lost_commits -= 1
                     pair.is_doomed = True
-            elif pair.is_doomed:
-                pair.cut()
+            elif not from_client:
+                pair.is_clients_turn = True
+                if pair.is_doomed:
+                    pair.cut()
+            if piece and self.is_silent:
+                continue
             due.put_nowait((self._loop.time() + self._delay_s, piece))
         await delivering

@@ -27,8 +27,9 @@ from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult
 from expo_search.results.summary_json import summary
 from expo_search.results.verdict import verdict
+from expo_search.store.answer_rows import Stored
 from expo_search.store.bench_store import Answered, BenchStore, Score, Scores
-from expo_search.store.study_store import Store, Stored
+from expo_search.store.study_store import Store
 
 METRICS = (Metric("flexible", "the last number"), Metric("strict", "the number after ####"))
 EVIL = "GSM8K <b>|*x*"

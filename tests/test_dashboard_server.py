@@ -75,12 +75,12 @@ def test_artifacts_of_a_trial_are_served(store: Store, address: str) -> None:
         get(f"{root}/artifacts/{study_id}/{trial['trial_id']}/00000000-0000-0000-0000-000000000000")
 
 
-def test_a_search_goes_on_while_the_dashboard_reads_and_is_seen(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+def test_a_search_goes_on_while_the_dashboard_reads_and_is_seen(tmp_path: Path, url: str) -> None:
+    run = Run(tmp_path, url=url, place=str(tmp_path / "artifacts"))
     store = run.go(1)
     stop, faults, seen = threading.Event(), list[BaseException](), set[int]()
-    with served(store.url, "s") as url:
-        detail = f"{url.split('/dashboard')[0]}/api/studies/{store.study._study_id}"
+    with served(store.url, "s") as address:
+        detail = f"{address.split('/dashboard')[0]}/api/studies/{store.study._study_id}"
 
         def look() -> None:
             try:

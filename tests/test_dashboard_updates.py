@@ -19,7 +19,8 @@ from expo_search.contracts import Completion, Prompt
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.results import dashboard_updates as artifacts
-from expo_search.results.dashboard_updates import FIGURE, DashboardUpdates, artifact_folder, artifact_store
+from expo_search.results.artifacts import default_place, open_artifacts
+from expo_search.results.dashboard_updates import FIGURE, DashboardUpdates
 from expo_search.results.note import YOURS
 from expo_search.search.loop import evaluations, search
 from expo_search.store.study_store import Store
@@ -45,15 +46,18 @@ class Run:
 
     folder: Path
     said: list[str] = field(default_factory=list)
+    place: str | None = None
+    study: str = "s"
+    url: str | None = None
 
     def store(self) -> Store:
-        return Store(f"sqlite:///{self.folder / 's.db'}", "s")
+        return Store(self.url or f"sqlite:///{self.folder / 's.db'}", self.study)
 
     def go(self, n_trials: int, *, n_prompts: int = 6, **hooks: Any) -> Store:
         store, model = self.store(), FakeModel()
         prompts = [*make_prompts(n_prompts - 1), Prompt("hostile", HOSTILE)]
         store.put_prompts("search", prompts)
-        updates = DashboardUpdates(store, artifact_folder(store.url), self.said.append)
+        updates = DashboardUpdates(store, self.place or default_place(store.url), self.said.append)
         objective = Objective(model, PlainScorer(model), store, prompts, FakeWatcher())
         chosen = {"before_tell": updates.before_tell, "on_trial": updates.on_trial} | hooks
         search(store, objective, SPEC, n_trials, **chosen)
@@ -74,7 +78,7 @@ def names(store: Store) -> list[list[str]]:
 def read(store: Store, trial: int, name: str) -> bytes:
     frozen = store.study.get_trials(deepcopy=False)[trial]
     (meta,) = [m for m in get_all_artifact_meta(frozen, storage=store.storage) if m.filename == name]
-    with artifact_store(artifact_folder(store.url)).open_reader(meta.artifact_id) as file:
+    with open_artifacts([default_place(store.url)]).open_reader(meta.artifact_id) as file:
         return file.read()
 
 
@@ -96,9 +100,9 @@ def test_every_trial_carries_its_answers_and_the_curve_so_far(run: Run) -> None:
 
 def test_the_folder_is_beside_the_database_and_holds_nothing_else(run: Run) -> None:
     run.go(2)
-    assert artifact_folder(f"sqlite:///{run.folder / 's.db'}") == run.folder / "s.db.artifacts"
+    assert default_place(f"sqlite:///{run.folder / 's.db'}") == str(run.folder / "s.db.artifacts")
     assert len([*(run.folder / "s.db.artifacts").iterdir()]) == 4
-    assert artifact_folder("postgresql://host/db") == Path("expo-search.artifacts")
+    assert default_place("postgresql://host/db") == "expo-search.artifacts"
 
 
 def test_more_answers_than_the_cap_are_left_out_and_the_name_says_so(run: Run) -> None:
@@ -138,7 +142,7 @@ def test_prompts_and_answers_are_not_in_the_note_or_the_figure(run: Run) -> None
 @pytest.mark.parametrize("lost", [False, True], ids=["uploaded", "noted but not copied"])
 def test_a_trial_that_is_finished_by_a_second_run_has_its_artifacts_once(run: Run, lost: bool) -> None:
     killed = run.store()
-    uploads = DashboardUpdates(killed, artifact_folder(killed.url), run.said.append)
+    uploads = DashboardUpdates(killed, default_place(killed.url), run.said.append)
 
     def upload_and_die(trial: Any, evaluation: Evaluation) -> None:
         uploads.before_tell(trial, evaluation)
@@ -147,16 +151,16 @@ def test_a_trial_that_is_finished_by_a_second_run_has_its_artifacts_once(run: Ru
     with pytest.raises(Killed):
         run.go(1, before_tell=upload_and_die)
     if lost:  # Optuna notes an artifact before it copies the file
-        for file in artifact_folder(killed.url).iterdir():
+        for file in Path(default_place(killed.url)).iterdir():
             file.unlink()
     store = run.go(2)
     assert names(store) == [["curve.png", "samples.jsonl"]] * 2
     assert len(read(store, 0, "samples.jsonl").splitlines()) == 6
-    assert len([*artifact_folder(store.url).iterdir()]) == 4
+    assert len([*Path(default_place(store.url)).iterdir()]) == 4
 
 
 def test_a_folder_that_cannot_be_written_costs_no_trial_and_is_said_once(run: Run) -> None:
-    artifact_folder(run.store().url).write_text("a file where the folder should be")
+    Path(default_place(run.store().url)).write_text("a file where the folder should be")
     store = run.go(3)
     assert len(evaluations(store.study)) == 3
     assert names(store) == [[], [], []]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +20,7 @@ from databases import PASSWORD, PostgresServer, rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from proxy import Proxy
 
+from expo_search.cli import main as cli
 from expo_search.cli.console import known_study
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
@@ -67,6 +72,31 @@ def test_a_search_ends_as_in_a_file(url: str, on_sqlite: list[tuple[object, ...]
     assert outcome(evaluations(Store(url, "s", read_only=True).study)) == on_sqlite
 
 
+def test_what_is_shown_of_it_is_what_is_shown_of_a_file(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`show`, its JSON and CSV, the report: everything but the name of the database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    shown: dict[int, list[str]] = {}
+    for storage in (f"sqlite:///{tmp_path / 'file.db'}", url):
+        store = Store(storage, "s")
+        store.put_prompts("search", PROMPTS)
+        run(store)
+        commands = (["show"], ["show", "--json"], ["show", "--csv"], ["report", "--out", "s.html"])
+        for number, (name, *options) in enumerate(commands):
+            monkeypatch.setattr(sys, "argv", ["expo-search", name, "s", *options, "--storage", storage])
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+            assert not end.value.code
+            out = capfd.readouterr().out if name == "show" else Path("s.html").read_text()
+            out = re.sub(r"\b[mp][0-9a-f]{10}\b", "ID", out)  # of parts of a picture, drawn at random
+            text = html.unescape(out).replace(shlex.quote(storage), "URL").split()
+            assert shown.setdefault(number, text) == text
+        Path("s.html").unlink()
+    assert len(shown) == 4
+
+
 @dataclass
 class Disturbed(FakeModel):
     """Something happens between its answers, each time this many of them were given."""
@@ -79,6 +109,11 @@ class Disturbed(FakeModel):
             yield item
             if len(self.asked) % self.every == 0 and not isinstance(item, int):
                 self.disturb()
+
+
+def end_of_silence(proxy: Proxy) -> None:
+    """What was swallowed never comes: who waits for it has to be cut off by then."""
+    proxy.is_silent = False
 
 
 class TestLost:
@@ -110,6 +145,7 @@ class TestLost:
         assert rows(url, "SELECT count(*) FROM expo_completions") == [(N_TRIALS * len(PROMPTS),)]
         assert rows(url, "SELECT state::text, count(*) FROM trials GROUP BY 1") == [("COMPLETE", N_TRIALS)]
 
+    @pytest.mark.usefixtures("postgres")  # which skips it where no server is installed
     def test_a_server_that_restarts_is_waited_for_and_the_lock_is_kept(
         self, on_sqlite: list[tuple[object, ...]]
     ) -> None:
@@ -145,6 +181,61 @@ class TestLost:
         assert outcome(run(Store(url, "s"), model)) == on_sqlite
         assert stored <= set(rows(url, "SELECT trial, text FROM expo_completions"))
         assert len(model.asked) == N_TRIALS * len(PROMPTS) - len(stored)
+
+    def test_a_server_that_is_waited_for_is_said_once_and_that_it_is_back_too(
+        self, postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "_SAID_AFTER_S", 0.3)
+        said, proxies = list[str](), [Proxy(postgres.port)]
+        store = Store(postgres.over_tcp(url, port=proxies[0].port), "s", say=said.append)
+
+        def go_away() -> None:
+            proxies[0].close()
+            threading.Timer(1.5, lambda: proxies.append(Proxy(postgres.port, port=proxies[0].port))).start()
+
+        run(store, Disturbed(every=40, disturb=go_away))
+        assert len(said) == 2
+        assert said[0].startswith(f"--storage postgresql+psycopg://searcher:***@127.0.0.1:{proxies[0].port}/")
+        assert said[0].endswith("; waiting up to 300 s for the database")
+        assert PASSWORD not in said[0]
+        assert re.fullmatch(r"the database is back after \d s", said[1])
+        proxies[1].close()
+
+    def test_a_server_that_takes_requests_and_answers_none_is_cut_off_and_waited_for(
+        self, postgres: PostgresServer, proxy: Proxy, url: str, on_sqlite: list[tuple[object, ...]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(server, "HUNG_S", 0.3)
+        store = Store(postgres.over_tcp(url, port=proxy.port) + "?connect_timeout=2", "s")
+
+        def hang() -> None:
+            proxy.is_silent = True
+            threading.Timer(1.0, end_of_silence, (proxy,)).start()
+
+        began = time.monotonic()
+        assert outcome(run(store, Disturbed(every=40, disturb=hang))) == on_sqlite
+        assert time.monotonic() - began > 1.0
+
+    def test_a_look_at_a_server_that_answers_nothing_ends_in_one_line(
+        self, postgres: PostgresServer, proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "HUNG_S", 0.3)
+        engine = make_engine(postgres.over_tcp(url, port=proxy.port))
+        with engine.connect() as connection:
+            proxy.is_silent = True
+            with pytest.raises(ConnectionLost, match=r"--storage .*expected a database server"):
+                connection.exec_driver_sql("SELECT 1")
+        engine.dispose()
+
+    def test_a_server_that_goes_down_or_has_no_room_is_waited_for_whatever_language_it_speaks(self) -> None:
+        def context(state: str) -> sa.engine.ExceptionContext:
+            fault = Exception("zu viele Verbindungen")
+            fault.sqlstate = state  # type: ignore[attr-defined]
+            found = {"dialect": sa.make_url("postgresql://").get_dialect()(), "original_exception": fault}
+            return SimpleNamespace(**found, is_disconnect=False, connection=object())  # type: ignore[return-value]
+
+        assert all(server.is_lost(context(state)) for state in ("53300", "57P01", "57P03", "08006", "40001", "40P01"))
+        assert not any(server.is_lost(context(state)) for state in ("42501", "23505", "25006", "53100"))
 
     def test_who_is_cut_off_for_so_long_that_another_takes_the_study_over_stores_nothing_more(
         self, postgres: PostgresServer, proxy: Proxy, url: str
@@ -193,6 +284,25 @@ def test_searches_that_make_a_databases_tables_at_the_same_moment_all_get_them(u
         _, err = maker.communicate()
         assert maker.returncode == 0, err
     assert study_names(url) == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "expected"),
+    [
+        ("42P07", "Relation »expo_locks« existiert bereits", True),
+        ("23505", "doppelter Schlüsselwert verletzt Unique-Constraint", True),
+        ("42501", "keine Berechtigung für Schema public", False),
+        (None, "table expo_locks already exists", True),
+        (None, "no such table", False),
+    ],
+)
+def test_a_table_that_another_one_has_just_made_is_known_by_its_code(
+    state: str | None, words: str, expected: bool
+) -> None:
+    fault = Exception(words)
+    fault.sqlstate = state  # type: ignore[attr-defined]
+    assert server.was_made_meanwhile(sa.exc.ProgrammingError("CREATE TABLE", {}, fault)) is expected
+    assert not server.was_made_meanwhile(None)
 
 
 class TestCheck:
@@ -254,6 +364,17 @@ class TestCheck:
         assert fault.value.where == "--storage postgresql+pg8000://me:***@host/db"
         assert fault.value.found == "no driver for it (No module named 'pg8000')"
         assert 'pip install "expo-search[postgres]"' in fault.value.do
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["postgresql+psycopg://me:{}@host/db", "postgresql+psycopg://host/db?user=me&password={}&sslpassword={}"],
+)
+def test_no_driver_that_repeats_a_password_gives_it_away(written: str) -> None:
+    url = written.replace("{}", "p%40ss%2Fword")
+    for repeated in ("p@ss/word", "p%40ss/word", "p%40ss%2Fword"):
+        assert server.without_secrets(f"invalid: {repeated}!", url) == "invalid: ***!"
+    assert server.without_secrets("me at host", url) == "me at host"
 
 
 class TestPasswords:

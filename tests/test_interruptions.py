@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from databases import rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from optuna.trial import TrialState
 
@@ -35,11 +34,6 @@ DIED = {"where": "vLLM engine", "found": "it crashed", "expected": "an engine", 
 
 def crash() -> None:
     raise EngineDied(**DIED)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'test.db'}"
 
 
 def run(
@@ -66,8 +60,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...
 
 def answers(url: str) -> list[tuple[float, str]]:
     """(alpha, prompt id) of every stored answer, which its text says."""
-    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
-        found = [json.loads(text) for (text,) in database.execute("SELECT text FROM expo_completions")]
+    found = [json.loads(str(text)) for (text,) in rows(url, "SELECT text FROM expo_completions")]
     return [(alpha, prompt) for alpha, prompt, *_ in found]
 
 

@@ -12,8 +12,13 @@ HARNESS = Path(__file__).parent.parent / "benchmarks" / "kill.py"
 
 
 @pytest.mark.parametrize("n_kills", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_search_killed_again_and_again_ends_as_one_that_was_not(n_kills: int) -> None:
-    command = [sys.executable, str(HARNESS), "--kills", str(n_kills)]
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_search_killed_again_and_again_ends_as_one_that_was_not(
+    request: pytest.FixtureRequest, n_kills: int, database: str
+) -> None:
+    if database == "postgresql":
+        request.getfixturevalue("postgres")  # skips it where no server is installed
+    command = [sys.executable, str(HARNESS), "--kills", str(n_kills), "--database", database]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr[-3000:]
     assert "nothing lost, nothing twice" in found.stdout

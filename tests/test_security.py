@@ -6,12 +6,15 @@ import ast
 import json
 import pickle
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from databases import PASSWORD, PostgresServer
 from twins import make_pair, make_reward_model, make_tokenizer, write_prompts
 
 import expo_search
@@ -290,37 +293,60 @@ class TestSql:
                     assert not [text for text in texts if statement.search(text)], file
 
 
+SECRET = "hunter2"
+
+
+@pytest.fixture(params=["no driver", "wrong password", "password in the query", "no database", "no server"])
+def refused(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A database that cannot be used, whose URL holds a password, and what is said of it."""
+    if request.param == "no driver":
+        return f"postgresql+nosuchdriver://me:{SECRET}@localhost/db", "me:***@localhost"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.over_tcp(server.database(), password=SECRET)
+    if request.param == "wrong password":
+        return url, "password authentication failed for user"
+    if request.param == "password in the query":
+        return f"{url.replace(f':{SECRET}@', '@')}?password={SECRET}", "password=***: connection failed"
+    if request.param == "no server":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return server.over_tcp(url, password=SECRET, port=free.getsockname()[1]), "Connection refused"
+    gone = sa.make_url(server.over_tcp(url)).set(database="missing")
+    return gone.render_as_string(hide_password=False), 'database "missing" does not exist'
+
+
 class TestSecrets:
     def test_a_refused_search_shows_no_password_of_its_database(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        refused: tuple[str, str],
     ) -> None:
+        url, said = refused
         monkeypatch.chdir(tmp_path)
         make_pair(tmp_path, "llama-tied")
         make_reward_model(tmp_path / "reward")
         write_prompts(tmp_path / "prompts.jsonl", 8)
         capfd.readouterr()
-        url = "postgresql+nosuchdriver://me:hunter2@localhost/db"
+        pair = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
         for command in (
-            [
-                "--sft",
-                "sft",
-                "--aligned",
-                "aligned",
-                "--reward-model",
-                "reward",
-                "--prompts",
-                "prompts.jsonl",
-                "--max-tokens",
-                "8",
-            ],
+            [*pair, "--max-tokens", "8"],
             ["show", "s"],
             ["export", "s", "--out", "out"],
             ["confirm", "s"],
+            ["dashboard", "s"],
+            ["report", "s", "--out", "s.html"],
         ):
             monkeypatch.setattr(sys, "argv", ["expo-search", *command, "--storage", url])
             with pytest.raises(SystemExit) as stop:
                 cli.main()
             fault, captured = stop.value.__context__, capfd.readouterr()
+            assert stop.value.code == 2
             assert isinstance(fault, ExpoError)
-            assert "me:***@localhost" in captured.err
-            assert "hunter2" not in captured.err + captured.out
+            assert said in captured.err
+            assert len(captured.err.splitlines()) == 1
+            log = tmp_path / "expo-search.log"
+            everything = captured.err + captured.out + (log.read_text() if log.exists() else "")
+            assert SECRET not in everything
+            assert PASSWORD not in everything

@@ -109,8 +109,10 @@ def test_stored_work_is_the_sign_of_life(url: str) -> None:
     with store.owned():
         [(before,)] = rows(url, "SELECT alive_at FROM expo_locks")
         store.add_completions(0, "search", {0: ANSWER})
+        store.flush()
         [(between,)] = rows(url, "SELECT alive_at FROM expo_locks")
         store.add_rewards(0, "search", {0: 1.0})
+        store.flush()
         [(after,)] = rows(url, "SELECT alive_at FROM expo_locks")
     assert before < between < after  # type: ignore[operator]
 

@@ -16,6 +16,10 @@ from expo_search.errors import ExpoError, StoreError
 from expo_search.text import one_line
 
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
+Artifacts = Annotated[
+    str | None,
+    typer.Option("--artifacts", metavar="DIR|S3_URL", help="Where trials' files are: a folder, or s3://BUCKET/PREFIX."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]

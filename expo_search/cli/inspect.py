@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.api import open_study
-from expo_search.cli.console import Json, Storage, console_on, known_study
+from expo_search.cli.console import Artifacts, Json, Storage, console_on, known_study
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
@@ -102,6 +102,7 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, help="0 for any free one.")] = 8080,
     storage: Storage = DEFAULT_STORAGE,
+    artifacts: Artifacts = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the studies of a database, their notes, figures and answers, to a browser; also while a search runs."""
@@ -109,7 +110,7 @@ def dashboard(
     from expo_search.store.database import study_names
 
     name = None if study is None and len(study_names(storage)) > 1 else known_study(study, storage)
-    server = open_dashboard(storage, name, host, port)
+    server = open_dashboard(storage, name, host, port, artifacts)
     err = console_on(sys.stderr)
     if host not in _LOOPBACK:
         warning = f"open to everyone who can reach {host}: no password is asked for, and studies can be deleted"

@@ -16,6 +16,7 @@ from expo_search.api import Session, open_session, open_study
 from expo_search.cli.bench import Wanted, task_files, task_names
 from expo_search.cli.console import (
     DEFAULT_LOG,
+    Artifacts,
     Json,
     Log,
     Quiet,
@@ -75,6 +76,7 @@ def search(
     ] = False,
     study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
     storage: Storage = DEFAULT_STORAGE,
+    artifacts: Artifacts = None,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -113,7 +115,7 @@ def search(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
     wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
-    _search(spec, trials, confirm, wanted, storage, log, quiet=quiet, as_json=as_json)
+    _search(spec, trials, confirm, wanted, storage, artifacts, log, quiet=quiet, as_json=as_json)
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
@@ -127,6 +129,7 @@ def _search(
     n_confirm: int | None,
     bench: Wanted | None,
     storage: str,
+    artifacts: str | None,
     log: Path,
     *,
     quiet: bool,
@@ -134,7 +137,9 @@ def _search(
 ) -> None:
     stopped = False
     with terminal(log) as (out, err):
-        session = open_session(spec, storage, start=False, quiet=quiet, console=err, give_up=give_up_on(err))
+        session = open_session(
+            spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err)
+        )
         with session:
             if n_confirm is not None:
                 session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from expo_search.contracts import Completion, Model, Part, Prompt, Scorer, Watcher
 from expo_search.errors import EngineError
-from expo_search.store.study_store import Store, Stored
+from expo_search.store.answer_rows import Stored
+from expo_search.store.study_store import Store
 from expo_search.text import storable
 
 BLOCK = 64  # answers that are scored together: which share a batch, and so a reward's last bits, must not be chance

@@ -30,7 +30,8 @@ from expo_search.stats.paired import (
     win_rate,
 )
 from expo_search.stats.repetition import LOOPS_FROM, repetition
-from expo_search.store.study_store import Store, Stored
+from expo_search.store.answer_rows import Stored
+from expo_search.store.study_store import Store
 
 FIRST_LOOK = 1 / 8  # of the prompts: with doubling there are four looks at a trial
 LEAST_LOOK = 16  # prompts below which no look is taken: a t-test on fewer is not to be trusted

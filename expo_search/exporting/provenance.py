@@ -25,8 +25,8 @@ from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import LOCAL, Pair, Source
 from expo_search.results.summary_json import as_json, confirmation_json
 from expo_search.results.verdict import Verdict
+from expo_search.store.answer_rows import Stored
 from expo_search.store.settings import Settings
-from expo_search.store.study_store import Stored
 from expo_search.text import shown
 from expo_search.version import __version__
 from expo_search.weights.formula import is_alpha

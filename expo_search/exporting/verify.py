@@ -12,7 +12,7 @@ from expo_search.dtypes import own_dtype
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError
-from expo_search.store.study_store import Stored
+from expo_search.store.answer_rows import Stored
 from expo_search.text import storable
 
 _FEW = 8  # prompts that are repeated first

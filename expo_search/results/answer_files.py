@@ -14,7 +14,8 @@ from pathlib import Path
 from expo_search.bench.task import generator_name
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
-from expo_search.store.study_store import Store, Stored
+from expo_search.store.answer_rows import Stored
+from expo_search.store.study_store import Store
 
 
 def outputs_file(answers: Sequence[Stored]) -> bytes:

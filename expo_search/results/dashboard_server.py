@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from importlib.util import find_spec
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from expo_search.errors import StoreError, StudyError
-from expo_search.results.dashboard_updates import artifact_folder, artifact_store
-from expo_search.store.database import connect_args, store_faults
+from expo_search.results.artifacts import default_place, given_place, open_artifacts
+from expo_search.store.attributes import stored_attributes
+from expo_search.store.database import connect_args, store_faults, study_names
 from expo_search.text import shown
 
 if TYPE_CHECKING:
@@ -40,10 +42,11 @@ class _Quiet(WSGIRequestHandler):
         """A line a request would hide everything else."""
 
 
-def open_dashboard(storage: str, study: str | None, host: str, port: int) -> Dashboard:
+def open_dashboard(storage: str, study: str | None, host: str, port: int, artifacts: str | None = None) -> Dashboard:
     """Bind a server for a database that exists; port 0 takes a free one.
 
     The database is opened as a search opens it: it waits for locks, and readers do not hold up the one writer.
+    `artifacts`: where they are, in the place of what the studies keep.
 
     Raises:
         StudyError: optuna-dashboard is not installed; the address cannot be used.
@@ -73,11 +76,19 @@ def open_dashboard(storage: str, study: str | None, host: str, port: int) -> Das
                 expected="a study of this database",
                 do="see its studies with `expo-search show`",
             ) from None
-    app = optuna_dashboard.wsgi(database, artifact_store=artifact_store(artifact_folder(storage)))
+    names = study_names(storage) if study is None else [study]
+    places = [given_place(artifacts)] if artifacts is not None else _places(storage, names)
+    app = optuna_dashboard.wsgi(database, artifact_store=open_artifacts(places))
     server = _bind(app, host, port)
     address = f"[{host}]" if ":" in host else host
     server.url = f"http://{address}:{server.server_port}/dashboard{page}"
     return server
+
+
+def _places(storage: str, studies: Sequence[str]) -> list[str]:
+    """Where the artifacts of some studies are, without one twice."""
+    kept = [attributes.artifacts for name in studies if (attributes := stored_attributes(storage, name)) is not None]
+    return list(dict.fromkeys(place or default_place(storage) for place in kept)) or [default_place(storage)]
 
 
 def _bind(app: WSGIApplication, host: str, port: int) -> Dashboard:

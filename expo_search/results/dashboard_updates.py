@@ -10,50 +10,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.answers import json_lines, samples
+from expo_search.results.artifacts import open_artifacts, staging
 from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import GAIN
 from expo_search.results.curve.static import curve_png
 from expo_search.results.note import markdown_note
-from expo_search.results.study_results import read_result
-from expo_search.store.database import sqlite_path
+from expo_search.results.study_results import StudyResult, read_result
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
-    from optuna import Trial
-    from optuna.artifacts import FileSystemArtifactStore
+    from optuna import Study, Trial
 
 FIGURE = "expo-gain"  # the id under which the figure is overwritten
 _ROWS_MAX = 200
 _BYTES_MAX = 1_000_000
 
 
-def artifact_folder(url: str) -> Path:
-    """Where a database's artifacts are: beside an SQLite file, else in the working directory."""
-    path = sqlite_path(url)
-    return Path("expo-search.artifacts") if path is None else path.with_name(path.name + ".artifacts")
-
-
-def artifact_store(folder: Path) -> FileSystemArtifactStore:
-    """Optuna's artifact store over a folder, without its warning that it is experimental."""
-    from optuna.artifacts import FileSystemArtifactStore
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, says Optuna
-        return FileSystemArtifactStore(folder)
-
-
 class DashboardUpdates:
     """Keeps what the dashboard shows up to date while a search runs. Without optuna-dashboard: the artifacts alone."""
 
-    def __init__(self, store: Store, folder: Path, say: Callable[[str], None]) -> None:
-        self._store, self._folder, self._say = store, folder, say
+    def __init__(self, store: Store, place: str, say: Callable[[str], None]) -> None:
+        """`place`: see `artifacts.py`."""
+        self._store, self._place, self._say = store, place, say
         self._said = False
 
     def before_tell(self, trial: Trial, evaluation: Evaluation) -> None:
@@ -92,38 +76,41 @@ class DashboardUpdates:
         """Optuna notes an artifact first and copies it then: a full disk is found by a file of ours before both."""
         from optuna.artifacts import get_all_artifact_meta, upload_artifact
 
-        store = artifact_store(self._folder)
-        fresh = self._folder / f"new-{self._store.name}"  # one name, so that a killed process leaves one at most
-        fresh.mkdir(parents=True, exist_ok=True)
-        file = fresh / name
-        try:
-            file.write_bytes(content)
-            noted = [meta for meta in get_all_artifact_meta(trial) if meta.filename == name]
-            if noted:
-                with file.open("rb") as body:
-                    store.write(noted[0].artifact_id, body)
-            else:
-                upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial, mimetype=mimetype)
-        finally:
-            file.unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: another search of a study of this name
-                fresh.rmdir()
+        store = open_artifacts([self._place])
+        with staging(self._place, self._store.name) as folder:
+            file = folder / name
+            try:
+                file.write_bytes(content)
+                noted = [meta for meta in get_all_artifact_meta(trial) if meta.filename == name]
+                if noted:
+                    with file.open("rb") as body:
+                        store.write(noted[0].artifact_id, body)
+                else:
+                    upload_artifact(artifact_store=store, file_path=str(file), study_or_trial=trial, mimetype=mimetype)
+            finally:
+                file.unlink(missing_ok=True)
 
     def _update_study(self) -> None:
-        from optuna_dashboard import get_note, save_note, save_plotly_graph_object
-
         study, so_far = self._store.study, read_result(self._store)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # experimental, says Optuna
                 study.set_metric_names([GAIN[so_far.verdict.objective]])
-        save_note(study, markdown_note(so_far, artifacts=self._counted(), old=get_note(study)))
         figure = plotly_curve(so_far.evaluations, so_far.verdict, band=so_far.band)
+        self._store.later(lambda study: self._guarded(lambda: self._write(study, so_far, figure)))
+
+    def _write(self, study: Study, so_far: StudyResult, figure: Any) -> None:
+        """What a person has written into the note meanwhile is only in the database."""
+        from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+        save_note(study, markdown_note(so_far, artifacts=self._counted(), old=get_note(study)))
         save_plotly_graph_object(study, figure, graph_object_id=FIGURE)
 
     def _counted(self) -> str | None:
-        if not self._folder.is_dir():
+        if self._place.startswith("s3://"):
+            return f"Artifacts of this study: {self._place}."
+        if not Path(self._place).is_dir():
             return None
-        with os.scandir(self._folder) as entries:
+        with os.scandir(self._place) as entries:
             sizes = [entry.stat().st_size for entry in entries if entry.is_file()]
-        return f"Artifacts of this database: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB in {self._folder}."
+        return f"Artifacts of this database: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB in {self._place}."

@@ -56,7 +56,6 @@ def search(
     """
     from optuna.trial import TrialState
 
-    study = store.study
     start = store.attributes.first_step
     if start is None:
         start = first_step(spec, published_alpha, relative_delta)
@@ -64,6 +63,7 @@ def search(
     points = start_points(spec, published_alpha, n_trials)
     failed_once: int | None = None
     with store.owned():
+        study = store.study
         while not stop() and why_done(study, spec, n_trials, published_alpha) is None:
             evaluated = evaluations(study)
             trial = _next_trial(study, spec, points, start)
@@ -101,7 +101,7 @@ def search(
             study.tell(trial, evaluation.gain.mean)
             if on_trial is not None:
                 on_trial(evaluation)
-    return evaluations(study)
+    return evaluations(store.study)
 
 
 def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: float | None) -> str | None:

@@ -83,7 +83,7 @@ class Running:
     def store(self) -> Store:
         """The study, opened or created, with what it is made under; the engine is started before."""
         own = self.own_model
-        store = Store(self.checked.storage, self.checked.spec.name)
+        store = Store(self.checked.storage, self.checked.spec.name, say=self._say)
         if store.note:
             self._say(store.note)
         pin(store, self.checked, None if own is None else _weights(own))

@@ -31,6 +31,7 @@ class StudyAttributes:
         environment: versions and hardware of the machine that evaluated last.
         confirmed: by trial, what a confirmation measured.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
+        artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
 
     settings: Settings | None = None
@@ -39,6 +40,7 @@ class StudyAttributes:
     environment: Mapping[str, str] | None = None
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
     first_step: float | None = None
+    artifacts: str | None = None
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

@@ -16,7 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
-from expo_search.store.server import INSTALL, is_lost, only_read, server_args, server_fault, without_secrets
+from expo_search.store.server import (
+    INSTALL,
+    cut_off_where_hung,
+    is_lost,
+    only_read,
+    server_args,
+    server_fault,
+    without_secrets,
+)
 from expo_search.store.tables import LockRow
 from expo_search.text import one_line, shown
 
@@ -109,7 +117,7 @@ def reading_storage(url: str) -> RDBStorage | None:
     with store_faults(url):
         arguments = {"connect_args": connect_args(url)}
         storage = RDBStorage(reading_url(url), engine_kwargs=arguments, skip_table_creation=True)
-    raise_store_errors(storage.engine, url)
+    guard(storage.engine, url)
     storage.engine.dispose()  # the connections to come only read
     only_read(storage.engine)
     return storage
@@ -195,7 +203,7 @@ def reading_engine(url: str) -> sa.Engine:
     sqlite_path(url)
     with store_faults(url):
         engine = sa.create_engine(reading_url(url), connect_args=connect_args(url))
-    raise_store_errors(engine, url)
+    guard(engine, url)
     only_read(engine)
     return engine
 
@@ -214,12 +222,12 @@ def make_engine(url: str) -> sa.Engine:
     sqlite_path(url)  # says what is wrong with a URL that is none
     with store_faults(url):
         engine = sa.create_engine(url, connect_args=connect_args(url))
-    raise_store_errors(engine, url)
+    guard(engine, url)
     return engine
 
 
-def raise_store_errors(engine: sa.Engine, url: str) -> None:
-    """Make every fault of this engine a `StoreError`, also where Optuna uses it.
+def guard(engine: sa.Engine, url: str) -> None:
+    """Make every fault of this engine a `StoreError`, also where Optuna uses it, and a server that hangs one of them.
 
     Optuna hides the cause ("an exception is raised during the commit") and tries some statements five times over.
     It needs integrity errors as they are.
@@ -230,6 +238,9 @@ def raise_store_errors(engine: sa.Engine, url: str) -> None:
         fault = context.sqlalchemy_exception
         if isinstance(fault, DatabaseError) and not isinstance(fault, IntegrityError):
             raise _store_error(fault, url, lost=is_lost(context)) from fault
+
+    if engine.dialect.name != "sqlite":
+        cut_off_where_hung(engine)
 
 
 def use_write_ahead_log(engine: sa.Engine) -> str:

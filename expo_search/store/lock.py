@@ -22,11 +22,13 @@ from sqlalchemy.orm import Session
 
 from expo_search.errors import StoreError
 from expo_search.store.database import make_engine, store_faults, study_id_of
+from expo_search.store.server import Patience
 from expo_search.store.tables import LockRow
 from expo_search.text import shown
 
 STALE_S = 180  # a lock of another machine that showed no sign of life for so long
 _BEAT_S = 20
+_BEATEN = "expo_search lock"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ class _Owner:
 class StudyLock:
     """The lock of one study in one database."""
 
-    def __init__(self, engine: sa.Engine, url: str, study_id: int, name: str) -> None:
-        self._engine, self._study_id = engine, study_id
+    def __init__(self, engine: sa.Engine, url: str, study_id: int, name: str, patiently: Patience) -> None:
+        self._engine, self._study_id, self._patiently = engine, study_id, patiently
         self._where = _where(url, name)
         self._mine: _Owner | None = None
+        self._taken_over: StoreError | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -72,9 +75,9 @@ class StudyLock:
             stop.set()
             heart.join(timeout=1)  # it may be waiting for the database
             mine, self._mine = self._mine, None
-            if mine is not None:
-                with Session(self._engine) as session, session.begin():
-                    session.execute(sa.delete(LockRow).where(*self._is(mine)))
+            taken_over, self._taken_over = self._taken_over, None
+            if mine is not None and taken_over is None:
+                self._patiently(lambda: self._give_back(mine))
 
     def beat(self, session: Session) -> None:
         """Show a sign of life in the transaction of what is being stored. Does nothing where the lock is not held.
@@ -82,18 +85,21 @@ class StudyLock:
         Raises:
             StoreError: another process has taken the study over; the transaction must not be committed.
         """
-        if self._mine is None:
+        if self._taken_over is not None:  # also where the transaction that found it out was lost, and is made again
+            raise self._taken_over
+        if self._mine is None or session.info.get(_BEATEN):  # once a transaction is enough: it holds the row
             return
+        session.info[_BEATEN] = True
         update = sa.update(LockRow).where(*self._is(self._mine)).values(alive_at=_now())
         if session.execute(update).rowcount == 0:  # type: ignore[attr-defined]
             row = session.get(LockRow, self._study_id)
-            self._mine = None
-            raise StoreError(
+            self._taken_over = StoreError(
                 where=self._where,
                 found=f"taken over by process {row.pid} on {row.host} at {row.since}" if row else "no lock any more",
                 expected="this search to be the only one",
                 do="let the other one go on; nothing that was stored is lost",
             )
+            raise self._taken_over
 
     def _take(self, me: _Owner) -> None:
         now = datetime.now(UTC)
@@ -115,6 +121,10 @@ class StudyLock:
             if _Owner(row.host, row.pid, row.started) != me:
                 raise _refusal(row, self._where)
         self._mine = me
+
+    def _give_back(self, mine: _Owner) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.execute(sa.delete(LockRow).where(*self._is(mine)))
 
     def _is(self, owner: _Owner) -> list[sa.ColumnElement[bool]]:
         return [LockRow.study_id == self._study_id, *(getattr(LockRow, k) == v for k, v in asdict(owner).items())]

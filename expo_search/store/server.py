@@ -1,19 +1,26 @@
 """A database server in the place of a file: how it is reached, what its faults say, and patience while it is gone.
 
 A connection that is lost ends no search: the whole transaction is made again on a new one, for up to `PATIENCE_S`. A
-commit whose confirmation was lost may have been made or not, so whatever is made again must bear having been done.
+commit whose confirmation was lost may have been made or not, so whatever is made again must bear having been done. A
+server that takes a request and does not answer is cut off after `HUNG_S`, and its connection is then a lost one.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, quote_plus
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from expo_search.errors import ConnectionLost, StoreError
-from expo_search.text import shown
+from expo_search.text import is_secret, shown
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -22,7 +29,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S = 300.0  # a server that restarts, or another machine that takes its place
+HUNG_S = 60.0  # of one transaction; the longest of ours, a thousand answers, takes a second
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_SAID_AFTER_S = 1.0  # a connection that is back sooner is no news
+# SQLSTATEs (https://www.postgresql.org/docs/current/errcodes-appendix.html): the server goes down, comes up or is
+# full, or has ended a transaction so that another one could go on
+_PASSING = ("08", "57P", "53300", "40001", "40P01")
+# a table, or its type, was made by another process at this moment
+_ALREADY_THERE = ("42P07", "42710", "23505")
 _LIBPQ = {"postgresql", "postgresql+psycopg", "postgresql+psycopg2"}  # drivers that hand options to libpq
 _LIBPQ_OPTIONS = {
     "connect_timeout": 10,
@@ -33,6 +47,7 @@ _LIBPQ_OPTIONS = {
     "tcp_user_timeout": 50_000,  # ms
     "application_name": "expo-search",
 }
+_TIMER = "expo_search timer"
 INSTALL = 'pip install "expo-search[postgres]", and name the database postgresql+psycopg://user@host/name'
 _READ_ONLY = {
     "sqlite": "PRAGMA query_only=ON",
@@ -64,8 +79,53 @@ def only_read(engine: sa.Engine) -> None:
 
 
 def is_lost(context: sa.engine.ExceptionContext) -> bool:
-    """Whether a fault means that there is no connection: it broke, or none could be made."""
-    return context.dialect.name != "sqlite" and (context.is_disconnect or context.connection is None)
+    """Whether a fault means that there is no connection, or none for now: it broke, or none could be made."""
+    if context.dialect.name == "sqlite":
+        return False
+    return (
+        context.is_disconnect or context.connection is None or _state(context.original_exception).startswith(_PASSING)
+    )
+
+
+def was_made_meanwhile(fault: BaseException | None) -> bool:
+    """Whether a table could not be made since another process has just made it.
+
+    PostgreSQL says so in its user's language, with a code; SQLite, which has no code for it, always in English.
+    """
+    if not isinstance(fault, DBAPIError):
+        return False
+    return _state(fault.orig).startswith(_ALREADY_THERE) or "already exists" in str(fault.orig)
+
+
+def _state(fault: BaseException | None) -> str:
+    """The SQLSTATE of a driver's error: `sqlstate` of psycopg, `pgcode` of psycopg2; empty where there is none."""
+    return getattr(fault, "sqlstate", None) or getattr(fault, "pgcode", None) or ""
+
+
+def cut_off_where_hung(engine: sa.Engine) -> None:
+    """End each use of a connection that takes longer than `HUNG_S`: whoever waits for the server finds it broken.
+
+    Keep-alives notice a network or a machine that is gone, not a process that is stopped or waits for its disk. A
+    server's own limit for statements cannot either, and some poolers refuse connections that set one.
+    """
+
+    @sa.event.listens_for(engine, "checkout")
+    def begin(connection: Any, record: Any, _: object) -> None:
+        record.info[_TIMER] = timer = threading.Timer(HUNG_S, _break, (connection,))
+        timer.daemon = True
+        timer.start()
+
+    @sa.event.listens_for(engine, "checkin")
+    def end(_: object, record: Any) -> None:
+        timer = record.info.pop(_TIMER, None)
+        if timer is not None:
+            timer.cancel()
+
+
+def _break(connection: Any) -> None:
+    """Shut a connection's socket, on which another thread waits. A driver that does not show it is left alone."""
+    with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as its_socket:
+        its_socket.shutdown(socket.SHUT_RDWR)
 
 
 def server_fault(url: str, cause: str, *, lost: bool) -> StoreError:
@@ -88,33 +148,68 @@ def server_fault(url: str, cause: str, *, lost: bool) -> StoreError:
 
 
 def without_secrets(cause: str, url: str) -> str:
-    """A driver's words without the password of a URL, should they repeat it."""
+    """A driver's words without the password of a URL, or what else in its query is secret, should they repeat it."""
     try:
-        password = sa.make_url(url).password
+        parsed = sa.make_url(url)
     except Exception:  # what is no URL is shown by `shown` alone
         return cause
-    return cause.replace(str(password), "***") if password else cause
+    secrets = [str(parsed.password)] if parsed.password else []
+    for key, values in parsed.normalized_query.items():
+        secrets += values if is_secret(key) else ()
+    written = {way(secret) for secret in secrets if secret for way in (str, quote, quote_plus)}
+    for secret in sorted(written, key=len, reverse=True):
+        cause = cause.replace(secret, "***")
+    return cause
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """Do a whole transaction, and again where its connection was lost, until `PATIENCE_S` are over.
+class Patience:
+    """Does whole transactions, and again where their connection was lost, until `PATIENCE_S` are over.
 
-    Raises:
-        ConnectionLost: it was not back by then.
+    Several threads may use one; `say` gets a line when it has to wait, and one when the server is back.
     """
-    deadline, wait = None, _FIRST_WAIT_S
-    while True:
-        try:
-            return work()
-        except ConnectionLost:
-            deadline = deadline or time.monotonic() + PATIENCE_S
-            if time.monotonic() + wait > deadline:
-                raise
-        time.sleep(wait)
-        wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say, self._lock = say, threading.Lock()
+        self._lost_at: float | None = None  # and said
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Do a transaction.
+
+        Raises:
+            ConnectionLost: the server was not back in time.
+        """
+        since, wait = None, _FIRST_WAIT_S
+        while True:
+            try:
+                result = work()
+            except ConnectionLost as fault:
+                now = time.monotonic()
+                since = since or now
+                if now + wait > since + PATIENCE_S:
+                    raise
+                if now - since > _SAID_AFTER_S:
+                    self._lost(fault, since)
+            else:
+                if since is not None:
+                    self._back()
+                return result
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _lost(self, fault: ConnectionLost, since: float) -> None:
+        with self._lock:
+            if self._lost_at is None:
+                self._lost_at = since
+                self._say(f"{fault.where}: {fault.found}; waiting up to {PATIENCE_S:.0f} s for the database")
+
+    def _back(self) -> None:
+        with self._lock:
+            if self._lost_at is not None:
+                self._say(f"the database is back after {time.monotonic() - self._lost_at:.0f} s")
+            self._lost_at = None
 
 
-def patient_storage(storage: BaseStorage) -> BaseStorage:
+def patient_storage(storage: BaseStorage, patiently: Patience) -> BaseStorage:
     """Optuna's storage whose every method, which is a transaction each, is done `patiently`."""
     from optuna.storages import BaseStorage as Base
     from optuna.trial import TrialState
