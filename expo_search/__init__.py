@@ -14,6 +14,7 @@ from expo_search.version import __version__
 
 if TYPE_CHECKING:
     from expo_search.api import Session, export, open_session, open_study
+    from expo_search.bench.result import BenchResult
     from expo_search.config.presets import load_study
     from expo_search.config.spec import StudySpec
     from expo_search.contracts import Completion, Model, Prompt, Scorer, Switch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from expo_search.stats.paired import Estimate
 
 _HOMES = {  # public name -> its module, loaded when it is first asked for
+    "BenchResult": "bench.result",
     "Comparison": "evaluation.compare",
     "Completion": "contracts",
     "Confirmation": "search.confirm",
@@ -50,6 +52,7 @@ _HOMES = {  # public name -> its module, loaded when it is first asked for
 }
 
 __all__ = [
+    "BenchResult",
     "Comparison",
     "Completion",
     "Confirmation",

@@ -17,9 +17,14 @@ from pathlib import Path
 import pytest
 from twins import edit, make_reward_model, make_tokenizer
 
+from expo_search.bench import alpaca_judge, harness_package
+from expo_search.config.options import overrides
+from expo_search.config.presets import load_study
 from expo_search.engine import ranks
 from expo_search.engine.machine import Machine
 from expo_search.session import preflight
+from expo_search.session.preflight import check
+from expo_search.session.running import pin
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -178,6 +183,39 @@ def no_vllm(_: Path, patch: pytest.MonkeyPatch) -> None:
 
 def entry(start: int, stop: int, *shape: int) -> dict[str, object]:
     return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def begun(_: Path, __: pytest.MonkeyPatch) -> None:
+    """A study of the good files, of which no trial is finished."""
+    options = {name.replace("-", "_"): value for name, value in GOOD.items() if name != "trials"}
+    spec = load_study(overrides=overrides(options), name="begun")
+    store = Store("sqlite:///expo-search.db", "begun")
+    pin(store, check(spec, "sqlite:///expo-search.db", lambda _: None))
+    store.close()
+
+
+def no_harness(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    begun(folder, patch)
+    patch.setattr(harness_package, "find_spec", lambda _: None)
+
+
+def with_items(text: str) -> Spoil:
+    """A study that was begun, and a file of a benchmark's items."""
+
+    def spoil(folder: Path, patch: pytest.MonkeyPatch) -> None:
+        begun(folder, patch)
+        (folder / "items.jsonl").write_text(text)
+
+    return spoil
+
+
+def with_judge_missing(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    with_items('{"instruction": "?"}\n')(folder, patch)
+    patch.setattr(alpaca_judge, "find_spec", lambda _: None)
+
+
+def bench(*words: str) -> list[str]:
+    return ["bench", "begun", "--alphas", "0.1", *words]
 
 
 PAIR = '[pair]\naligned = "aligned"\nsft = "sft"\nreward_model = "reward"\n'
@@ -348,6 +386,39 @@ CASES = [
     Case("an alpha to chat at that is no number", ["chat", "mine", "--alpha", "nan"], ["--alpha: nan"], study("mine")),
     Case("a page in place of another file", ["report", "mine", "--out", "notes.txt", "--force"],
          ["--out notes.txt: a file that is no page of ours"], with_study(write("notes.txt", "mine"))),
+    # benchmarks
+    Case("a benchmark of an unknown study", ["bench", "yours"], ["no study 'yours'", "mine"], study("mine")),
+    Case("a benchmark of a study without a winner", ["bench", "begun"],
+         ["no finished trial but alpha = 0", "search first"], begun),
+    Case("an unknown task", bench("--tasks", "basics,gsmk8"), ["--tasks: unknown task 'gsmk8'", "gsm8k"], begun),
+    Case("no task", bench("--tasks", ","), ["--tasks: nothing", "ifeval"], begun),
+    Case("an alpha that float32 cannot hold at a benchmark", ["bench", "begun", "--alphas", "1e39"],
+         ["--alphas: '1e39'", "float32"], begun),
+    Case("no items", bench("--limit", "0"), ["--limit: 0", "at least 1"], begun),
+    Case("a task's data that are no file", bench("--tasks", "gsm8k", "--data", "gsm8k=no.jsonl"),
+         ["--data gsm8k=no.jsonl: no such file"], begun),
+    Case("data without a task", bench("--data", "items.jsonl"), ["--data: 'items.jsonl'", "TASK=FILE"], begun),
+    Case("data of another task", bench("--data", "gsm8k=items.jsonl"), ["a task that is not asked for"], begun),
+    Case("a task's data without the columns", bench("--tasks", "alpaca_eval", "--data", "alpaca_eval=items.jsonl"),
+         ["line 1: columns prompt", "instruction (text)"], with_items('{"prompt": "?"}\n')),
+    Case("a task whose data set is not reached", bench("--tasks", "alpaca_eval"),
+         ["data set tatsu-lab/alpaca_eval", "--data alpaca_eval=FILE"], begun),
+    Case("a task that needs a package that is not there", bench("--tasks", "gsm8k"),
+         ["task gsm8k: no lm_eval", 'pip install "expo-search[bench]"'], no_harness),
+    Case("a scorer that is not there", bench("--tasks", "mine:rate", "--data", "mine:rate=items.jsonl"),
+         ["scorer mine:rate: ModuleNotFoundError", "module:function"], with_items('{"prompt": "?"}\n')),
+    Case("items that are longer than the context",
+         bench("--tasks", "alpaca_eval", "--data", "alpaca_eval=items.jsonl"),
+         ["1 items, none of which leaves room", "128 tokens"],
+         with_items(json.dumps({"instruction": "x" * 500}) + "\n")),
+    Case("a folder for answers of tasks that are scored here", bench("--out", "answers"),
+         ["--out: tasks that are scored here: basics", "alpaca_eval or mt_bench"], begun),
+    Case("a judge of nothing", bench("--judge", "gpt4"), ["--judge gpt4: the tasks basics", "alpaca_eval"], begun),
+    Case("a judge that is not there",
+         bench("--tasks", "alpaca_eval", "--data", "alpaca_eval=items.jsonl", "--judge", "gpt4"),
+         ["--judge gpt4: no alpaca_eval", 'pip install "expo-search[judge]"'], with_judge_missing),
+    Case("a folder for a trial's answers that is a file", ["show", "mine", "--answers", "prompts.jsonl"],
+         ["--answers prompts.jsonl: ", "a folder"], study("mine")),
     Case("a page in place of a pipe", ["report", "mine", "--out", "pipe", "--force"],
          ["--out pipe: something that is no file"], pipe),
     Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),

@@ -7,6 +7,8 @@ puts prompts into the model's chat template; a group is one task, but `openllm`,
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -33,7 +35,8 @@ class HarnessTask:
 
     Attributes:
         tasks: the harness's own, by name.
-        limit: the first items of each.
+        limit: the first items of each. sizes: how many items each has in all.
+        digest: of all their items, 16 hex digits.
         tokenizer, context: of the model, once it is known.
     """
 
@@ -41,6 +44,8 @@ class HarnessTask:
     tasks: Mapping[str, Task]
     limit: int | None
     harness: str
+    sizes: Mapping[str, int]
+    digest: str
     tokenizer: PreTrainedTokenizerBase | None = None
     context: int = 0
 
@@ -58,13 +63,15 @@ class HarnessTask:
     def item_ids(self) -> Sequence[str]:
         """Of each task's first items: the task's name and the item's number in it."""
         return [
-            f"{name}/{i}" for name, task in self.tasks.items() for i in range(len(list(task.eval_docs)[: self.limit]))
+            f"{name}/{i}"
+            for name, n in self.sizes.items()
+            for i in range(n if self.limit is None else min(n, self.limit))
         ]
 
     def kept(self) -> Mapping[str, Any]:
         """The harness's version and its tasks'."""
         versions = {name: str(task.VERSION) for name, task in self.tasks.items()}
-        return {"title": self.title, "checkers": self.harness, "versions": versions}
+        return {"title": self.title, "checkers": self.harness, "versions": versions, "data": self.digest}
 
     def on(self, tokenizer: PreTrainedTokenizerBase, context: int) -> HarnessTask:
         """The same, for a model with this tokenizer and a context of so many tokens."""
@@ -119,7 +126,7 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
             where="--tasks",
             found=f"unknown task {name!r}",
             expected=f"one of {', '.join(prefix + n for n in near)}" if near else "a task of lm-evaluation-harness",
-            do="see `lm-eval ls tasks`, or give a task's YAML file",
+            do=f"did you mean {prefix}{near[0]}?" if near else "see `lm-eval ls tasks`, or give a task's YAML file",
         )
     try:
         loaded = manager.load([wanted])
@@ -132,11 +139,11 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
         ) from None
     tasks = loaded["tasks"]
     if wanted != _LEADERBOARD:
-        return [HarnessTask(f"{prefix}{_short(wanted)}", tasks, limit, harness)]
+        return [_benchmark(f"{prefix}{_short(wanted)}", tasks, limit, harness)]
     group = loaded["groups"][wanted]
     units = {child.name if hasattr(child, "get_all_tasks") else child.task_name: child for child in group}
     return [
-        HarnessTask(
+        _benchmark(
             f"{prefix}{child}",
             {t.task_name: t for t in unit.get_all_tasks()} if hasattr(unit, "get_all_tasks") else {child: unit},
             limit,
@@ -144,6 +151,17 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
         )
         for child, unit in units.items()
     ]
+
+
+def _benchmark(name: str, tasks: Mapping[str, Task], limit: int | None, harness: str) -> HarnessTask:
+    """A `HarnessTask` with its items counted and summed up."""
+    digest, sizes = hashlib.sha256(), dict[str, int]()
+    for task_name, task in tasks.items():
+        sizes[task_name] = 0
+        for doc in task.eval_docs:
+            sizes[task_name] += 1
+            digest.update(json.dumps(doc, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    return HarnessTask(name, tasks, limit, harness, sizes, digest.hexdigest()[:16])
 
 
 def _short(wanted: str) -> str:

@@ -84,5 +84,5 @@ def check_names(names: Sequence[str]) -> None:
             where="--tasks",
             found=f"unknown task {name!r}",
             expected=f"one of {', '.join(near)}" if near else f"one of {known()}",
-            do="see `expo-search bench --help`",
+            do=f"did you mean {near[0]}?" if near else "see `expo-search bench --help`",
         )
