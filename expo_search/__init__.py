@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from expo_search.evaluation.result import Evaluation
     from expo_search.results.study_results import StudyResult
     from expo_search.results.verdict import Verdict
+    from expo_search.search.budget import Budget
     from expo_search.search.confirm import Confirmation
     from expo_search.search.expo_sampler import ExpoSampler, record_gain
     from expo_search.stats.paired import Estimate
 
 _HOMES = {  # public name -> its module, loaded when it is first asked for
     "BenchResult": "bench.result",
+    "Budget": "search.budget",
     "Comparison": "evaluation.compare",
     "Completion": "contracts",
     "Confirmation": "search.confirm",
@@ -53,6 +55,7 @@ _HOMES = {  # public name -> its module, loaded when it is first asked for
 
 __all__ = [
     "BenchResult",
+    "Budget",
     "Comparison",
     "Completion",
     "Confirmation",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
     from expo_search.evaluation.result import Evaluation
     from expo_search.results.dashboard_updates import DashboardUpdates
     from expo_search.results.study_results import StudyResult
+    from expo_search.search.budget import Budget
     from expo_search.search.confirm import Confirmation
     from expo_search.session.benchmarks import Benchmarks
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
+    from expo_search.store.study_store import Store
 
 
 def open_session(
@@ -165,7 +168,7 @@ class Session:
         """
         _ = self.running.model, self.running.scorer, self.running.store
 
-    def why_done(self, n_trials: int = DEFAULT_TRIALS) -> str | None:
+    def why_done(self, n_trials: int = DEFAULT_TRIALS, budget: Budget | None = None) -> str | None:
         """Why a search for n_trials has nothing left to do, for people; None where it has. Starts nothing."""
         from expo_search.search.loop import why_done
         from expo_search.store.database import study_names
@@ -176,7 +179,9 @@ class Session:
             return None
         store = Store(self.checked.storage, self.name, read_only=True)
         try:
-            return why_done(store.study, self.spec.search, n_trials, self.spec.pair.published_alpha)
+            published, n_prompts = self.spec.pair.published_alpha, len(self.checked.search_prompts)
+            left = self._with_spent(budget, store)
+            return why_done(store.study, self.spec.search, n_trials, published, left, n_prompts)
         finally:
             store.close()
 
@@ -191,27 +196,35 @@ class Session:
         *,
         on_trial: Callable[[Evaluation], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        budget: Budget | None = None,
     ) -> StudyResult:
         """Search until the study has n_trials finished trials or is settled; it goes on where it stopped.
 
         Starts nothing where there is nothing left to do.
 
         Args:
+            budget: what the study may spend; the search then goes on beyond settled, looks between its alphas, and ends
+                where the next trial and a confirmation cannot be paid.
             on_trial: gets each trial once it is finished and stored.
             stop: asked after each look at a trial; true ends the search there, with all that is finished kept.
 
         Raises:
             EngineDied: the second time in one trial. What was stored is kept.
         """
-        done = self.why_done(n_trials)
+        done = self.why_done(n_trials, budget)
         if done is not None:
             self._pin_again()
             self.say(f"study {self.name}: {done}")
             return self.result()
         from expo_search.search.loop import evaluations, search, why_done
+        from expo_search.stats.selection import few_prompts
 
+        few = few_prompts(len(self.checked.search_prompts))
+        if few is not None:
+            self.say(few)
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
+        budget = self._with_spent(budget, running.store)
         with self._progress(n_trials, len(evaluations(running.store.study))) as progress:
             dashboard = self._dashboard()
 
@@ -233,10 +246,41 @@ class Session:
                 on_trial=finished,
                 on_failure=self._engine_failed,
                 stop=stop,
+                budget=budget,
             )
         if not stop():
-            self.say(why_done(running.store.study, self.spec.search, n_trials, published) or "")
+            n_prompts = len(self.checked.search_prompts)
+            done = why_done(running.store.study, self.spec.search, n_trials, published, budget, n_prompts)
+            self.say(done or "")
         return self.result()
+
+    def n_fresh(self) -> int:
+        """How many prompts there are that the search does not use; a confirmation can have them."""
+        try:
+            return len(self.checked.confirm_prompts(None))
+        except PromptsError:
+            return 0
+
+    def n_confirmable(self, budget: Budget) -> int:
+        """On how many fresh prompts what the search left of a budget pays a confirmation."""
+        from expo_search.store.study_store import Store
+
+        store = Store(self.checked.storage, self.name, read_only=True)
+        try:
+            spent = self._with_spent(budget, store)
+        finally:
+            store.close()
+        return 0 if spent is None else min(self.n_fresh(), spent.n_confirmable(self.result().evaluations))
+
+    @staticmethod
+    def _with_spent(budget: Budget | None, store: Store) -> Budget | None:
+        """The budget, with what confirmations have taken of it."""
+        if budget is None:
+            return None
+        from expo_search.evaluation.result import CONTROL
+
+        trials = {CONTROL, *(t.number for t in store.study.get_trials(deepcopy=False))}
+        return replace(budget, spent_before=sum(store.n_tokens(trial, "confirm") for trial in trials))
 
     def confirm(
         self,

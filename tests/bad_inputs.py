@@ -229,6 +229,10 @@ STUDY = ["--study", "mine.toml"]
 CASES = [
     # options
     Case("no trials", search(trials=0), ["--trials", "at least 1"]),
+    Case("a time without a unit", search(time="2"), ["--time: 2", "a time above 0 with its unit", "2h, 90m or 1h30m"]),
+    Case("no time at all", search(time="0s"), ["--time: 0s", "a time above 0"]),
+    Case("tokens that are no number", search(tokens="many"), ["--tokens: many", "3M, 250k or 40000"]),
+    Case("no tokens at all", search(tokens="0k"), ["--tokens: 0k", "a number of tokens above 0"]),
     Case("a range upside down", search(alpha_min=2, alpha_max=1), ["alpha_min 2 is not below alpha_max 1"]),
     Case("a bound that is not finite", search(alpha_max="inf"), ["search.alpha_max", "finite"]),
     Case("a bound that is no number", search(alpha_max="nan"), ["search.alpha_max", "finite"]),

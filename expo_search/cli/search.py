@@ -6,8 +6,9 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -28,11 +29,20 @@ from expo_search.cli.console import (
 )
 from expo_search.cli.inspect import print_result
 from expo_search.cli.signals import same_command, stop_on_signals
+from expo_search.config.amounts import seconds as seconds_of
+from expo_search.config.amounts import tokens as tokens_of
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, overrides
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
 from expo_search.version import __version__
+
+if TYPE_CHECKING:
+    from expo_search.evaluation.result import Evaluation
+    from expo_search.search.budget import Budget
+
+_TRIALS_OF_A_BUDGET = 200
+_LEAST_CONFIRMED = 16  # prompts on which a confirmation tells anything
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,6 +81,14 @@ def search(
         list[str] | None, typer.Option(metavar="TASK=FILE", help="As --data of `bench`; may be given again.")
     ] = None,
     bench_limit: Annotated[int | None, typer.Option(metavar="N", help="As --limit of `bench`.")] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option("--time", metavar="2h", help="Spend so much time, confirmation included; 90m, 1h30m."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(metavar="3M", help="Spend so many tokens on the study, confirmation included; 250k, 40000."),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
     ] = False,
@@ -111,11 +129,26 @@ def search(
         raise StudyError(
             where="--trials", found=str(trials), expected="at least 1", do="give the number of trials wanted"
         )
+    budget = _budget(time_limit, tokens)
+    if budget is not None and not _is_typed(context, "trials"):
+        trials = _TRIALS_OF_A_BUDGET
     spec = load_study(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
     wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
-    _search(spec, trials, confirm, wanted, storage, artifacts, log, quiet=quiet, as_json=as_json)
+    _search(spec, trials, confirm, wanted, storage, artifacts, log, budget, quiet=quiet, as_json=as_json)
+
+
+def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:
+    """What may be spent, from now on; None: no limit was given."""
+    from expo_search.search.budget import Budget
+
+    if time_limit is None and n_tokens is None:
+        return None
+    return Budget(
+        tokens=None if n_tokens is None else tokens_of(n_tokens, where="--tokens"),
+        seconds=None if time_limit is None else seconds_of(time_limit, where="--time"),
+    )
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
@@ -131,6 +164,7 @@ def _search(
     storage: str,
     artifacts: str | None,
     log: Path,
+    budget: Budget | None = None,
     *,
     quiet: bool,
     as_json: bool,
@@ -145,20 +179,23 @@ def _search(
                 session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts
             if bench is not None:
                 session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
-            done = session.why_done(n_trials) is not None
-            if done and (n_confirm is None or session.unconfirmed(n_confirm) is None):
-                session.search(n_trials)  # says why there is nothing left to do
+            if budget is not None:
+                reserve = n_confirm or min(session.n_fresh(), len(session.checked.search_prompts) // 2)
+                budget = replace(budget, n_confirm=reserve)
+            done = session.why_done(n_trials, budget) is not None
+            if done and _to_confirm(session, n_confirm, budget) is None:
+                session.search(n_trials, budget=budget)  # says why there is nothing left to do
                 with stop_on_signals(session.say) as stop:
                     _bench(session, bench, stop)
                     stopped = stop()
             else:
                 session.start()
                 with stop_on_signals(session.say) as stop, session.owned():
-                    session.search(n_trials, stop=stop)
+                    session.search(n_trials, stop=stop, budget=budget)
                     _bench(session, bench, stop)
-                    winner = None if n_confirm is None or stop() else session.unconfirmed(n_confirm)
-                    if winner is not None:
-                        session.confirm(winner, n_confirm, stop=stop)
+                    wanted = None if stop() else _to_confirm(session, n_confirm, budget)
+                    if wanted is not None:
+                        session.confirm(*wanted, stop=stop)
                     stopped = stop()
         print_result(out, open_study(storage, spec.name), as_json=as_json)
         if stopped:
@@ -171,6 +208,21 @@ def _bench(session: Session, wanted: Wanted | None, stop: Callable[[], bool]) ->
     """Benchmark the winner, where that is wanted, and the next best where it loses too much."""
     if wanted is not None and not stop():
         session.bench_winner(wanted.tasks, data=wanted.data, limit=wanted.limit, stop=stop)
+
+
+def _to_confirm(session: Session, n: int | None, budget: Budget | None) -> tuple[Evaluation, int] | None:
+    """The trial to confirm at the end of a search, and on how many fresh prompts; None: there is nothing to confirm.
+
+    On n prompts where they are given; with a budget alone on as many as are left and it pays, unless that was done.
+    """
+    if n is None and budget is not None:
+        verdict = session.result().verdict
+        if verdict.confirmed is not None or verdict.best is None:
+            return None
+        n = session.n_confirmable(budget)
+        return (verdict.best, n) if n >= _LEAST_CONFIRMED else None
+    winner = None if n is None else session.unconfirmed(n)
+    return None if winner is None or n is None else (winner, n)
 
 
 def confirm_winner(

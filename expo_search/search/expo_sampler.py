@@ -17,6 +17,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from expo_search.search.proposal import Known, believing, propose
+from expo_search.search.thorough import propose_thoroughly
 from expo_search.stats.gain_curve import Finished
 from expo_search.stats.paired import Estimate
 from expo_search.store.attributes import stands_for
@@ -46,10 +47,19 @@ class ExpoSampler(BaseSampler):
         start: the first alpha to try beside 0; a quarter of the range by default.
         parameter: the name of alpha.
         seed: of the random sampler for other parameters.
+        thorough: the tolerance at which a search is settled, after which it looks between the doubling's steps as well
+            (`thorough.py`); None: it does not.
     """
 
-    def __init__(self, *, start: float | None = None, parameter: str = "alpha", seed: int | None = None) -> None:
-        self._start, self._parameter = start, parameter
+    def __init__(
+        self,
+        *,
+        start: float | None = None,
+        parameter: str = "alpha",
+        seed: int | None = None,
+        thorough: float | None = None,
+    ) -> None:
+        self._start, self._parameter, self._thorough = start, parameter, thorough
         self._random = RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
@@ -79,7 +89,11 @@ class ExpoSampler(BaseSampler):
         if param_name != self._parameter or not isinstance(param_distribution, FloatDistribution):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         d = param_distribution
-        alpha = propose(believing(self._history(study), self._waiting(study, trial)), d.low, d.high, self._start)
+        trials = believing(self._history(study), self._waiting(study, trial))
+        if self._thorough is None:
+            alpha = propose(trials, d.low, d.high, self._start)
+        else:
+            alpha = propose_thoroughly(trials, d.low, d.high, self._start, self._thorough)
         return float(min(max(alpha, d.low), d.high))
 
     def _waiting(self, study: Study, trial: FrozenTrial) -> list[float]:

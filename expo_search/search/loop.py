@@ -15,9 +15,11 @@ from expo_search.errors import EngineDied, MaterializeError, StoreError
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
-from expo_search.search.proposal import bracketing, settled
+from expo_search.search.budget import Budget, more
+from expo_search.search.proposal import expected_regret, settled
 from expo_search.search.retry import enqueue_repetition, n_first, to_repeat
 from expo_search.search.samplers import make_sampler
+from expo_search.search.thorough import exploring, is_exhausted
 from expo_search.store.attributes import StudyAttributes, keep_engine_failure, stands_for
 from expo_search.store.study_store import Store
 
@@ -39,8 +41,12 @@ def search(
     on_trial: Callable[[Evaluation], None] | None = None,
     on_failure: Callable[[EngineDied], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    budget: Budget | None = None,
 ) -> list[Evaluation]:
     """Run a study until it has n_trials finished trials, or is settled; all of them, in order.
+
+    With a budget it goes on when it is settled, and looks more closely (`thorough.py`), as long as the next trial and a
+    confirmation can be paid.
 
     A trial that a killed process left running is finished first, from its stored answers. A trial that the engine does
     not survive fails, with the reason; a new engine repeats it, once.
@@ -48,6 +54,7 @@ def search(
     Args:
         on_failure: gets the reason, before the engine is started anew.
         stop: asked after each look at a trial and after each trial; the search then ends with what it has.
+        budget: what may be spent on it, with a confirmation.
         relative_delta: ||aligned - sft|| / ||aligned||; gives the first step where no alpha is published.
         before_tell: gets each trial when it is evaluated and not told yet, for artifacts.
 
@@ -61,12 +68,13 @@ def search(
         start = first_step(spec, published_alpha, relative_delta)
         store.keep(StudyAttributes(first_step=start))
     points = start_points(spec, published_alpha, n_trials)
+    thorough = None if budget is None else spec.tolerance
     failed_once: int | None = None
     with store.owned():
         study = store.study
-        while not stop() and why_done(study, spec, n_trials, published_alpha) is None:
+        while not stop() and why_done(study, spec, n_trials, published_alpha, budget, objective.n_prompts) is None:
             evaluated = evaluations(study)
-            trial = _next_trial(study, spec, points, start)
+            trial = _next_trial(study, spec, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
             try:
                 evaluation = objective.evaluate(
@@ -74,7 +82,7 @@ def search(
                     alpha,
                     others={e.trial: e.gain.n for e in evaluated},
                     best=_rival(evaluated) if spec.racing else None,
-                    n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start),
+                    n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough),
                     on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]
                     stop=stop,
                 )
@@ -104,10 +112,18 @@ def search(
     return evaluations(store.study)
 
 
-def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: float | None) -> str | None:
+def why_done(
+    study: Study,
+    spec: SearchSpec,
+    n_trials: int,
+    published_alpha: float | None,
+    budget: Budget | None = None,
+    n_prompts: int = 0,
+) -> str | None:
     """Why a study is at its end, for people; None: it is not.
 
-    It has its trials, or `expo` expects no more from going on (see `proposal.settled`); no other sampler ends early.
+    It has its trials, or `expo` expects no more from going on (see `proposal.settled`); no other sampler ends early. Or
+    the budget does not pay the next trial, on n_prompts or a part of them, and a confirmation after it.
     """
     from optuna.trial import TrialState
 
@@ -117,9 +133,20 @@ def why_done(study: Study, spec: SearchSpec, n_trials: int, published_alpha: flo
     if len(evaluated) >= n_trials:
         return f"{len(evaluated)} finished trials"
     start = StudyAttributes.of(study.user_attrs).first_step
+    ends = bounds(spec, published_alpha)
+    if budget is not None:
+        explores = spec.sampler == "expo" and spec.racing
+        few = exploring(evaluated, *ends, start, spec.tolerance) if explores and evaluated else None
+        if not budget.fits(evaluated, n_prompts if few is None else n_explore(n_prompts)):
+            regret = expected_regret(evaluated, *ends)
+            return f"budget: {budget.spent(evaluated)} after {len(evaluated)} trials; {more(evaluated, regret)}"
     if spec.sampler != "expo" or start is None:
         return None
-    if not settled(evaluated, *bounds(spec, published_alpha), start, spec.tolerance):
+    if budget is not None:
+        if not is_exhausted(evaluated, *ends, start, spec.tolerance):
+            return None
+        return f"settled after {len(evaluated)} trials, with {budget.spent(evaluated)}: more would hardly gain more"
+    if not settled(evaluated, *ends, start, spec.tolerance):
         return None
     return (
         f"settled after {len(evaluated)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
@@ -139,15 +166,16 @@ def _n_most(
     spec: SearchSpec,
     published_alpha: float | None,
     start: float,
+    thorough: float | None,
 ) -> int | None:
-    """A trial that only brackets the optimum needs few prompts; any other all of them (None)."""
+    """A trial that only brackets the optimum, or looks into a gap, needs few prompts; any other all of them (None)."""
     if spec.sampler != "expo" or not spec.racing:
         return None
-    step = bracketing(evaluated, *bounds(spec, published_alpha), start)
+    step = exploring(evaluated, *bounds(spec, published_alpha), start, thorough)
     return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
 
 
-def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: float) -> Trial:
+def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: float, thorough: float | None) -> Trial:
     """The next trial to evaluate.
 
     In this order: one that a killed process left running, a failed one to repeat, the next of the points that a study
@@ -157,10 +185,10 @@ def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: 
 
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     if running:
-        study.sampler = make_sampler(spec, stands_for(running[0]), start)
+        study.sampler = make_sampler(spec, stands_for(running[0]), start, thorough)
         # Optuna has no public way to take up a running trial; its number is told, but attributes need the id.
         return Trial(study, running[0]._trial_id)
-    study.sampler = make_sampler(spec, n_first(study), start)
+    study.sampler = make_sampler(spec, n_first(study), start, thorough)
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         failed = to_repeat(study)
         asked = [t.params[ALPHA] for t in study.get_trials(deepcopy=False) if ALPHA in t.params]

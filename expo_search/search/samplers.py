@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     pass
 
 
-def make_sampler(search: SearchSpec, trial: int, start: float | None = None) -> BaseSampler:
+def make_sampler(
+    search: SearchSpec, trial: int, start: float | None = None, thorough: float | None = None
+) -> BaseSampler:
     """The sampler for one trial. Its seed depends on the trial's number, not on how often the search was resumed.
 
     Optuna's Gaussian process is not told that the objective is deterministic: fixed seeds make a run repeatable, not
@@ -24,7 +26,7 @@ def make_sampler(search: SearchSpec, trial: int, start: float | None = None) -> 
     """
     seed = (search.seed + 7919 * trial) % 2**31
     if search.sampler == "expo":
-        return ExpoSampler(start=start, seed=seed)
+        return ExpoSampler(start=start, seed=seed, thorough=thorough)
     if search.sampler in ("random", "grid"):  # a grid is enqueued whole (`start_points`); beyond it, at random
         return RandomSampler(seed=seed)
     if search.sampler == "tpe":

@@ -100,12 +100,12 @@ class Power:
         return self.least_gain > self.worth_telling * _NEAR
 
     def sentence(self, unit: str = "") -> str:
-        """For people; `unit` stands behind each gain."""
+        """For people; `unit` stands behind the gain."""
         if not self.is_too_small:
             return f"A gain of {self.least_gain:.2g}{unit} would be told from 0 four times in five."
         return (
             f"Too few prompts to tell a gain below {self.least_gain:.2g}{unit}: about {self.n_needed}, not {self.n}, "
-            f"tell one of {self.worth_telling:.2g}{unit} from 0 four times in five."
+            f"tell one of {self.worth_telling:.2g} from 0 four times in five."
         )
 
 

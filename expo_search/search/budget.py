@@ -1,0 +1,78 @@
+"""What a search may spend -> whether one more trial fits in, with the confirmation that must follow it.
+
+Tokens are of the study's answers, of all its runs together. Seconds are of one run, from where its clock began, the
+engine's start among them. What a trial and a confirmation will cost is told from the trials that there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from expo_search.evaluation.result import Evaluation
+
+_AT_TWO_ALPHAS = 2  # a confirmation answers its prompts at alpha = 0 and at the winner's
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on tokens, on seconds, or on both; None: no limit.
+
+    Attributes:
+        n_confirm: prompts of the confirmation for which enough must be left.
+        spent_before: tokens of the study's answers that are in no finished trial (an earlier confirmation's).
+        clock: gives seconds; `began`: what it gave when the run began.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+    n_confirm: int = 0
+    spent_before: int = 0
+    clock: Callable[[], float] = time.monotonic
+    began: float = field(default_factory=time.monotonic)
+
+    def fits(self, evaluated: Sequence[Evaluation], n_prompts: int) -> bool:
+        """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
+        return not evaluated or self._prompts_left(evaluated) >= n_prompts + _AT_TWO_ALPHAS * self.n_confirm
+
+    def n_confirmable(self, evaluated: Sequence[Evaluation]) -> int:
+        """Prompts on which what is left pays a confirmation."""
+        return max(0, int(self._prompts_left(evaluated) / _AT_TWO_ALPHAS)) if evaluated else 0
+
+    def spent(self, evaluated: Sequence[Evaluation]) -> str:
+        """What was spent, of what, for people."""
+        parts = []
+        if self.tokens is not None:
+            parts.append(f"{self._tokens_spent(evaluated):,} of {self.tokens:,} tokens")
+        if self.seconds is not None:
+            parts.append(f"{(self.clock() - self.began) / 60:.1f} of {self.seconds / 60:.1f} minutes")
+        return " and ".join(parts)
+
+    def _tokens_spent(self, evaluated: Sequence[Evaluation]) -> int:
+        return self.spent_before + sum(e.n_tokens for e in evaluated)
+
+    def _prompts_left(self, evaluated: Sequence[Evaluation]) -> float:
+        """On how many prompts an alpha can still be evaluated: by the longest answers of a whole trial so far."""
+        whole = [e for e in evaluated if not e.stopped_early and not e.broken]
+        per_prompt = max((e.mean_length for e in whole), default=evaluated[0].mean_length)
+        left = []
+        if self.tokens is not None:
+            left.append((self.tokens - self._tokens_spent(evaluated)) / max(per_prompt, 1.0))
+        if self.seconds is not None:
+            took = sum(e.switch_s + e.generate_s + e.score_s + e.other_s for e in evaluated)
+            generated = sum(e.n_generated for e in evaluated)
+            # answers that were read again tell nothing of how long others take
+            per_s = generated / took if took > 0 and generated else float("inf")
+            left.append((self.seconds - (self.clock() - self.began)) * per_s / max(per_prompt, 1.0))
+        return min(left, default=float("inf"))
+
+
+def more(evaluated: Sequence[Evaluation], gain: float) -> str:
+    """What going on would bring, for people: the gain that the fit expects, and what one more whole trial costs.
+
+    Args:
+        evaluated: at least one trial. `gain`: `proposal.expected_regret`.
+    """
+    whole = max(e.n_tokens for e in evaluated if not e.stopped_early)
+    return f"going on is expected to add {gain:.2g} to the gain, at {whole:,} tokens a trial on all prompts"

@@ -1,0 +1,183 @@
+"""What a search may spend: as typed, as counted, and what is done with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_evaluation, make_prompts
+
+from expo_search.config import amounts
+from expo_search.config.spec import SearchSpec
+from expo_search.errors import StudyError
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.verdict import verdict
+from expo_search.search.budget import Budget, more
+from expo_search.search.confirm import confirm
+from expo_search.search.loop import search, why_done
+from expo_search.search.thorough import exploring, is_exhausted, propose_thoroughly
+from expo_search.stats.paired import Estimate
+from expo_search.store.study_store import Store
+
+N = 128
+PROMPTS, FRESH = make_prompts(2 * N)[:N], make_prompts(2 * N)[N:]
+SPEC = SearchSpec(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("45s", 45), ("1d 2h", None)]
+)
+def test_a_time_is_read_with_its_units(text: str, expected: float | None) -> None:
+    if expected is None:
+        with pytest.raises(StudyError, match="a time above 0 with its unit"):
+            amounts.seconds(text, where="--time")
+    else:
+        assert amounts.seconds(text, where="--time") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3M", 3_000_000), ("250k", 250_000), ("1.5G", 1_500_000_000), ("7", 7)]
+)
+def test_tokens_are_read_with_their_factor(text: str, expected: int) -> None:
+    assert amounts.tokens(text, where="--tokens") == expected
+
+
+@pytest.mark.parametrize("text", ["", "-3", "3 apples", "1e6", "nan", "0", "h"])
+def test_what_is_no_amount_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(StudyError, match="3M, 250k or 40000"):
+        amounts.tokens(text, where="--tokens")
+    with pytest.raises(StudyError, match="2h, 90m or 1h30m"):
+        amounts.seconds(text, where="--time")
+
+
+class TestCounting:
+    # 100 prompts of 12.5 tokens each, 1,250 in all; the longer answers of a whole trial are what the next may take
+    CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
+    LONGER = replace(make_evaluation(1, 0.3, 0.1, 0.1), mean_length=25.0, n_tokens=2500)
+
+    def test_a_trial_is_paid_only_if_the_confirmation_after_it_is(self) -> None:
+        spent = [self.CONTROL, self.LONGER]  # 3,750 tokens; 30 prompts at two alphas are 1,500 more
+        assert Budget(tokens=3750 + 2500 + 1500, n_confirm=30).fits(spent, 100)
+        assert not Budget(tokens=3750 + 2500 + 1499, n_confirm=30).fits(spent, 100)
+        assert Budget(tokens=3750 + 625 + 1500, n_confirm=30).fits(spent, 25)
+        assert not Budget(tokens=3750 + 2500 + 1500, n_confirm=30, spent_before=1).fits(spent, 100)
+
+    def test_what_is_left_pays_a_confirmation_on_so_many_prompts(self) -> None:
+        assert Budget(tokens=3750 + 2500).n_confirmable([self.CONTROL, self.LONGER]) == 50
+        assert Budget(tokens=10).n_confirmable([self.CONTROL, self.LONGER]) == 0
+
+    def test_time_is_counted_in_tokens_by_the_speed_so_far(self) -> None:
+        # 1,250 generated in 3.15 s each: 397 tokens a second, or 15.9 prompts of 25
+        spent = [self.CONTROL, self.LONGER]
+        late = Budget(seconds=100.0, began=0.0, clock=lambda: 95.0)
+        assert late.fits(spent, 79)
+        assert not late.fits(spent, 80)
+        assert not Budget(seconds=100.0, began=0.0, clock=lambda: 101.0).fits(spent, 1)
+
+    def test_the_tighter_limit_counts_and_without_one_everything_fits(self) -> None:
+        spent = [self.CONTROL, self.LONGER]
+        assert Budget().fits(spent, 10**9)
+        assert not Budget(tokens=10**9, seconds=100.0, began=0.0, clock=lambda: 99.9).fits(spent, 100)
+
+    def test_it_says_what_was_spent_and_what_more_would_bring(self) -> None:
+        spent = [self.CONTROL, self.LONGER]
+        said = Budget(tokens=3_000_000, seconds=7200.0, began=0.0, clock=lambda: 600.0).spent(spent)
+        assert said == "3,750 of 3,000,000 tokens and 10.0 of 120.0 minutes"
+        assert more(spent, 0.0123) == (
+            "going on is expected to add 0.012 to the gain, at 2,500 tokens a trial on all prompts"
+        )
+
+
+def narrow(alpha: float) -> float:
+    """Nothing but a peak at 3, between the steps 2 and 4 of the doubling."""
+    return 0.4 * math.exp(-0.5 * ((alpha / 3 - 1) / 0.1) ** 2)
+
+
+def run(url: Path, truth: Any, budget: Budget | None, n_trials: int = 60) -> tuple[Store, list[Evaluation], Objective]:
+    store = Store(f"sqlite:///{url / 'budget.db'}", "s")
+    objective = Objective(
+        FakeModel(collapse=9.0), FakeScorer(truth=truth, noise=0.3), store, PROMPTS, FakeWatcher(), seed=3
+    )
+    return store, search(store, objective, SPEC, n_trials, budget=budget), objective
+
+
+@pytest.mark.parametrize("units", [3, 7])
+def test_it_stays_within_its_tokens_with_the_confirmation(tmp_path: Path, units: int) -> None:
+    whole = sum(1 + int(9 * x) for x in _lengths())
+    budget = Budget(tokens=units * whole, n_confirm=N // 2)
+    store, found, objective = run(tmp_path, narrow, budget)
+    spent = sum(e.n_tokens for e in found)
+    best = verdict(found).best
+    assert best is not None
+    n = budget.n_confirmable(found)
+    assert n >= N // 2, "enough is left"
+    confirm(
+        store,
+        Objective(FakeModel(), FakeScorer(truth=narrow), store, FRESH[: N // 2], FakeWatcher(), part="confirm"),
+        best.trial,
+        best.alpha,
+        FRESH[: N // 2],
+    )
+    confirming = store.n_tokens(CONTROL, "confirm") + store.n_tokens(best.trial, "confirm")
+    assert spent + confirming <= 1.05 * units * whole, "other prompts' answers may be a little longer"
+    done = why_done(store.study, SPEC, 60, None, budget, objective.n_prompts)
+    assert done is not None
+    assert f"of {units * whole:,} tokens" in done
+    store.close()
+
+
+def _lengths() -> list[float]:
+    from fakes import unit
+
+    return [unit("length", p.id) for p in PROMPTS]
+
+
+def test_more_of_it_finds_a_peak_between_the_steps_of_the_doubling(tmp_path: Path) -> None:
+    """Where a search without one is settled; what it finds is evaluated on all prompts, and so can be recommended."""
+    (tmp_path / "without").mkdir()
+    store, without, _ = run(tmp_path / "without", narrow, None)
+    assert verdict(without).alpha == 0
+    store.close()
+    store, found, _ = run(tmp_path, narrow, Budget(tokens=10**9), 16)
+    judged = verdict(found)
+    assert abs(judged.alpha - 3) < 0.35
+    assert judged.best is not None
+    assert not judged.best.stopped_early
+    store.close()
+
+
+class TestThorough:
+    @staticmethod
+    def trial(number: int, alpha: float, gain: float, outcome: Any = "enough", se: float = 0.05) -> Evaluation:
+        return replace(make_evaluation(number, alpha, gain, se), outcome=outcome)
+
+    def settled_without_a_gain(self) -> list[Evaluation]:
+        steps = [self.trial(i, a, -0.02) for i, a in enumerate((0.25, 0.5, 1.0, 2.0), 1)]
+        low = [self.trial(5, 4.0, -0.15), self.trial(6, 8.0, -0.15, "hopeless"), self.trial(7, 0.0625, -0.02)]
+        return [make_evaluation(0, 0.0, 0.0, 0.0), *steps, *low]
+
+    def test_once_settled_it_halves_the_widest_gap_until_none_is_wide(self) -> None:
+        trials = self.settled_without_a_gain()
+        ends = (0.0, 64.0, 0.25)
+        assert exploring(trials, *ends, None) is None
+        found = []
+        while (alpha := exploring(trials, *ends, 0.5)) is not None and len(trials) < 60:
+            assert propose_thoroughly(trials, *ends, 0.5) == alpha
+            found.append(alpha)
+            trials.append(self.trial(len(trials) + 1, alpha, -0.02))
+        assert found[0] == pytest.approx(0.125), "the widest: 0.0625 to 0.25"
+        places = sorted(e.alpha for e in trials if e.alpha > 0)
+        assert all(b <= 1.25 * a * (1 + 1e-9) for a, b in pairwise(places))
+        assert is_exhausted(trials, *ends, 0.5)
+
+    def test_what_stands_out_on_a_part_of_the_prompts_is_tried_on_all_of_them_beside_it(self) -> None:
+        trials = [*self.settled_without_a_gain(), self.trial(8, math.sqrt(8), 0.4)]
+        assert propose_thoroughly(trials, 0.0, 64.0, 0.25, 0.5) == pytest.approx(1.01 * math.sqrt(8))
+        assert exploring(trials, 0.0, 64.0, 0.25, 0.5) is None
+        tried = [*trials, replace(self.trial(9, 1.01 * math.sqrt(8), 0.1, "complete"), gain=Estimate(0.1, 0.025, 400))]
+        assert propose_thoroughly(tried, 0.0, 64.0, 0.25, 0.5) != pytest.approx(1.01 * math.sqrt(8))
