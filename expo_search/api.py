@@ -11,7 +11,7 @@ print(result.verdict.sentence())
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -127,11 +127,12 @@ class Session:
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self._artifacts = self._checked_place(artifacts)
-            self.checked: Checked = (
-                check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
-                if isinstance(study, str)
-                else check(study, storage, self.say, adds=adds, **own)
-            )
+            with self.working("checking prompts, checkpoints and settings"):
+                self.checked: Checked = (
+                    check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
+                    if isinstance(study, str)
+                    else check(study, storage, self.say, adds=adds, **own)
+                )
         except BaseException:
             self._at_end.close()
             raise
@@ -166,7 +167,22 @@ class Session:
         Raises:
             ExpoError: an engine that does not start, weights that cannot be switched, other settings than the study's.
         """
-        _ = self.running.model, self.running.scorer, self.running.store
+        self._start_model()
+        _ = self.running.store
+
+    def _start_model(self) -> None:
+        """What is enough to compare: the engine, the reward model."""
+        running = self.running
+        with self.working("starting vLLM and its canary") as doing:
+            _ = running.model
+            doing("loading the reward model")
+            _ = running.scorer
+
+    def working(self, step: str) -> AbstractContextManager[Callable[[str], None]]:
+        """A line in a terminal on what takes long; see `session.working`."""
+        from expo_search.session.working import working
+
+        return working(self._console, self._quiet, step)
 
     def why_done(self, n_trials: int = DEFAULT_TRIALS, budget: Budget | None = None) -> str | None:
         """Why a search for n_trials has nothing left to do, for people; None where it has. Starts nothing."""
@@ -350,6 +366,7 @@ class Session:
         given = [p if isinstance(p, Prompt) else Prompt(f"given-{i}", p) for i, p in enumerate(dict.fromkeys(prompts))]
         for prompt in given:
             self._check_prompt(prompt)
+        self._start_model()
         running = self.running
         return compare(running.model, running.scorer, alphas, given, self.spec.search.seed, self.say)
 
@@ -406,6 +423,8 @@ class Session:
             self.say(f"study {name}: every item is answered at {len(benchmarks.alphas)} alphas")
         else:
             try:
+                with self.working("starting vLLM and its canary"):
+                    _ = self.running.model
                 with BenchProgress(self._console, benchmarks.n_answers, quiet=self._quiet) as progress:
                     benchmarks.run(self.running, progress, again=again, stop=stop, on_failure=self._engine_failed)
             except Stopped:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -145,6 +145,18 @@ def _bytes_bar(console: Console, quiet: bool) -> Iterator[Callable[[int, int], N
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("export", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    # not redirected: what a library writes is for the log; not shown before there are bytes, beside another line
+    shown: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+    bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal, **shown)
+    task = bar.add_task("export", total=None)
+
+    def on_bytes(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()  # what comes after has lines of its own
+
+    try:
+        yield on_bytes
+    finally:
+        bar.stop()

@@ -101,7 +101,8 @@ def chat(
 
         interrupt = _Interrupt()
         with session:
-            model = session.running.own_model
+            with session.working("starting vLLM and its canary"):
+                model = session.running.own_model
             assert model is not None, "no other model was given"
             conversation = Chat(model, begin, write, interrupt, max_tokens)
             session.say(HELP)

@@ -35,7 +35,9 @@ class BenchProgress:
         is_live = (console.is_terminal or console.is_jupyter) and not quiet
         before, after = (TextColumn(text, markup=False) for text in _LINE)
         columns = (before, BarColumn(bar_width=16), after)
-        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, disable=not is_live)
+        # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log
+        shown: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False, "disable": not is_live}
+        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, **shown)
         fields: dict[str, Any] = {"name": "", "alpha": "", "tokens": 0, "rate": 0.0, "left": "?"}
         self._task = self._live.add_task("", total=1, visible=False, **fields)
         self._name = ""

@@ -46,13 +46,14 @@ class Progress:
         is_live = (console.is_terminal or console.is_jupyter) and not quiet
         before, after = (TextColumn(text, markup=False) for text in _LINE)
         columns = (before, BarColumn(bar_width=16), after)
-        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, disable=not is_live)
+        # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log
+        shown: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False, "disable": not is_live}
+        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, **shown)
         self._task = self._live.add_task("", total=1, visible=False, **self._fields(0, 0.0))
 
     _t_generate: float | None
 
     def __enter__(self) -> Self:
-        self._live.start()
         return self
 
     def __exit__(
@@ -67,6 +68,7 @@ class Progress:
         if n_stored:
             self.say(f"trial {trial}: going on after {n_stored} stored answers of {n_prompts}")
         fields = self._fields(self._n_finished + 1, alpha)
+        self._live.start()  # not before: while an engine starts, another line says so
         self._live.update(self._task, total=n_prompts, completed=n_stored, visible=True, **fields)
 
     def generated(self, n_tokens: int, n_completions: int) -> None:

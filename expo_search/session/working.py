@@ -1,0 +1,30 @@
+"""What is being done while nothing else is shown: one line with a spinner in a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def working(console: Console, quiet: bool, first: str = "") -> Iterator[Callable[[str], None]]:
+    """Within it, what is yielded names the step that begins. The line goes when all are done; other lines stay.
+
+    Not to be entered within itself or beside another live display of the same console.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log
+    line = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=quiet or not console.is_terminal,
+    )
+    task = line.add_task(first, total=None)
+    with line:
+        yield lambda step: line.update(task, description=step)
