@@ -229,11 +229,13 @@ class Session:
         """
         done = self.why_done(n_trials, budget)
         if done is not None:
-            self._pin_again()
+            self._pin_again(n_trials)
             self.say(f"study {self.name}: {done}")
             return self.result()
         from expo_search.search.loop import evaluations, search, why_done
+        from expo_search.search.standing import read_standing
         from expo_search.stats.selection import few_prompts
+        from expo_search.store.attributes import StudyAttributes
 
         few = few_prompts(len(self.checked.search_prompts))
         if few is not None:
@@ -241,6 +243,10 @@ class Session:
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
         budget = self._with_spent(budget, running.store)
+        running.store.keep(StudyAttributes(wanted=n_trials))
+        there = read_standing(running.store, None).there()
+        if there:
+            self.say(f"study {self.name}: {there}")
         with self._progress(n_trials, len(evaluations(running.store.study))) as progress:
             dashboard = self._dashboard()
 
@@ -264,10 +270,14 @@ class Session:
                 stop=stop,
                 budget=budget,
             )
-        if not stop():
+        if stop():
+            dashboard.refresh(stopped=True)
+        else:
             n_prompts = len(self.checked.search_prompts)
             done = why_done(running.store.study, self.spec.search, n_trials, published, budget, n_prompts)
             self.say(done or "")
+            if done is not None and budget is not None:  # so many as it paid
+                running.store.keep(StudyAttributes(wanted=len(evaluations(running.store.study))))
         return self.result()
 
     def n_fresh(self) -> int:
@@ -521,14 +531,16 @@ class Session:
         if store is not None:
             store.flush()
 
-    def _pin_again(self) -> None:
-        """Keep where the checkpoints of a finished study lie now."""
+    def _pin_again(self, n_trials: int) -> None:
+        """Keep where the checkpoints of a finished study lie now, and how many trials are wanted."""
         from expo_search.session.running import pin
+        from expo_search.store.attributes import StudyAttributes
         from expo_search.store.study_store import Store
 
         store = Store(self.checked.storage, self.name)
         try:
             pin(store, self.checked)
+            store.keep(StudyAttributes(wanted=n_trials))
         finally:
             store.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.errors import ExpoError, StoreError
-from expo_search.text import one_line
+from expo_search.text import clean, one_line
 
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
 Artifacts = Annotated[
@@ -76,3 +76,18 @@ def give_up_on(console: Console) -> Callable[[ExpoError], None]:
         os._exit(2)
 
     return end
+
+
+def print_prose(console: Console, text: str, *, style: str = "") -> None:
+    """Print sentences: on a terminal with lines that end between words, elsewhere as long as they are."""
+    console.print(Text(clean(text)), soft_wrap=not console.is_terminal, style=style)
+
+
+def print_steps(console: Console, steps: Sequence[tuple[str, str]]) -> None:
+    """Print (command, purpose): beside each other where there is room, else each purpose above its command."""
+    width = max(len(command) for command, _ in steps)
+    if max(len(purpose) for _, purpose in steps) + width + 5 <= console.width:
+        lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
+    else:
+        lines = [line for command, purpose in steps for line in (f"  # {purpose}", f"  {command}")]
+    console.print(Text(clean("\n".join(lines))), soft_wrap=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.api import open_study
-from expo_search.cli.console import Artifacts, Json, Storage, console_on, known_study
+from expo_search.cli.console import Artifacts, Json, Storage, console_on, known_study, print_prose, print_steps
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def list_pairs(as_json: Json = False) -> None:
-    """List the presets."""
+def list_pairs(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Checkpoints, prompts, licence and notes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the presets, one a line."""
     from expo_search.config.presets import preset_names
 
     names = {name: file for name, file in preset_names().items() if file.stem == name}
@@ -35,23 +38,33 @@ def list_pairs(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({name: spec.model_dump(mode="json") for name, spec in specs.items()}, indent=2))
         return
-    from rich.table import Table
-
-    table = Table(header_style="bold", pad_edge=False)
-    for heading in ("pair", "aligned", "sft", "published alpha", "range", "remote code"):
-        table.add_column(heading, overflow="fold")
+    console = console_on(sys.stdout)
+    width = max(map(len, specs))
     for name, spec in specs.items():
         p = spec.pair
-        shipped = "built on first use"
-        table.add_row(
-            ", ".join([name, *p.aliases]),
-            p.aligned or shipped,
-            p.sft or shipped,
-            "" if p.published_alpha is None else f"{p.published_alpha:g}",
-            f"{spec.search.alpha_min} .. {spec.search.alpha_max}",
-            "yes" if p.needs_remote_code else "",
-        )
-    Console().print(table)
+        alpha = "" if p.published_alpha is None else f"published alpha {p.published_alpha:g}"
+        code = "runs its own code" if p.needs_remote_code else ""
+        facts = ", ".join(filter(None, (p.family, alpha, code)))
+        if not verbose:
+            console.print(Text(f"{name:{width}}  {facts}"), no_wrap=True, overflow="ellipsis", crop=False)
+            continue
+        console.print(Text(name, style="bold"))
+        shipped = "ships with expo-search, built on first use"
+        details = {
+            "also": ", ".join(p.aliases),
+            "family": facts,
+            "aligned": p.aligned or shipped,
+            "sft": p.sft or shipped,
+            "reward model": p.reward_model or shipped,
+            "prompts": f"{spec.prompts.source}, {spec.prompts.n} for the search",
+            "licence": p.licence,
+            "notes": p.notes,
+        }
+        for key, value in details.items():
+            if value:
+                print_prose(console, f"  {key}: {value}")
+    if not verbose:
+        print_prose(console, "\n--verbose has their checkpoints; search with: expo-search --pair NAME", style="dim")
 
 
 def show(
@@ -132,7 +145,7 @@ def print_bench(console: Console, bench: BenchResult) -> None:
     if bench.tasks:
         console.print(bench_table(bench))
     for sentence in bench.sentences():
-        console.print(Text(clean(sentence)), soft_wrap=True, style="bold")
+        print_prose(console, sentence, style="bold")
 
 
 def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
@@ -148,18 +161,16 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         numbers = summary(result.name, known, verdict, result.bench, result.remarks)
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
-    table = terminal.trial_table(known, verdict, console.width)
+    table = terminal.trial_table(known, verdict, console.width, result.standing.left)
     console.print(table)
     explained = legend(known, verdict, [str(column.header) for column in table.columns])
     if explained:
-        console.print(Text("\n".join(explained) + "\n"), soft_wrap=True, style="dim")
+        print_prose(console, "\n".join(explained) + "\n", style="dim")
     if len(known) > 1:
         picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
         console.print(Text(picture), soft_wrap=True)
-    console.print(Text(clean(" ".join([verdict.sentence(), *result.remarks]))), soft_wrap=True, style="bold")
-    console.print(Text(terminal.stage_seconds(known)), soft_wrap=True)
+    print_prose(console, " ".join([verdict.sentence(), *result.remarks]), style="bold")
+    print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
-    steps = next_steps(result.name, result.url, verdict, has_bench=bool(result.bench.tasks))
-    width = max(len(command) for command, _ in steps)
-    lines = [f"  {command:{width}}   {purpose}" for command, purpose in steps]
-    console.print(Text(clean("\n".join(["\nNext:", *lines]))), soft_wrap=True)
+    console.print("\nNext:")
+    print_steps(console, next_steps(result.name, result.url, verdict, has_bench=bool(result.bench.tasks)))

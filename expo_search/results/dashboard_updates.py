@@ -48,10 +48,10 @@ class DashboardUpdates:
         """Called after each finished trial: `refresh`."""
         self.refresh()
 
-    def refresh(self) -> None:
-        """Write the study's note and figure anew, after a trial or a confirmation."""
+    def refresh(self, *, stopped: bool = False) -> None:
+        """Write the study's note and figure anew, after a trial or a confirmation, or where a search was stopped."""
         if find_spec("optuna_dashboard") is not None:
-            self._guarded(self._update_study)
+            self._guarded(lambda: self._update_study(stopped))
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Pictures must not cost a trial, whatever goes wrong with them: a full disk, a fault in a library."""
@@ -90,8 +90,8 @@ class DashboardUpdates:
             finally:
                 file.unlink(missing_ok=True)
 
-    def _update_study(self) -> None:
-        study, so_far = self._store.study, read_result(self._store)
+    def _update_study(self, stopped: bool) -> None:
+        study, so_far = self._store.study, read_result(self._store, stopped=stopped)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # experimental, says Optuna

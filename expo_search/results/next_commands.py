@@ -46,6 +46,26 @@ def search_again(stored: Mapping[str, Any] | None, name: str, url: str, edge: fl
     return shlex.join(["expo-search", *_settings(spec), *_last(end, value, spec), *options])
 
 
+def go_on(stored: Mapping[str, Any] | None, name: str, url: str, n_trials: int | None) -> str:
+    """The command that goes on with a study until it has n_trials; empty where its spec is none that can be read."""
+    try:
+        spec = None if stored is None else StudySpec.model_validate(stored)
+    except ValidationError:
+        spec = None
+    if spec is None:
+        return ""
+    ends = [(end, getattr(spec.search, end)) for end in ("alpha_min", "alpha_max")]
+    given = [word for end, value in ends if value != "auto" for word in _given("search", end, value)]
+    trials = DEFAULT_TRIALS if n_trials is None else n_trials
+    options = ["--trials", str(trials)] if trials != DEFAULT_TRIALS else []
+    settings = _settings(spec)
+    if "FILE" in settings or name != (_preset_of(spec)[0] or "custom"):
+        options += ["--study-name", name]
+    options += ["--trust-remote-code"] if spec.trust_remote_code else []
+    options += ["--storage", shown(url)] if url != DEFAULT_STORAGE else []
+    return shlex.join(["expo-search", *settings, *given, *options])
+
+
 def _past(search: SearchSpec, edge: float) -> tuple[str, float | str]:
     """(end of the range, where to put it): twice as far out, and over 0; `expo` needs no number above."""
     if search.alpha_max == edge:

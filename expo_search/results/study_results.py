@@ -13,13 +13,14 @@ from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.bench_guardrails import losses, sentences, that_may_win
 from expo_search.results.curve.layout import Band
-from expo_search.results.next_commands import search_again
+from expo_search.results.next_commands import go_on, search_again
 from expo_search.results.terminal import cells
 from expo_search.results.trials_csv import trial_row
 from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
+from expo_search.search.standing import Standing, read_standing
 from expo_search.stats.gain_curve import collapsed
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
@@ -41,6 +42,7 @@ class StudyResult:
         bench: what its alphas do on tasks that no reward model sees.
         limits: how much of a task's mean an alpha may lose (`[guardrails.bench]`); one that is shown to lose more is in
             no verdict.
+        standing: how far its search is. goes_on: the command that goes on with it, where it is known.
     """
 
     name: str
@@ -50,11 +52,14 @@ class StudyResult:
     verdict: Verdict
     bench: BenchResult = field(default_factory=BenchResult)
     limits: Mapping[str, float] = field(default_factory=dict)
+    standing: Standing = field(default_factory=Standing)
+    goes_on: str = ""
 
     @property
     def remarks(self) -> list[str]:
-        """For people, beside the verdict: the alphas that a benchmark's guardrail rules out."""
-        return sentences(losses(self.bench, self.limits), self.limits)
+        """For people, beside the verdict: how far an unfinished search is, and what a benchmark rules out."""
+        unfinished = self.standing.sentence(self.goes_on)
+        return [*([unfinished] if unfinished else []), *sentences(losses(self.bench, self.limits), self.limits)]
 
     @property
     def best(self) -> Evaluation | None:
@@ -91,8 +96,12 @@ class StudyResult:
         return Band(*([float(x) for x in end] for end in ends))
 
 
-def read_result(store: Store, *, untold: Evaluation | None = None) -> StudyResult:
-    """Read a study from the database; `untold` is a trial that is evaluated but not told yet."""
+def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool = False) -> StudyResult:
+    """Read a study from the database.
+
+    `untold` is a trial that is evaluated but not told yet; `stopped`: this process holds the study, but searches no
+    more.
+    """
     known = [*evaluations(store.study), *([] if untold is None else [untold])]
     spec = store.attributes.spec
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
@@ -100,7 +109,10 @@ def read_result(store: Store, *, untold: Evaluation | None = None) -> StudyResul
     bench, limits = read_bench(BenchStore(store)), bench_limits(spec)
     judged = verdict(that_may_win(known, losses(bench, limits)), confirmed, search=search)
     again = search_again(spec, store.name, store.url, judged.edge, len(known))
-    return StudyResult(store.name, store.url, known, confirmed, replace(judged, again=again), bench, limits)
+    standing = read_standing(store, spec, stopped=stopped)
+    on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted)
+    judged = replace(judged, again=again)
+    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on)
 
 
 def bench_limits(spec: Mapping[str, Any] | None) -> Mapping[str, float]:

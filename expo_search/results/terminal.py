@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import Verdict
+from expo_search.search.standing import Left
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def trial_table(evaluations: Sequence[Evaluation], verdict: Verdict, width: int = 200) -> Table:
-    """Trials in the order in which they ran; that at the recommended alpha is marked.
+def trial_table(
+    evaluations: Sequence[Evaluation], verdict: Verdict, width: int = 200, left: Sequence[Left] = ()
+) -> Table:
+    """Trials in the order in which they ran, then those that were left; that at the recommended alpha is marked.
 
     Columns that `width`, in characters, has no room for are left out, the last of `_LEAVE_OUT` first, so that no number
-    is cut.
+    and no word is broken.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     rows = [cells(e) for e in evaluations]
+    rows += [dict.fromkeys(rows[0], "") | _left_cells(each) for each in left] if rows else []
     sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
-    sizes = {k: min(n, _REMARK) if k == "" else n for k, n in sizes.items()}  # a long remark goes on below
+    words = max([len(word) for row in rows for word in row[""].split()], default=0)
     for heading in reversed(_LEAVE_OUT):
-        if sum(sizes.values()) > width:
+        remark = words + 3 if heading in _AT_LAST else min(sizes.get("", 0), _REMARK)  # a long one goes on below
+        if sum(sizes.values()) - sizes.get("", 0) + remark > width:
             sizes.pop(heading, None)
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    room = sum(sizes.values()) - (sizes.get("", words + 3) - words - 3)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if room <= width else 0))
     for heading in sizes:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
-    for e, row in zip(evaluations, rows, strict=True):
-        table.add_row(*(row[heading] for heading in sizes), style="bold green" if verdict.recommends(e) else "")
+        least = None if heading else words
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading), min_width=least)
+    for e, row in zip_longest(evaluations, rows):
+        marked = e is not None and verdict.recommends(e)
+        table.add_row(*(row[heading] for heading in sizes), style="bold green" if marked else "" if e else "dim")
     return table
 
 
 _REMARK = 24  # characters
-_LEAVE_OUT = ("equal length", "cut off", "tokens", "wins", "loops", "seconds")
+_AT_LAST = ("prompts", "reward")
+_LEAVE_OUT = (*_AT_LAST, "equal length", "cut off", "tokens", "wins", "loops", "seconds")
+
+
+def _left_cells(trial: Left) -> dict[str, str]:
+    return {
+        "trial": str(trial.trial),
+        "alpha": "" if trial.alpha is None else f"{trial.alpha:.4g}",
+        "prompts": f"{trial.n_answers} of {trial.n_prompts}",
+        "": "not finished",
+    }
 
 
 def cells(e: Evaluation) -> dict[str, str]:

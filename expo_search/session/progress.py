@@ -23,11 +23,14 @@ _LINE = (
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
-    """What shows a line that stays on a console, cleaned; nothing when quiet."""
+    """What shows lines that stay on a console, cleaned; nothing when quiet.
 
-    def say(line: str) -> None:
-        if not quiet:
-            console.print(Text(clean(line)), soft_wrap=True)
+    On a terminal lines end between words; one that begins with blanks is a command, to be copied as it is.
+    """
+
+    def say(lines: str) -> None:
+        for line in clean(lines).split("\n") if not quiet else ():
+            console.print(Text(line), soft_wrap=not console.is_terminal or line.startswith("  "))
 
     return say
 

@@ -30,6 +30,7 @@ class StudyAttributes:
         contents: by role, times, sizes and hashes of the checkpoints' files, as they were when last loaded.
         environment: versions and hardware of the machine that evaluated last.
         confirmed: by trial, what a confirmation measured.
+        wanted: finished trials that the last search was asked for.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
@@ -41,6 +42,7 @@ class StudyAttributes:
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
     first_step: float | None = None
     artifacts: str | None = None
+    wanted: int | None = None
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:

@@ -79,6 +79,18 @@ class StudyLock:
             if mine is not None and taken_over is None:
                 self._patiently(lambda: self._give_back(mine))
 
+    def is_held(self) -> bool:
+        """Whether a live process, this one or another, holds the study. Writes nothing."""
+        if self._mine is not None:
+            return True
+        with Session(self._engine) as session:
+            if not sa.inspect(session.connection()).has_table(LockRow.__tablename__):
+                return False
+            row = session.get(LockRow, self._study_id)
+            if row is None:
+                return False
+            return _holds(row) or _Owner(row.host, row.pid, row.started) == _Owner.this_process()
+
     def beat(self, session: Session) -> None:
         """Show a sign of life in the transaction of what is being stored. Does nothing where the lock is not held.
 

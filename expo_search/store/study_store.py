@@ -188,6 +188,10 @@ class Store(AnswerTables):
             self.study = direct
             writer.close()
 
+    def is_owned(self) -> bool:
+        """Whether a live process, this one or another, searches the study. Writes nothing."""
+        return self._patiently(self._lock.is_held)
+
     def flush(self) -> None:
         """Wait until all that was kept is in the database.
 

@@ -6,6 +6,7 @@ Of a fit only the mean is drawn: its band would hide the bars of the trials wher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import CHOSEN, CONFIRMED, GAIN, Band, Scene, half_bar
@@ -73,10 +74,16 @@ def _legend(scene: Scene, width: int) -> list[str]:
         entries.append(f"{_FIT} fit")
     if scene.chosen is not None:
         entries.append(f"{CHOSEN.character} {CHOSEN.words}: alpha = {scene.chosen[0]:.4g}")
+    entries += [
+        f"↓ not in the picture, below it: alpha = {e.alpha:.4g}, gain {e.gain.mean:+.4g}"
+        for members in scene.groups.values()
+        for e in members
+        if e.gain.mean < scene.floor
+    ]
     lines: list[str] = []
     for entry in entries:
         if lines and len(lines[-1]) + len(_BETWEEN) + len(entry) <= width:
             lines[-1] += _BETWEEN + entry
         else:
-            lines.append(entry[:width])
+            lines += wrap(entry, width)
     return lines
