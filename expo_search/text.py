@@ -43,6 +43,22 @@ def markdown(text: object) -> str:
     return _MARKUP.sub(r"\\\1", one_line(str(text)))
 
 
+def spans(text: str) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it stood between backticks: commands and names of files in our sentences."""
+    return [(piece, i % 2 == 1) for i, piece in enumerate(text.split("`")) if piece]
+
+
+def markdown_spans(text: str) -> str:
+    """As `markdown`, with what stands between backticks as code."""
+    return "".join(f"`{one_line(piece)}`" if is_code else _escaped(piece) for piece, is_code in spans(text))
+
+
+def _escaped(piece: str) -> str:
+    """As `markdown`, with the blanks at its ends."""
+    before, after = (" " if end.isspace() else "" for end in (piece[:1], piece[-1:]))
+    return f"{before}{markdown(piece)}{after}" if piece.strip() else " "
+
+
 def storable(text: str) -> str:
     """Lone surrogates and NUL cannot be stored in every database."""
     return text.encode("utf-8", "replace").decode().replace("\0", "�")

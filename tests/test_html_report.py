@@ -27,7 +27,7 @@ from expo_search.cli.inspect import report_page, show
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError, StudyError
 from expo_search.evaluation.result import Evaluation
-from expo_search.results.html_report import write_report
+from expo_search.results.html_report import _with_code, write_report
 from expo_search.results.trials_csv import trials_csv
 from expo_search.search.loop import evaluations
 from expo_search.store.settings import Settings
@@ -266,3 +266,13 @@ def test_bad_options_are_refused_before_anything_is_written(store: Store, tmp_pa
     with pytest.raises(StoreError, match="no study 'nobody'"):
         report_page("nobody", tmp_path / "x.html", storage=store.url)
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_csv_has_no_blanks_in_its_header() -> None:
+    header = trials_csv([replace(make_evaluation(1, 0.5, 0.1, 0.1), excess={"cut off": 0.1})]).splitlines()[0]
+    assert " " not in header
+    assert "excess_cut_off" in header
+
+
+def test_a_sentences_backticks_are_code_and_its_markup_stays_text() -> None:
+    assert str(_with_code("see `expo-search <x>` & <b>")) == "see <code>expo-search &lt;x&gt;</code> &amp; &lt;b&gt;"

@@ -13,7 +13,7 @@ from expo_search.results.next_commands import next_steps
 from expo_search.results.note import YOURS, markdown_note
 from expo_search.results.study_results import StudyResult
 from expo_search.results.verdict import verdict
-from expo_search.text import markdown
+from expo_search.text import markdown, markdown_spans
 
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
 BETTER = make_evaluation(1, 0.3, 0.5, 0.05)
@@ -89,3 +89,21 @@ def test_commands_are_quoted_for_the_shell_and_show_no_password() -> None:
     )
     local = next_steps("s", "sqlite:////a folder/$(x).db", found)
     assert all(shlex.split(c)[-1] == "sqlite:////a folder/$(x).db" for c, _ in local)
+
+
+def test_a_note_names_no_place_of_its_database_which_may_be_moved() -> None:
+    url = "sqlite:////home/me/first/place.db"
+    study = StudyResult(
+        "s", url, [CONTROL, BETTER], {}, replace(verdict([CONTROL, BETTER]), edge=0.3, again=f"x --storage {url}")
+    )
+    note = markdown_note(study, artifacts="Artifacts: 3 files in `place.db.artifacts` beside it.")
+    assert "/home/me" not in note
+    assert "expo-search show s" in note
+    assert "add `--storage`" in note
+    assert "add `--storage`" not in markdown_note(judged([CONTROL, BETTER]))
+
+
+def test_what_stands_between_backticks_is_code_and_all_else_stays_text() -> None:
+    note = markdown_note(judged([CONTROL, BETTER]))
+    assert "(`expo-search confirm` measures it" in note.replace("\\(", "(")
+    assert markdown_spans("a <b> `c <d>` *e* `") == r"a \<b\> `c <d>` \*e\* "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from expo_search.results.html_report import write_report
 from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult, read_result
 from expo_search.results.terminal import trial_table
-from expo_search.results.verdict import verdict
+from expo_search.results.verdict import confirmation_sentence, verdict
+from expo_search.search.confirm import Confirmation
 from expo_search.search.loop import search
 from expo_search.search.standing import Left, Standing, read_standing
 from expo_search.store.attributes import StudyAttributes
@@ -168,3 +170,10 @@ def test_pairs_are_one_a_line_at_80_columns_and_verbose_has_the_checkpoints() ->
     assert sorted(line.split()[0] for line in lines[: len(names)]) == names
     assert max(map(len, lines)) <= 80
     assert re.search(r"aligned: HuggingFaceH4/zephyr-7b-beta\n", run("--verbose"))
+
+
+def test_the_confirmation_of_another_alpha_than_the_verdicts_is_shown() -> None:
+    other = Confirmation(1, 18.88, -12.0, 0.5, 40, "hash", 0.1, 12.1)
+    result = StudyResult("s", "sqlite:///s.db", TRIALS, {1: other}, verdict(TRIALS, {1: other}))
+    assert f"Confirmed too: {confirmation_sentence(other)}" in printed(result, 1000)
+    assert json.loads(printed(result, 80, as_json=True))["confirmations"][0]["alpha"] == 18.88

@@ -154,11 +154,13 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     from expo_search.results.curve.terminal import terminal_curve
     from expo_search.results.legend import legend
     from expo_search.results.next_commands import next_steps
-    from expo_search.results.summary_json import summary
+    from expo_search.results.summary_json import confirmation_json, summary
+    from expo_search.results.verdict import confirmation_sentence
 
     known, verdict = result.evaluations, result.verdict
     if as_json:
         numbers = summary(result.name, known, verdict, result.bench, result.remarks)
+        numbers["confirmations"] = [confirmation_json(c) for c in result.confirmations.values()]
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
     table = terminal.trial_table(known, verdict, console.width, result.standing.left)
@@ -170,6 +172,9 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
         console.print(Text(picture), soft_wrap=True)
     print_prose(console, " ".join([verdict.sentence(), *result.remarks]), style="bold")
+    for confirmation in result.confirmations.values():
+        if confirmation is not verdict.confirmed:  # of another alpha than the verdict's
+            print_prose(console, f"Confirmed too: {confirmation_sentence(confirmation)}")
     print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
     console.print("\nNext:")

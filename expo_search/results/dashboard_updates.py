@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.answers import json_lines, samples
-from expo_search.results.artifacts import open_artifacts, staging
+from expo_search.results.artifacts import default_place, open_artifacts, staging
 from expo_search.results.curve.interactive import plotly_curve
 from expo_search.results.curve.layout import GAIN
 from expo_search.results.curve.static import curve_png
@@ -113,4 +113,7 @@ class DashboardUpdates:
             return None
         with os.scandir(self._place) as entries:
             sizes = [entry.stat().st_size for entry in entries if entry.is_file()]
-        return f"Artifacts of this database: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB in {self._place}."
+        size = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+        if self._place != default_place(self._store.url):
+            return f"Artifacts of this database: {size} in `{self._place}`."
+        return f"Artifacts of this database: {size} in `{Path(self._place).name}` beside it."  # it may be moved

@@ -31,11 +31,12 @@ from expo_search.results.terminal import stage_seconds
 from expo_search.results.verdict import Verdict, confirmation_sentence
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
-from expo_search.text import clean, cut
+from expo_search.text import clean, cut, spans
 from expo_search.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 _IN_ORDER, _EXTREMES = 20, 5  # answers of the best trial: the first ones, and those that gained or lost most
 _IN_ORDER_OTHERS = 5
@@ -161,7 +162,16 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _with_code
     return environment.get_template("report.html.j2")
+
+
+def _with_code(text: str) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    pieces = ((escape(clean(piece)), is_code) for piece, is_code in spans(text))
+    return Markup("").join(Markup("<code>{}</code>").format(piece) if is_code else piece for piece, is_code in pieces)
 
 
 def _cleaned(value: object) -> object:

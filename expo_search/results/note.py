@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.legend import legend
 from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import StudyResult
-from expo_search.text import clean, markdown
+from expo_search.text import clean, markdown, markdown_spans, shown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
 _N_BEST = 5
@@ -21,7 +23,14 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     title = (
         "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {verdict.alpha:.4g}"
     )
-    lines = [f"## {markdown(title)}", "", markdown(" ".join([verdict.sentence(), *study.remarks])), ""]
+    place = "" if study.url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(study.url))}"
+
+    def placeless(text: str) -> str:
+        """Without the database's place: the note lies in it, and it may be moved."""
+        return text.replace(place, "") if place else text
+
+    said = placeless(" ".join([verdict.sentence(), *study.remarks]))
+    lines = [f"## {markdown(title)}", "", markdown_spans(said), ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
     lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict), _EXCESS]), ""]
     if study.bench.compared:
@@ -29,9 +38,11 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
     for command, purpose in next_steps(study.name, study.url, verdict, has_bench=bool(study.bench.tasks)):
-        lines += [f"    # {purpose}", f"    {clean(command)}"]
+        lines += [f"    # {purpose}", f"    {clean(placeless(command))}"]
+    if place:
+        lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]
     if artifacts is not None:
-        lines += ["", markdown(artifacts)]
+        lines += ["", markdown_spans(artifacts)]
     yours = old.partition(YOURS)[2] if YOURS in old else old and f"\n\n{old}"
     return "\n".join([*lines, "", YOURS]) + (yours or "\n\n(kept when this note is written anew)\n")
 

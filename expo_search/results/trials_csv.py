@@ -26,4 +26,5 @@ def trial_row(e: Evaluation) -> dict[str, Any]:
     values = {key: value for key, value in e.attributes().items() if not isinstance(value, Mapping)}
     values["broken"] = "; ".join(e.broken)
     ends = {"gain_low": e.gain.low, "gain_high": e.gain.high}
-    return {"trial": e.trial, "alpha": e.alpha, **values, **ends, **{f"excess_{k}": x for k, x in e.excess.items()}}
+    excess = {f"excess_{name.replace(' ', '_')}": by for name, by in e.excess.items()}
+    return {"trial": e.trial, "alpha": e.alpha, **values, **ends, **excess}
