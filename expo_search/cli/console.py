@@ -15,14 +15,23 @@ from rich.text import Text
 from expo_search.errors import ExpoError, StoreError
 from expo_search.text import clean, one_line
 
-Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Database of the studies.")]
+Storage = Annotated[
+    str, typer.Option("--storage", metavar="URL", help="Database of the studies.", rich_help_panel="Output")
+]
 Artifacts = Annotated[
     str | None,
-    typer.Option("--artifacts", metavar="DIR|S3_URL", help="Where trials' files are: a folder, or s3://BUCKET/PREFIX."),
+    typer.Option(
+        "--artifacts",
+        metavar="DIR|S3_URL",
+        help="Where trials' files are: a folder, or s3://BUCKET/PREFIX.",
+        rich_help_panel="Output",
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Log = Annotated[Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.", rich_help_panel="Output")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel="Output")]
+Log = Annotated[
+    Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.", rich_help_panel="Output")
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
 DEFAULT_LOG = Path("expo-search.log")
 

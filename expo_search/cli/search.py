@@ -31,7 +31,7 @@ from expo_search.cli.inspect import print_result
 from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.amounts import seconds as seconds_of
 from expo_search.config.amounts import tokens as tokens_of
-from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, overrides
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, PANELS, overrides
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
@@ -49,9 +49,11 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `config.options` in the place of its `**settings`, None where one is not given."""
 
     def parameter(option: Any) -> inspect.Parameter:
-        shown = typer.Option(option.flag, help=option.help, metavar=option.metavar)
+        panel = PANELS[option.table]
+        shown = typer.Option(option.flag, help=option.help, metavar=option.metavar, rich_help_panel=panel)
         if option.kind is bool:
-            shown = typer.Option(f"{option.flag}/{option.flag.replace('--', '--no-', 1)}", help=option.help)
+            both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
+            shown = typer.Option(both, help=option.help, rich_help_panel=panel)
         kind = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(option.parameter, kind, default=None, annotation=Annotated[option.kind | None, shown])
 
@@ -68,37 +70,61 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @with_settings
 def search(
     context: typer.Context,
-    pair: Annotated[str | None, typer.Option(help="A preset; see `expo-search pairs`.")] = None,
-    study: Annotated[Path | None, typer.Option(metavar="FILE", help="A study file in TOML.")] = None,
-    trials: Annotated[int, typer.Option(help="Go on until the study has this many finished trials.")] = DEFAULT_TRIALS,
+    pair: Annotated[str | None, typer.Option(help="A preset; see `expo-search pairs`.", rich_help_panel="Pair")] = None,
+    study: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A study file in TOML.", rich_help_panel="Pair")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(help="Go on until the study has this many finished trials.", rich_help_panel="Search")
+    ] = DEFAULT_TRIALS,
     confirm: Annotated[
-        int | None, typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.")
+        int | None,
+        typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.", rich_help_panel="Search"),
     ] = None,
     bench: Annotated[
-        str | None, typer.Option(metavar="A,B,..", help="At the end, compare the winner with alpha = 0 on these tasks.")
+        str | None,
+        typer.Option(
+            metavar="A,B,..",
+            help="At the end, compare the winner with alpha = 0 on these tasks.",
+            rich_help_panel="Search",
+        ),
     ] = None,
     bench_data: Annotated[
-        list[str] | None, typer.Option(metavar="TASK=FILE", help="As --data of `bench`; may be given again.")
+        list[str] | None,
+        typer.Option(metavar="TASK=FILE", help="As --data of `bench`; may be given again.", rich_help_panel="Search"),
     ] = None,
-    bench_limit: Annotated[int | None, typer.Option(metavar="N", help="As --limit of `bench`.")] = None,
+    bench_limit: Annotated[
+        int | None, typer.Option(metavar="N", help="As --limit of `bench`.", rich_help_panel="Search")
+    ] = None,
     time_limit: Annotated[
         str | None,
-        typer.Option("--time", metavar="2h", help="Spend so much time, confirmation included; 90m, 1h30m."),
+        typer.Option(
+            "--time",
+            metavar="2h",
+            help="Spend so much time, confirmation included; 90m, 1h30m.",
+            rich_help_panel="Search",
+        ),
     ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(metavar="3M", help="Spend so many tokens on the study, confirmation included; 250k, 40000."),
+        typer.Option(
+            metavar="3M",
+            help="Spend so many tokens on the study, confirmation included; 250k, 40000.",
+            rich_help_panel="Search",
+        ),
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.")
+        bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.", rich_help_panel="Pair")
     ] = False,
-    study_name: Annotated[str | None, typer.Option(help="Name in the database; the pair's by default.")] = None,
+    study_name: Annotated[
+        str | None, typer.Option(help="Name in the database; the pair's by default.", rich_help_panel="Search")
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", rich_help_panel="Output")] = False,
     **settings: Any,
 ) -> None:
     """Search for the best alpha of a pair, or go on with the study of that name."""

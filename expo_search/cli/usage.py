@@ -15,6 +15,7 @@ from expo_search.text import one_line
 # typer brings click's classes under private names; these are theirs
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 _COMMAND = "expo-search"
+_PANELS = ("Pair", "Prompts", "Search", "Engine", "Output")  # of the search's options, in this order
 
 
 class Commands(TyperGroup):
@@ -30,6 +31,20 @@ class Commands(TyperGroup):
             return super().make_context(*arguments, **options)
         except UsageError as fault:
             raise as_ours(fault, self) from None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options by what they are about, then the commands; in plain text, which no width cuts off."""
+        panels: dict[str, list[Any]] = {panel: [] for panel in _PANELS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or _PANELS[-1], []).append(record)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
+        with formatter.section("Commands"):  # typer's own cuts what they do off at the width
+            formatter.write_dl([(name, _does(command)) for name, command in self.commands.items()])
 
     def invoke(self, ctx: Any) -> Any:
         """As typer's; the options of a command are read here."""
@@ -89,6 +104,11 @@ def unknown_command(typed: str, group: Any) -> StudyError:
     elif near:
         do = f"did you mean `expo-search {near}`?"
     return StudyError(where=_COMMAND, found=f"no command {typed!r}", expected="one of its commands", do=do)
+
+
+def _does(command: Any) -> str:
+    """A command's first paragraph, whole."""
+    return " ".join((command.help or "").partition("\n\n")[0].split())
 
 
 def _near(typed: str | None, names: list[str]) -> str | None:

@@ -43,6 +43,9 @@ class Option:
         return f"--{self.parameter.replace('_', '-')}"
 
 
+# where the help shows a table's options
+PANELS = {"pair": "Pair", "prompts": "Prompts", "sampling": "Prompts", "search": "Search", "reward": "Engine"}
+PANELS |= {"engine": "Engine"}
 _MODEL = "PATH_OR_ID"
 OPTIONS = (
     Option("pair", "sft", str, "The SFT checkpoint.", _MODEL),
