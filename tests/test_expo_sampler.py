@@ -242,6 +242,13 @@ class TestBracketing:
         found = explored(hill(place), 20, noise=SE)
         assert best(found).gain.mean > 0.85 * 0.3
 
+    def test_a_small_alpha_that_was_lucky_on_few_prompts_does_not_keep_it_from_looking_below_0(self) -> None:
+        lucky = trial(1, 0.0625, 0.08, "enough", se=0.05)
+        lost = [trial(2, 0.25, -0.12, "enough", se=0.05), trial(3, 0.5, -0.3, "hopeless", se=0.05)]
+        assert bracketing([CONTROL, lucky, *lost], -1.0, 64.0, 0.25) is None, "first it is tried on all prompts"
+        assert bracketing([CONTROL, lucky, *lost, trial(4, 0.08, 0.01, se=0.03)], -1.0, 64.0, 0.25) == -0.25
+        assert bracketing([CONTROL, lucky, *lost, trial(4, 0.08, 0.1, se=0.03)], -1.0, 64.0, 0.25) is None
+
     def test_only_one_step_down_is_taken_for_a_loss_that_may_be_chance(self) -> None:
         steps = [trial(i, a, -0.01, "enough", se=0.05) for i, a in enumerate((0.25, 0.5, 1.0, 2.0), 1)]
         fallen = trial(9, 4.0, -3.0, "degenerate")

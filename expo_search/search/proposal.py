@@ -65,8 +65,7 @@ def bracketing(trials: Sequence[Finished], low: float, high: float, start: float
     above = sorted((t for t in trials if t.alpha > 0), key=lambda t: t.alpha)
     if not above:
         return min(high, max(low, start if start else high / 4)) if high > 0 else None
-    best = _front_runner(trials)
-    gains = best is not None and best.alpha > 0
+    best, gains = _front_runner(trials), _gains_above_0(trials)
     top = above[-1]
     if not _is_past(above, trials) and top.alpha < high * (1 - 1e-9):
         return min(high, 2 * top.alpha)
@@ -81,9 +80,9 @@ def bracketing(trials: Sequence[Finished], low: float, high: float, start: float
     if too_far and above[0].alpha / 4 >= max(low, _LEAST_ALPHA):  # perhaps even the smallest step is one too far
         return above[0].alpha / 4
     if low < 0 and worse and not gains and not any(t.alpha < 0 for t in trials):
-        standing_worse = [t.alpha for t in worse if not collapsed(t, trials)]
-        if standing_worse or len(worse) == len(above):
-            return max(low, -min([0.5, *standing_worse]))
+        lost = [t.alpha for t in worse if t.outcome != "degenerate" and not t.broken]
+        if lost or len(worse) == len(above):
+            return max(low, -min([0.5, *lost]))
     return None
 
 
@@ -119,9 +118,7 @@ def posterior(trials: Sequence[Finished], low: float, high: float) -> Fit:
     clearly worse.
     """
     positive = [t for t in trials if t.alpha > 0]
-    best = _front_runner(trials)
-    gains = best is not None and best.alpha > 0
-    open_below = not gains and any(t.alpha < 0 and not _is_worse(t, None, trials) for t in trials)
+    open_below = not _gains_above_0(trials) and any(t.alpha < 0 and not _is_worse(t, None, trials) for t in trials)
     if low < 0 < high and not open_below and not (positive and all(t.gain.mean + t.gain.se < 0 for t in positive)):
         low = 0.0
     high = min([high, max([t.alpha for t in positive], default=high), *_before_the_cliff(trials, 1)])
@@ -189,6 +186,12 @@ def _front_runner(trials: Sequence[Finished]) -> Finished | None:
     able = [t for t in trials if t.alpha != 0 and _may_win(t, trials)]
     best = max(able, key=lambda t: t.gain.mean - t.gain.se, default=None)
     return best if best is not None and best.gain.mean - best.gain.se > 0 else None
+
+
+def _gains_above_0(trials: Sequence[Finished]) -> bool:
+    """Whether an alpha above 0 seems to gain: by the trials on all prompts where there are any, for others are luck."""
+    able = [t for t in trials if t.alpha > 0 and _may_win(t, trials)]
+    return any(t.gain.mean > t.gain.se for t in [t for t in able if t.outcome == "complete"] or able)
 
 
 def _may_win(trial: Finished, trials: Sequence[Finished]) -> bool:
