@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.begin import init, schema
 from expo_search.cli.bench import bench
 from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(search)
 app.command("pairs")(list_pairs)
+app.command("init")(init)
+app.command("schema")(schema)
 app.command("confirm")(confirm_winner)
 app.command("bench")(bench)
 app.command("export")(export_model)

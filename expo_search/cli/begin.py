@@ -1,0 +1,70 @@
+"""The commands to begin a study of one's own with: `init` writes a study file, `schema` what editors complete it by."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from expo_search.cli.console import console_on
+from expo_search.errors import StudyError
+from expo_search.text import clean
+
+_MODEL = "PATH_OR_ID"
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A new study file.")],
+    pair: Annotated[str | None, typer.Option(help="A preset to build on.")] = None,
+    sft: Annotated[str | None, typer.Option(metavar=_MODEL, help="The SFT checkpoint.")] = None,
+    aligned: Annotated[str | None, typer.Option(metavar=_MODEL, help="The checkpoint aligned from it.")] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar=_MODEL, help="A sequence classifier with one label; to be filled in else.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE_OR_DATASET", help="Prompts.")] = None,
+) -> None:
+    """Write a commented study file, from a preset or from the paths of two checkpoints."""
+    from expo_search.config.keys import study_file
+
+    if pair is None and (sft is None or aligned is None):
+        raise StudyError(
+            where="init",
+            found="no pair",
+            expected="--pair NAME, or --sft and --aligned",
+            do=f"write for example: expo-search init {file} --pair zephyr",
+        )
+    given = {"aligned": aligned, "sft": sft, "reward_model": reward_model, "prompts": prompts}
+    if pair is None and reward_model is None:
+        given["reward_model"] = "PATH_OR_ID"
+    text = study_file(pair, {key: _from(file, value) for key, value in given.items() if value is not None})
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except OSError as fault:
+        raise StudyError(
+            where=str(file),
+            found="exists already" if isinstance(fault, FileExistsError) else fault.strerror or str(fault),
+            expected="a new file",
+            do="give another name",
+        ) from None
+    todo = "" if reward_model or pair else "; fill in its reward_model"
+    err = console_on(sys.stderr)
+    err.print(Text(clean(f"written to {file}{todo}. Then:\n  expo-search --study {file} --dry-run")), soft_wrap=True)
+
+
+def _from(file: Path, value: str) -> str:
+    """A relative path that is there, as it lies from the study file; anything else as it is."""
+    is_here = not value.startswith(("/", "~")) and Path(value).exists()
+    return os.path.relpath(value, file.parent) if is_here else value
+
+
+def schema() -> None:
+    """Print the JSON schema of study files, which editors complete and check them with."""
+    from expo_search.config.keys import schema as of_files
+
+    typer.echo(json.dumps(of_files(), indent=2))

@@ -1,0 +1,107 @@
+"""A study file to begin with, and the schema that editors complete it by: both say what `StudySpec` is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from expo_search.cli.begin import init
+from expo_search.config.keys import schema, study_file
+from expo_search.config.presets import load_study, preset_names
+from expo_search.config.spec import StudySpec
+from expo_search.errors import StudyError
+
+OWN = {"aligned": "models/aligned", "sft": "models/sft", "reward_model": "org/judge", "prompts": "my.jsonl"}
+
+
+def loaded(folder: Path, text: str) -> StudySpec:
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    return load_study(file=folder / "mine.toml", trust_remote_code=True)
+
+
+def without_marks(text: str) -> str:
+    """Every key that has a value taken from behind its #."""
+    return re.sub(r"^# (?=\w+ = \S)", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted({file.stem for file in preset_names().values()}))
+def test_a_file_on_a_preset_is_the_preset_also_with_every_key_taken_from_behind_its_mark(
+    name: str, tmp_path: Path
+) -> None:
+    preset = load_study(preset=name, trust_remote_code=True)
+    for text in (study_file(name, {}), without_marks(study_file(name, {}))):
+        assert loaded(tmp_path, text) == preset
+
+
+def test_a_file_of_ones_own_pair_has_all_defaults(tmp_path: Path) -> None:
+    overrides = {
+        "pair": {key: OWN[key] for key in ("aligned", "sft", "reward_model")},
+        "prompts": {"source": "my.jsonl"},
+    }
+    usual = load_study(overrides=overrides, name="mine", trust_remote_code=True)
+    for text in (study_file(None, OWN), without_marks(study_file(None, OWN))):
+        assert loaded(tmp_path, text) == usual
+    assert set(tomllib.loads(study_file(None, OWN))["pair"]) == {"aligned", "sft", "reward_model"}
+
+
+def test_every_key_of_a_search_stands_in_the_file() -> None:
+    text = study_file(None, OWN)
+    for table, field in StudySpec.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        assert not keys or f"[{table}]" in text
+        for key in set(keys) - {"family", "aliases", "licence", "notes", "needs_remote_code", "parts"}:
+            assert re.search(rf"^(# )?{key} =", text, re.MULTILINE), f"{table}.{key}"
+
+
+def test_init_writes_a_new_file_alone_and_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init(tmp_path / "a.toml", None, "sft", "aligned", None, None)
+    assert "fill in its reward_model" in capsys.readouterr().err
+    before = (tmp_path / "a.toml").read_bytes()
+    with pytest.raises(StudyError, match="exists already; expected a new file"):
+        init(tmp_path / "a.toml", "zephyr", None, None, None, None)
+    assert (tmp_path / "a.toml").read_bytes() == before
+    with pytest.raises(StudyError, match="no pair; expected --pair NAME, or --sft and --aligned"):
+        init(tmp_path / "b.toml", None, "sft", None, None, None)
+    with pytest.raises(StudyError, match="unknown preset"):
+        init(tmp_path / "b.toml", "zefyr", None, None, None, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.toml"]
+
+
+def test_paths_that_are_there_are_written_as_they_lie_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("sft", "aligned", "studies"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    init(Path("studies/mine.toml"), None, "sft", "aligned", "org/judge", None)
+    pair = tomllib.loads(Path("studies/mine.toml").read_text(encoding="utf-8"))["pair"]
+    assert pair == {"sft": "../sft", "aligned": "../aligned", "reward_model": "org/judge"}
+    assert load_study(file=Path("studies/mine.toml")).pair.sft == "sft"
+
+
+def test_the_schema_has_every_key_with_its_default_and_takes_the_presets() -> None:
+    told = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "expo_search", "schema"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert told == schema()
+    search = told["$defs"]["SearchSpec"]["properties"]
+    assert search["seed"]["default"] == 42
+    assert search["racing"]["description"] == "Stop a trial early once it cannot win."
+    assert "zephyr" in told["properties"]["preset"]["enum"]
+    assert told["$defs"]["SearchSpec"]["additionalProperties"] is False
+    for file in set(preset_names().values()):
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        assert set(data) <= set(told["properties"])
+        for table, values in data.items():
+            model = getattr(StudySpec.model_fields[table].annotation, "__name__", "")
+            assert not isinstance(values, dict) or set(values) <= set(told["$defs"][model]["properties"])
