@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from twins import make_pair
 
-from expo_search.bench.harness_task import HarnessTask, load_harness
+from expo_search.bench import harness_task
+from expo_search.bench.harness_task import HarnessTask, children, load_harness
 from expo_search.bench.result import read_bench
 from expo_search.bench.run import run
 from expo_search.config.spec import EngineSpec, SamplingSpec
@@ -130,7 +132,7 @@ ROLLING: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "n_requests"), [("choice", 12), ("answer", 4)])
+@pytest.mark.parametrize(("kind", "n_requests"), [("choice", 12), ("answer", 4), ("rolling", None)])
 def test_a_task_of_the_harness_scores_as_it_does_with_its_own_model(
     kind: str, n_requests: int | None, model: VllmModel, home: Path, reference: Any, tmp_path: Path
 ) -> None:
@@ -186,10 +188,26 @@ def test_a_run_of_the_harness_that_was_stopped_asks_no_stored_request_again(
     assert watcher.asked == [18 - 7]
 
 
-def test_an_unknown_task_of_the_harness_and_data_that_are_not_to_be_had_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"unknown task 'lm_eval:helaswag'; expected one of lm_eval:hellaswag"):
-        load_harness("lm_eval:helaswag", None)
+def test_the_leaderboards_members_are_compared_one_by_one(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    for name, n in (("one", 2), ("two", 3), ("three", 4)):
+        write_task(tmp_path, name, n, **CHOICE)
+    (tmp_path / "inner.yaml").write_text(json.dumps({"group": "inner", "task": ["two", "three"]}))
+    (tmp_path / "outer.yaml").write_text(json.dumps({"group": "outer", "task": ["one", "inner"]}))
+    loaded = TaskManager(include_path=tmp_path, include_defaults=False).load(["outer"])
+    members = children(loaded["groups"]["outer"])
+    assert {name: list(tasks) for name, tasks in members.items()} == {"one": ["one"], "inner": ["two", "three"]}
+
+
+def test_an_unknown_task_of_the_harness_and_data_that_are_not_to_be_had_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = Path(write_task(tmp_path, "gone", 1, **CHOICE))
     (tmp_path / "gone.jsonl").unlink()
     with pytest.raises(PromptsError, match=r"task lm_eval:.*gone.yaml: "):
         load_harness(f"lm_eval:{file}", None)
+    index = SimpleNamespace(all_tasks=["arc_challenge", "hellaswag"])  # its own takes seconds to read
+    monkeypatch.setattr(harness_task, "_manager", lambda **_: index)
+    with pytest.raises(StudyError, match=r"unknown task 'lm_eval:helaswag'; expected one of lm_eval:hellaswag"):
+        load_harness("lm_eval:helaswag", None)

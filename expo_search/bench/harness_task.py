@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import BenchStore, Score, Scores
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerBase
 
 PREFIX, CHAT_PREFIX = "lm_eval:", "lm_eval_chat:"
@@ -117,10 +120,9 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
     harness = need_harness(name)
     prefix = CHAT_PREFIX if name.startswith(CHAT_PREFIX) else PREFIX
     wanted = name.removeprefix(prefix)
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    if wanted not in manager.all_tasks and not wanted.endswith((".yaml", ".yml")):
+    is_file = wanted.endswith((".yaml", ".yml"))
+    manager = _manager(with_index=not is_file)
+    if not is_file and wanted not in manager.all_tasks:
         near = difflib.get_close_matches(wanted, manager.all_tasks, n=3, cutoff=0.5)
         raise StudyError(
             where="--tasks",
@@ -140,17 +142,27 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
     tasks = loaded["tasks"]
     if wanted != _LEADERBOARD:
         return [_benchmark(f"{prefix}{_short(wanted)}", tasks, limit, harness)]
-    group = loaded["groups"][wanted]
-    units = {child.name if hasattr(child, "get_all_tasks") else child.task_name: child for child in group}
-    return [
-        _benchmark(
-            f"{prefix}{child}",
-            {t.task_name: t for t in unit.get_all_tasks()} if hasattr(unit, "get_all_tasks") else {child: unit},
-            limit,
-            harness,
-        )
-        for child, unit in units.items()
-    ]
+    units = children(loaded["groups"][wanted])
+    return [_benchmark(f"{prefix}{name}", of_unit, limit, harness) for name, of_unit in units.items()]
+
+
+@cache
+def _manager(*, with_index: bool) -> TaskManager:
+    """The harness's finder of tasks; the index of all its own takes seconds to read, and a file needs none."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=with_index)
+
+
+def children(group: Group) -> dict[str, dict[str, Task]]:
+    """The members of a group, each with its own tasks by name: itself, or those of a group within the group."""
+    found: dict[str, dict[str, Task]] = {}
+    for child in group:
+        if hasattr(child, "get_all_tasks"):
+            found[child.name] = {task.task_name: task for task in child.get_all_tasks()}
+        else:
+            found[child.task_name] = {child.task_name: child}
+    return found
 
 
 def _benchmark(name: str, tasks: Mapping[str, Task], limit: int | None, harness: str) -> HarnessTask:
