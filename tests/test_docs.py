@@ -13,9 +13,16 @@ from typing import Any
 import optuna
 import pytest
 import typer.main
+from databases import PostgresServer
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 
 import expo_search as es
 from expo_search.cli.main import app
+from expo_search.config.spec import SearchSpec
+from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.result import Evaluation
+from expo_search.search.loop import search
+from expo_search.store.study_store import Store
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -74,3 +81,23 @@ def test_the_table_of_modules_is_the_tree() -> None:
     named = set(re.findall(r"`([a-z0-9_]+)/?`", table))
     there = {p.stem for p in package.rglob("*.py")} - {"__init__", "__main__"}
     assert there - named == set()
+
+
+def test_a_study_is_moved_to_a_server_as_the_page_says(tmp_path: Path, postgres: PostgresServer) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "storage.md").read_text("utf-8"), re.DOTALL)
+    old, new, prompts = f"sqlite:///{tmp_path / 'old.db'}", postgres.database(), make_prompts(6)
+    Store(new, "another").close()  # so that the two numbers of the study differ
+
+    def run(url: str, n_trials: int) -> list[Evaluation]:
+        store = Store(url, "zephyr")
+        store.put_prompts("search", prompts)
+        objective = Objective(FakeModel(), FakeScorer(), store, prompts, FakeWatcher())
+        return search(store, objective, SearchSpec(sampler="random", seed=5), n_trials)
+
+    run(old, 2)
+    for written, meant in (("sqlite:///expo-search.db", old), ("postgresql+psycopg://me@dbhost/expo", new)):
+        code = code.replace(written, meant)
+    exec(code, {})
+    assert Store(new, "zephyr").rated(1, "search") == Store(old, "zephyr").rated(1, "search")
+    moved, there = run(new, 4), run(old, 4)
+    assert [(e.alpha, e.reward, e.gain) for e in moved] == [(e.alpha, e.reward, e.gain) for e in there]
