@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import optuna
 
@@ -31,6 +32,10 @@ class MemoryStore(Store):
     @contextmanager
     def owned(self) -> Iterator[None]:
         yield
+
+    def keep_with_trial(self, trial: optuna.Trial, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
 
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         self._prompts[part] = list(prompts)

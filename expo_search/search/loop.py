@@ -103,7 +103,7 @@ def search(
             except MaterializeError:
                 study.tell(trial, state=TrialState.FAIL)  # not to be gone on with: the same alpha fails again
                 raise
-            _keep(trial, evaluation)
+            _keep(store, trial, evaluation)
             if before_tell is not None:
                 before_tell(trial, evaluation)
             study.tell(trial, evaluation.gain.mean)
@@ -216,10 +216,9 @@ def _report(trial: Trial, seen: Evaluation) -> None:
         trial.report(seen.gain.mean, seen.gain.n)
 
 
-def _keep(trial: Trial, evaluation: Evaluation) -> None:
+def _keep(store: Store, trial: Trial, evaluation: Evaluation) -> None:
     """The evaluation as the trial's attributes, and the guardrails as Optuna's constraints (kept: at most 0)."""
-    for key, value in evaluation.attributes().items():
-        trial.set_user_attr(key, value)
+    store.keep_with_trial(trial, evaluation.attributes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, excess in evaluation.excess.items():

@@ -1,7 +1,7 @@
 """Optuna's attributes of studies and trials, many of them in one statement.
 
-Its storage makes a transaction for each attribute, of four round trips to a server, and a trial has forty. The rows
-are those that it would write; its own classes say which tables and columns there are.
+Its storage makes a transaction for each attribute, which a disk has to confirm or a server four times to answer, and
+a trial has forty. The rows are those that it would write; its own classes say which tables and columns there are.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ defaults a dashboard's open read transaction ends a study at `tell` and loses it
 from __future__ import annotations
 
 import itertools
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from expo_search.store.database import (
     store_faults,
     use_write_ahead_log,
 )
+from expo_search.store.optuna_rows import AttributeRow, write_attributes
 from expo_search.store.recent import Recent
 from expo_search.store.server import Patience, patient_storage, was_made_meanwhile
 from expo_search.store.settings import Settings, compare_settings
@@ -36,7 +38,7 @@ from expo_search.text import shown
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-    from optuna import Study
+    from optuna import Study, Trial
     from optuna.storages import RDBStorage
     from sqlalchemy.orm import Session
 
@@ -136,6 +138,15 @@ class Store(AnswerTables):
     def keep(self, attributes: StudyAttributes) -> None:
         """Keep what is not None in these with the study, in the place of what it has."""
         attributes.keep_in(self.study)
+
+    def keep_with_trial(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+        """Keep a running trial's attributes, all of them or none; `trial` itself need not know of them."""
+        if self._writer is not None:  # which writes together what comes together
+            for key, value in attributes.items():
+                trial.set_user_attr(key, value)
+            return
+        rows = [AttributeRow("trial user", lambda: trial._trial_id, k, json.dumps(v)) for k, v in attributes.items()]
+        self._do(lambda session: write_attributes(session, rows))
 
     def pin_settings(self, settings: Settings, spec: Mapping[str, Any]) -> None:
         """Keep what a new study is made under: `settings`, which every resume must agree with, and the whole spec.
