@@ -243,7 +243,8 @@ class Session:
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
         budget = self._with_spent(budget, running.store)
-        running.store.keep(StudyAttributes(wanted=n_trials))
+        if budget is None:  # which pays for a number of trials that nobody knows before
+            running.store.keep(StudyAttributes(wanted=n_trials))
         there = read_standing(running.store, None).there()
         if there:
             self.say(f"study {self.name}: {there}")

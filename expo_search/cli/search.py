@@ -25,6 +25,7 @@ from expo_search.cli.console import (
     TrustRemoteCode,
     give_up_on,
     known_study,
+    print_prose,
     terminal,
 )
 from expo_search.cli.inspect import print_result
@@ -119,6 +120,14 @@ def search(
     study_name: Annotated[
         str | None, typer.Option(help="Name in the database; the pair's by default.", rich_help_panel="Search")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, plan memory, tell tokens, minutes and disk; load nothing.",
+            rich_help_panel="Search",
+        ),
+    ] = False,
     storage: Storage = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
     log: Log = DEFAULT_LOG,
@@ -162,6 +171,9 @@ def search(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
     wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
+    if dry_run:
+        _forecast(spec, trials, confirm, wanted, storage, log, quiet=quiet, as_json=as_json)
+        return
     _search(spec, trials, confirm, wanted, storage, artifacts, log, budget, quiet=quiet, as_json=as_json)
 
 
@@ -180,6 +192,40 @@ def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:
 def _is_typed(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def _forecast(
+    spec: StudySpec,
+    n_trials: int,
+    n_confirm: int | None,
+    bench: Wanted | None,
+    storage: str,
+    log: Path,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Print what a search would take, once all that it would check is checked."""
+    from expo_search.session.forecast import forecast
+
+    with (
+        terminal(log) as (out, err),
+        # what is said on the way, the memory plan too, is for people
+        open_session(spec, storage, start=False, quiet=quiet or as_json, console=err) as session,
+    ):
+        if n_confirm is not None:
+            session.checked.confirm_prompts(n_confirm, "--confirm")
+        if bench is not None:
+            session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
+        expected = forecast(session.checked, n_trials)
+        if as_json:
+            plan = session.checked.memory
+            told = expected.as_json() | {"memory": None if plan is None else plan.sentence()}
+            out.print(Text(json.dumps(told, indent=2)), soft_wrap=True)
+            return
+        for line in expected.sentences():
+            print_prose(out, line)
+        print_prose(out, "All is checked; nothing was loaded or written. Without --dry-run the search begins.")
 
 
 def _search(

@@ -1,0 +1,143 @@
+"""A checked study -> what its search will take: tokens, minutes, room for the export. Loads nothing, writes nothing.
+
+Minutes are told from trials that are stored in the same database: of this study, or of another one with the same
+weights, arithmetic and reward model; on a GPU where there is none from the memory plan's estimate. Where neither is
+known nothing is made up.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.evaluation.result import Evaluation
+from expo_search.search.loop import evaluations
+from expo_search.session.preflight import Checked
+from expo_search.store.attributes import stored_attributes
+from expo_search.store.database import study_names
+from expo_search.store.settings import Settings
+from expo_search.store.study_store import Store
+
+# settings with which a token takes as long and answers are as long
+_ALIKE: tuple[str, ...] = (
+    "files.aligned",
+    "files.sft",
+    "files.reward_model",
+    "engine.arithmetic",
+    "engine.tensor_parallel",
+)
+_ALIKE += ("reward.backend", "reward.arithmetic", "sampling.max_tokens")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search will take at most: racing and settling end many a trial, and many a search, before.
+
+    Attributes:
+        n_there, n_trials: finished trials, and those wanted.
+        most_tokens: if every answer to come were as long as it may be. tokens: by the length of stored answers.
+        seconds: for the trials to come; None where nothing tells. source: what tells it.
+        export_bytes: of the exported tensors; None where another model answers. free_bytes: in the working folder.
+    """
+
+    n_there: int
+    n_trials: int
+    n_prompts: int
+    max_tokens: int
+    most_tokens: int
+    tokens: int | None
+    seconds: float | None
+    source: str
+    export_bytes: int | None
+    free_bytes: int
+
+    def sentences(self) -> list[str]:
+        """For people, a line each."""
+        to_come = max(0, self.n_trials - self.n_there)
+        there = f", {self.n_there} of them are there" if self.n_there else ""
+        lines = [f"trials: {self.n_trials}{there}"]
+        each = f"{to_come} trials x {self.n_prompts} prompts x {self.max_tokens} tokens"
+        likely = "" if self.tokens is None else f"; about {self.tokens:,} if answers are as long as {self.source}"
+        lines.append(f"tokens: at most {self.most_tokens:,} ({each}){likely}")
+        if self.seconds is None:
+            lines.append("time: not known before a trial has run here with this pair")
+        else:
+            minutes = self.seconds / 60
+            shown = f"{minutes:.0f} min" if minutes >= 1 else f"{self.seconds:.0f} s"
+            lines.append(f"time: about {shown} at most, by {self.source}, the start of the engine not counted")
+        if self.export_bytes is not None:
+            room = "" if self.free_bytes > self.export_bytes else ": too little"
+            size, free = (f"{n / 1e9:.2f} GB" for n in (self.export_bytes, self.free_bytes))
+            lines.append(f"export: {size} on the disk; {free} free in the working folder{room}")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return dict(vars(self))
+
+
+def forecast(checked: Checked, n_trials: int) -> Forecast:
+    """What a search of n_trials will take, from what is stored and planned."""
+    n_prompts, max_tokens = len(checked.search_prompts), checked.spec.sampling.max_tokens
+    own, alike, name = _stored(checked)
+    to_come = max(0, n_trials - len(own))
+    tokens = seconds = None
+    source = ""
+    measured = [e for e in alike if e.n_generated]
+    if measured:
+        answers = sum(e.gain.n for e in measured)
+        source = f"those of {len(measured)} trials of study {name}"
+        tokens = round(to_come * n_prompts * sum(e.n_tokens for e in measured) / answers)
+        spent_s = sum(e.switch_s + e.generate_s + e.score_s + e.other_s for e in measured)
+        seconds = tokens * spent_s / max(1, sum(e.n_generated for e in measured))
+    elif checked.memory is not None and checked.memory.trial_s > 0:
+        source = "the memory plan's estimate of a trial"
+        seconds = to_come * checked.memory.trial_s
+    aligned = None if checked.memory is None else open_checkpoint(checked.pair.aligned.path, role="aligned")
+    return Forecast(
+        n_there=len(own),
+        n_trials=n_trials,
+        n_prompts=n_prompts,
+        max_tokens=max_tokens,
+        most_tokens=to_come * n_prompts * max_tokens,
+        tokens=tokens,
+        seconds=seconds,
+        source=source,
+        export_bytes=None if aligned is None else aligned.n_bytes,
+        free_bytes=shutil.disk_usage(Path.cwd()).free,
+    )
+
+
+def _stored(checked: Checked) -> tuple[Sequence[Evaluation], Sequence[Evaluation], str]:
+    """This study's trials; those that tell how long one takes, with their study's name."""
+    storage, own = checked.storage, list[Evaluation]()
+    names = study_names(storage)
+    if checked.spec.name in names:
+        own = _trials(storage, checked.spec.name)
+        if own:
+            return own, own, checked.spec.name
+    wanted = _alike(checked.settings)
+    for name in names:
+        kept = stored_attributes(storage, name)
+        if kept is not None and kept.settings is not None and _alike(kept.settings) == wanted:
+            trials = _trials(storage, name)
+            if trials:
+                return own, trials, name
+    return own, [], ""
+
+
+def _trials(storage: str, name: str) -> list[Evaluation]:
+    store = Store(storage, name, read_only=True)
+    try:
+        return evaluations(store.study)
+    finally:
+        store.close()
+
+
+def _alike(settings: Settings) -> list[object]:
+    flat = settings.flat()
+    return [flat.get(key) for key in _ALIKE]

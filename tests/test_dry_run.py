@@ -1,0 +1,122 @@
+"""`--dry-run`: all is checked, what a search takes is told from what is stored, and nothing is loaded or written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from twins import make_pair, make_reward_model, write_prompts
+
+from expo_search.config.presets import load_study
+from expo_search.config.spec import StudySpec
+from expo_search.evaluation.objective import Objective
+from expo_search.search.loop import search
+from expo_search.session.forecast import forecast
+from expo_search.session.preflight import check
+from expo_search.session.running import pin
+from expo_search.store.study_store import Store
+
+URL = "sqlite:///test.db"
+N_PROMPTS = 12
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_pair(tmp_path, "llama-tied")
+    make_reward_model(tmp_path / "reward")
+    write_prompts(tmp_path / "prompts.jsonl", 20)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def spec(name: str = "mine", **engine: Any) -> StudySpec:
+    overrides: dict[str, dict[str, Any]] = {
+        "pair": {"aligned": "aligned", "sft": "sft", "reward_model": "reward"},
+        "prompts": {"source": "prompts.jsonl", "n": N_PROMPTS},
+        "sampling": {"max_tokens": 8},
+        "search": {"sampler": "random", "seed": 5, "alpha_min": 0.0, "alpha_max": 1.0},
+        "engine": {"max_model_len": 128} | engine,
+    }
+    return load_study(overrides=overrides, name=name)
+
+
+def searched(study: StudySpec, n_trials: int) -> None:
+    """A study as a search of ours leaves it, but that fakes answered and scored."""
+    checked = check(study, URL, lambda _: None)
+    store, prompts = Store(URL, study.name), make_prompts(N_PROMPTS)
+    pin(store, checked)
+    search(store, Objective(FakeModel(), FakeScorer(), store, prompts, FakeWatcher()), study.search, n_trials)
+    store.close()
+
+
+def test_without_a_stored_trial_no_time_is_made_up(home: Path) -> None:
+    told = forecast(check(spec(), URL, lambda _: None), 20)
+    assert (told.most_tokens, told.tokens, told.seconds) == (20 * N_PROMPTS * 8, None, None)
+    assert told.export_bytes == sum(file.stat().st_size for file in (home / "aligned").glob("*.safetensors")) - header(
+        home / "aligned" / "model.safetensors"
+    )
+    text = "\n".join(told.sentences())
+    assert f"tokens: at most 1,920 (20 trials x {N_PROMPTS} prompts x 8 tokens)" in text
+    assert "time: not known before a trial has run" in text
+
+
+def header(file: Path) -> int:
+    """Bytes before the tensors of a safetensors file."""
+    return 8 + int.from_bytes(file.read_bytes()[:8], "little")
+
+
+@pytest.mark.usefixtures("home")
+def test_stored_trials_tell_tokens_and_time_of_those_to_come() -> None:
+    searched(spec(), 4)
+    told = forecast(check(spec(), URL, lambda _: None), 10)
+    assert (told.n_there, told.most_tokens) == (4, 6 * N_PROMPTS * 8)
+    assert told.tokens is not None
+    assert 0 < told.tokens <= 6 * N_PROMPTS * 10  # the fakes' answers have up to ten tokens
+    assert told.seconds is not None
+    assert told.seconds > 0
+    assert "4 trials of study mine" in told.source
+    assert forecast(check(spec(), URL, lambda _: None), 3).most_tokens == 0
+
+
+@pytest.mark.usefixtures("home")
+def test_another_study_of_the_same_pair_tells_it_too_and_one_in_another_arithmetic_does_not() -> None:
+    searched(spec("first"), 3)
+    told = forecast(check(spec("second"), URL, lambda _: None), 5)
+    assert (told.n_there, told.source) == (0, "those of 3 trials of study first")
+    used = check(spec("first"), URL, lambda _: None).settings.engine.arithmetic
+    other = "float32" if used == "bfloat16" else "bfloat16"
+    assert forecast(check(spec("third", arithmetic=other), URL, lambda _: None), 5).seconds is None
+
+
+def test_the_command_loads_no_engine_and_writes_nothing(home: Path) -> None:
+    words = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
+    words += ["--n-prompts", "12", "--max-tokens", "8", "--trials", "5", "--dry-run", "--confirm", "4"]
+    code = "import sys; from expo_search.cli.main import app\ntry: app()\nfinally: print('vllm' in sys.modules)"
+    before = {file: file.stat().st_mtime_ns for file in home.rglob("*")}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *words, *more]
+        return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "memory plan: " in done.stderr
+    assert "tokens: at most 480 (5 trials x 12 prompts x 8 tokens)" in done.stdout
+    assert "nothing was loaded or written" in done.stdout
+    assert done.stdout.endswith("False\n")
+    told, _, _ = run("--json").stdout.rpartition("False")
+    assert json.loads(told)["memory"].startswith("memory plan: ")
+    assert {file: file.stat().st_mtime_ns for file in home.rglob("*")} == before
+
+
+def test_a_dry_run_finds_what_a_search_would_find(home: Path) -> None:
+    code = [sys.executable, "-m", "expo_search", "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward"]
+    code += ["--prompts", "prompts.jsonl", "--n-prompts", "12", "--max-tokens", "8", "--dry-run", "--confirm", "5000"]
+    done = subprocess.run(code, cwd=home, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "give --confirm 8" in done.stderr
