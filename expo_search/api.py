@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS
 from expo_search.contracts import Model, Prompt, Scorer
@@ -45,6 +45,8 @@ def open_session(
     *,
     model: Model | None = None,
     scorer: Scorer | None = None,
+    engines: int | Literal["auto"] | None = None,
+    ray_address: str | None = None,
     start: bool = True,
     adds: bool = True,
     artifacts: str | None = None,
@@ -61,6 +63,9 @@ def open_session(
         model: answers in the place of our engine: any object with the methods of `contracts.Model`. The names of the
             spec's checkpoints then only tell one study from another.
         scorer: rates in the place of a reward model: any object with the method of `contracts.Scorer`.
+        engines: how many engines answer, which Ray runs where it is more than one; "auto": as many as there is room
+            for. None is one, or with a `ray_address` as "auto".
+        ray_address: of a cluster that runs, "auto" or HOST:PORT; without it many engines run on this machine.
         start: False starts engine and reward model when they are first needed.
         adds: False: nothing will be added to the study, so another process may search it at the same time.
         artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
@@ -77,6 +82,8 @@ def open_session(
         storage,
         model=model,
         scorer=scorer,
+        engines=engines,
+        ray_address=ray_address,
         adds=adds,
         artifacts=artifacts,
         trust_remote_code=trust_remote_code,
@@ -103,6 +110,8 @@ class Session:
         *,
         model: Model | None,
         scorer: Scorer | None,
+        engines: int | Literal["auto"] | None,
+        ray_address: str | None,
         adds: bool,
         artifacts: str | None,
         trust_remote_code: bool,
@@ -120,6 +129,7 @@ class Session:
         from expo_search.session.preflight import check, check_stored
         from expo_search.session.progress import say_on
         from expo_search.session.running import Running
+        from expo_search.session.sites import sites_for
 
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
@@ -127,15 +137,23 @@ class Session:
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self._artifacts = self._checked_place(artifacts)
+            sites = sites_for(engines, ray_address)
+            if sites is not None:
+                if model is not None:
+                    raise StudyError(
+                        where="engines", found="a model beside them", expected="one of the two", do="drop one of them"
+                    )
+                self._at_end.callback(sites.close)
             with self.working("checking prompts, checkpoints and settings"):
-                self.checked: Checked = (
-                    check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, adds=adds, **own)
-                    if isinstance(study, str)
-                    else check(study, storage, self.say, adds=adds, **own)
-                )
+                if isinstance(study, str):
+                    trust = {"trust_remote_code": trust_remote_code}
+                    checked = check_stored(storage, study, self.say, adds=adds, sites=sites, **trust, **own)
+                else:
+                    checked = check(study, storage, self.say, adds=adds, sites=sites, **own)
         except BaseException:
             self._at_end.close()
             raise
+        self.checked: Checked = checked
         self.running = Running(self.checked, self.say, give_up, model=model, scorer=scorer)
         self._at_end.callback(self.running.close)
 
@@ -548,7 +566,9 @@ class Session:
     def _progress(self, n_trials: int, n_finished: int) -> Progress:
         from expo_search.session.progress import Progress
 
-        return Progress(self._console, n_trials, n_finished, quiet=self._quiet)
+        pool = self.running.pool
+        engines = None if pool is None else pool.engines
+        return Progress(self._console, n_trials, n_finished, quiet=self._quiet, engines=engines)
 
     @staticmethod
     def _checked_place(artifacts: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The seam between the search and whatever answers and rates: prompts, completions, switches, and three Protocols.
+"""The seam between the search and whatever answers and rates: prompts, completions, switches, and Protocols.
 
 `objective` and the search know a model and a scorer only through this module; anything with these methods can take
 their places. It imports nothing of the package and nothing heavy.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Part = Literal["search", "confirm"]  # which prompts: those of the search, or the fresh ones of a confirmation
 
@@ -113,6 +114,34 @@ class Scorer(Protocol):
 
     def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
         """Finite rewards in the order given, higher is better, and how many conversations had to be cut."""
+
+
+class Engine(Model, Protocol):
+    """A model that takes more prompts while others are under way, one step at a time: what a pool is made of."""
+
+    @property
+    def n_at_once(self) -> int:
+        """How many prompts it answers at once, at most; more than that wait in it."""
+
+    def add(self, prompts: Sequence[Prompt], seed: int) -> None:
+        """Begin to answer these, each drawn with `prompt.seed(seed)`."""
+
+    def step(self) -> list[Completion | int]:
+        """Go on with all that is under way: the number of tokens generated, and the completions that have ended."""
+
+    def abort(self) -> None:
+        """Drop all that is under way."""
+
+    def close(self) -> None:
+        """Stop, and free its memory."""
+
+
+@runtime_checkable
+class BackgroundScorer(Scorer, Protocol):
+    """A scorer that rates answers while others are generated."""
+
+    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[float], int]]:
+        """As `score`, in the background."""
 
 
 class Watcher(Protocol):

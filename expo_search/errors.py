@@ -17,6 +17,11 @@ A message has four parts: where it is, what was found, what was expected, what t
 as one line and exits with code 2; anything that is not an `ExpoError` is our own mistake and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
 
 class ExpoError(Exception):
     """Base of all errors; `str()` gives the one line a user sees."""
@@ -24,6 +29,10 @@ class ExpoError(Exception):
     def __init__(self, *, where: str, found: str, expected: str, do: str) -> None:
         self.where, self.found, self.expected, self.do = where, found, expected, do
         super().__init__(f"{where}: {found}; expected {expected}; {do}")
+
+    def __reduce__(self) -> tuple[Callable[[], ExpoError], tuple[()]]:
+        """Pickle by the four parts, so that an error comes whole from another process."""
+        return partial(type(self), where=self.where, found=self.found, expected=self.expected, do=self.do), ()
 
 
 class StudyError(ExpoError):

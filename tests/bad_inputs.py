@@ -22,7 +22,8 @@ from expo_search.config.options import overrides
 from expo_search.config.presets import load_study
 from expo_search.engine import ranks
 from expo_search.engine.machine import Machine
-from expo_search.session import preflight
+from expo_search.pool import cluster
+from expo_search.session import planning, preflight
 from expo_search.session.preflight import check
 from expo_search.session.running import pin
 from expo_search.store.settings import Settings
@@ -166,7 +167,7 @@ def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(preflight, "measure_machine", lambda: Machine(host_free=1 << 30))
+    patch.setattr(planning, "measure_machine", lambda: Machine(host_free=1 << 30))
 
 
 def two_cores(_: Path, patch: pytest.MonkeyPatch) -> None:
@@ -179,6 +180,10 @@ def four_cores(_: Path, patch: pytest.MonkeyPatch) -> None:
 
 def no_vllm(_: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(preflight, "find_spec", lambda _: None)
+
+
+def no_ray(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cluster, "find_spec", lambda _: None)
 
 
 def entry(start: int, stop: int, *shape: int) -> dict[str, object]:
@@ -431,6 +436,13 @@ CASES = [
     Case("a pair that does not fit in memory", search(arithmetic="bfloat16"), ["1.0 GiB free", "sources"],
          small_memory),
     Case("no vLLM", search(), ["vllm: not installed", "pip install"], no_vllm),
+    Case("engines that are no number", search(engines="all"), ["--engines all: no whole number"]),
+    Case("no engine at all", search(engines=0), ["--engines: 0", "at least 1"]),
+    Case("more engines than GPUs or cores", search(engines=3), ["2 cores on 1 node", "--engines 2 or fewer"],
+         two_cores),
+    Case("many engines without Ray", search(engines=2), ["no Ray", 'pip install "expo-search[ray]"'], no_ray),
+    Case("a cluster that is not there", search(ray_address="127.0.0.1:1"), ["it cannot be reached", "refused"]),
+    Case("a cluster's address that is none", search(ray_address="ray://head:10001"), ["no HOST:PORT", "port 6379"]),
 ]  # fmt: skip
 
 # too long for the table, or with a version in the line

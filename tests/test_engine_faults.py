@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -219,3 +220,33 @@ def test_gibberish_and_logits_that_are_no_numbers_are_answers_and_no_crash(folde
         assert len(texts) == len(PROMPTS), alpha
     assert len(set(answers(model, 0.0).values())) > 1, "and the engine is well afterwards"
     model.close()
+
+
+ORPHANS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_engine_faults import model_of
+if __name__ == "__main__":
+    model = model_of(Path({folder!r}), own_process=True)
+    print("processes", *model._engine._watchdog.processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_engines_processes_end_with_the_one_that_started_them_also_where_it_is_killed(
+    folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "orphans.py"  # a file: what is spawned imports it
+    script.write_text(ORPHANS.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        said = next(line for line in owner.stdout if line.startswith("processes"))  # after vLLM's own lines
+        processes = [psutil.Process(int(pid)) for pid in said.split()[1:]]
+        assert len(processes) >= 1
+    finally:
+        owner.kill()
+        owner.wait()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -13,12 +13,13 @@ import pytest
 import expo_search
 
 PACKAGE = Path(expo_search.__file__).parent
-HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "scipy", "plotext", "matplotlib", "plotly"}
+HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "ray", "scipy", "plotext", "matplotlib", "plotly"}
 
 # files at the top, which import each other alone
 ROOT = ("contracts", "dtypes", "errors", "folders", "text", "version")
 FLOW = (
-    "weights", "config", "checkpoint", "inputs", "engine", "stats", "store", "evaluation", "search", "bench", "session",
+    "weights", "config", "checkpoint", "inputs", "engine", "pool", "stats", "store", "evaluation", "search", "bench",
+    "session",
     "results", "exporting", "api", "cli",
 )  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
     "inputs": ("config", "checkpoint"),
     "engine.worker": ("weights", "checkpoint"),
     "engine": ("config", "weights", "checkpoint", "inputs", "engine.worker"),
+    "pool": (),
     "stats": (),
     "store": (),
     "evaluation": ("config", "inputs", "stats", "store"),

@@ -15,7 +15,7 @@ from expo_search.config.presets import load_study
 from expo_search.engine import start
 from expo_search.engine.machine import Machine
 from expo_search.errors import SettingsChanged, StudyError
-from expo_search.session import preflight
+from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
 from expo_search.store.settings import Settings
@@ -145,7 +145,7 @@ def test_the_memory_is_planned_anew_with_the_reward_model_loaded_and_a_notebooks
 ) -> None:
     gib = 1 << 30
     machine = Machine(64 * gib, gpu_free=70 * gib, gpu_total=80 * gib, gpu_held=5 * gib)  # the notebook's
-    monkeypatch.setattr(preflight, "measure_machine", lambda: machine)
+    monkeypatch.setattr(planning, "measure_machine", lambda: machine)
     found = checked()
     assert found.memory is not None
     assert found.plan_again is not None

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from expo_search.errors import ExpoError, StoreError
+from expo_search.errors import ExpoError, StoreError, StudyError
 from expo_search.text import clean, one_line
 
 Storage = Annotated[
@@ -32,8 +32,45 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", 
 Log = Annotated[
     Path, typer.Option("--log", metavar="FILE", help="Where vLLM's own output goes.", rich_help_panel="Output")
 ]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        "--engines",
+        metavar="N|auto",
+        help="Engines that share the prompts, through Ray.",
+        rich_help_panel="Engine",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="auto|HOST:PORT",
+        help="A running Ray cluster for the engines.",
+        rich_help_panel="Engine",
+    ),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
 DEFAULT_LOG = Path("expo-search.log")
+
+
+def n_engines(given: str | None) -> int | Literal["auto"] | None:
+    """What `--engines` says.
+
+    Raises:
+        StudyError: no number.
+    """
+    if given is None or given == "auto":
+        return given if given is None else "auto"
+    try:
+        return int(given)
+    except ValueError:
+        raise StudyError(
+            where=f"--engines {given}",
+            found="no whole number",
+            expected="auto, or at least 1",
+            do="give the number wanted",
+        ) from None
 
 
 def known_study(study: str | None, storage: str) -> str:

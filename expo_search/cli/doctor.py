@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from expo_search.cli.console import DEFAULT_LOG, Json, Log, Storage, terminal
+from expo_search.cli.console import DEFAULT_LOG, Json, Log, RayAddress, Storage, terminal
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.text import one_line
 
@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 _FENCE = "```"  # what lies between two of them is shown as it is, where bug reports are written
 
 
-def doctor(storage: Storage = DEFAULT_STORAGE, log: Log = DEFAULT_LOG, as_json: Json = False) -> None:
+def doctor(
+    storage: Storage = DEFAULT_STORAGE, ray_address: RayAddress = None, log: Log = DEFAULT_LOG, as_json: Json = False
+) -> None:
     """Say what this machine and installation can do, in a block for a bug report, and what to do about the rest."""
     with terminal(log) as (out, _):
         from expo_search.session.installation import check_can_search, inspect_installation
 
         facts = inspect_installation(storage)
+        if ray_address is not None:
+            from expo_search.session.cluster_facts import inspect_cluster
+
+            facts += inspect_cluster(ray_address)
         can_search = all(fact.status != "missing" for fact in facts)
         if as_json:
             report = {"can_search": can_search, "facts": [asdict(fact) for fact in facts]}

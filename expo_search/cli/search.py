@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 from rich.text import Text
@@ -18,13 +18,16 @@ from expo_search.cli.bench import Wanted, task_files, task_names
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Artifacts,
+    Engines,
     Json,
     Log,
     Quiet,
+    RayAddress,
     Storage,
     TrustRemoteCode,
     give_up_on,
     known_study,
+    n_engines,
     print_prose,
     terminal,
 )
@@ -44,6 +47,13 @@ if TYPE_CHECKING:
 
 _TRIALS_OF_A_BUDGET = 200
 _LEAST_CONFIRMED = 16  # prompts on which a confirmation tells anything
+
+
+class _Where(TypedDict):
+    """What runs the engines, as `open_session` takes it."""
+
+    engines: int | Literal["auto"] | None
+    ray_address: str | None
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,6 +138,8 @@ def search(
             rich_help_panel="Search",
         ),
     ] = False,
+    engines: Engines = None,
+    ray_address: RayAddress = None,
     storage: Storage = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
     log: Log = DEFAULT_LOG,
@@ -171,10 +183,11 @@ def search(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
     wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
+    where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     if dry_run:
-        _forecast(spec, trials, confirm, wanted, storage, log, quiet=quiet, as_json=as_json)
+        _forecast(spec, trials, confirm, wanted, storage, log, where, quiet=quiet, as_json=as_json)
         return
-    _search(spec, trials, confirm, wanted, storage, artifacts, log, budget, quiet=quiet, as_json=as_json)
+    _search(spec, trials, confirm, wanted, storage, artifacts, log, where, budget, quiet=quiet, as_json=as_json)
 
 
 def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:
@@ -201,6 +214,7 @@ def _forecast(
     bench: Wanted | None,
     storage: str,
     log: Path,
+    where: _Where,
     *,
     quiet: bool,
     as_json: bool,
@@ -211,7 +225,7 @@ def _forecast(
     with (
         terminal(log) as (out, err),
         # what is said on the way, the memory plan too, is for people
-        open_session(spec, storage, start=False, quiet=quiet or as_json, console=err) as session,
+        open_session(spec, storage, start=False, quiet=quiet or as_json, console=err, **where) as session,
     ):
         if n_confirm is not None:
             session.checked.confirm_prompts(n_confirm, "--confirm")
@@ -236,6 +250,7 @@ def _search(
     storage: str,
     artifacts: str | None,
     log: Path,
+    where: _Where,
     budget: Budget | None = None,
     *,
     quiet: bool,
@@ -244,7 +259,7 @@ def _search(
     stopped = False
     with terminal(log) as (out, err):
         session = open_session(
-            spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err)
+            spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err), **where
         )
         with session:
             if n_confirm is not None:
@@ -302,6 +317,8 @@ def confirm_winner(
     n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    engines: Engines = None,
+    ray_address: RayAddress = None,
     storage: Storage = DEFAULT_STORAGE,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
@@ -316,6 +333,8 @@ def confirm_winner(
         session = open_session(
             name,
             storage,
+            engines=n_engines(engines),
+            ray_address=ray_address,
             start=False,
             trust_remote_code=trust_remote_code,
             quiet=quiet,

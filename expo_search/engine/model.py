@@ -53,6 +53,7 @@ class VllmModel:
             str(spec.aligned), trust_remote_code=spec.trust_remote_code, chat_template=spec.chat_template
         )
         self._n_requests = 0
+        self._pending: dict[str, Answer] = {}  # under way, by request
         self._engine = WatchedEngine(spec, give_up)
         self.sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
         if self.sources.aligned == self.sources.sft:
@@ -66,6 +67,7 @@ class VllmModel:
             EngineError: it does not start.
             MaterializeError: a switch does not take effect, or the checkpoints are no longer those of before.
         """
+        self._pending.clear()
         self._engine.restart()
         sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
         if (sources.aligned, sources.sft) != (self.sources.aligned, self.sources.sft):
@@ -148,23 +150,41 @@ class VllmModel:
         Raises:
             PromptsError: a prompt that leaves no room for an answer in the context.
         """
-        encoded = [(prompt, self._fitting(prompt)) for prompt in prompts]
-        pending: dict[str, Answer] = {}
-        for prompt, ids in encoded:
-            self._n_requests += 1
-            pending[str(self._n_requests)] = Answer(prompt)
-            self._engine.add(str(self._n_requests), ids, self._params(prompt, seed, len(ids)))
+        self.add(prompts, seed)
         try:
-            while pending:
-                outputs = self._engine.step()
-                yield sum(pending[o.request_id].add(o) for o in outputs)
-                yield from (pending.pop(o.request_id).completion() for o in outputs if o.finished)
-        except EngineDied:
-            pending.clear()
-            raise
+            while self._pending:
+                yield from self.step()
         finally:
-            if pending:  # the caller stopped early: leave the engine idle
-                self._engine.abort(list(pending))
+            self.abort()  # the caller stopped early: leave the engine idle
+
+    @property
+    def n_at_once(self) -> int:
+        """How many prompts are answered at once, at most."""
+        return n_at_once(self._spec.engine)
+
+    def add(self, prompts: Sequence[Prompt], seed: int) -> None:
+        """Begin to answer these prompts, beside those that are under way. Raises as `generate`, before any begins."""
+        for prompt, ids in [(prompt, self._fitting(prompt)) for prompt in prompts]:
+            self._n_requests += 1
+            self._engine.add(str(self._n_requests), ids, self._params(prompt, seed, len(ids)))
+            self._pending[str(self._n_requests)] = Answer(prompt)
+
+    def step(self) -> list[Completion | int]:
+        """One step: the number of tokens handed over, then the completions that have ended."""
+        try:
+            outputs = self._engine.step()
+        except EngineDied:
+            self._pending.clear()
+            raise
+        n_tokens = sum(self._pending[o.request_id].add(o) for o in outputs)
+        return [n_tokens, *(self._pending.pop(o.request_id).completion() for o in outputs if o.finished)]
+
+    def abort(self) -> None:
+        """Drop all prompts that are under way."""
+        if self._pending:
+            requests = list(self._pending)
+            self._pending.clear()
+            self._engine.abort(requests)
 
     def stream(
         self, messages: Sequence[Mapping[str, str]], max_tokens: int | None = None

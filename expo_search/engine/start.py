@@ -220,6 +220,8 @@ def start_engine(spec: ModelSpec) -> LLM:
                 dtype=spec.engine.dtype if dtypes.engine == dtypes.weights else dtypes.engine,
                 max_model_len=spec.engine.max_model_len,
                 tensor_parallel_size=spec.engine.tensor_parallel,
+                # in a process that Ray runs, vLLM's own choice would be Ray once more
+                distributed_executor_backend="mp" if spec.engine.tensor_parallel > 1 else None,
                 seed=spec.seed,
                 load_format=spec.load_format or loader.LOAD_FORMAT,
                 model_loader_extra_config={

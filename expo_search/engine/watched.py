@@ -115,6 +115,8 @@ class WatchedEngine:
         self._stamp = None
         self._llm = start_engine(self._spec)
         self._watchdog.processes = processes_of(self.call("expo_pid"))
+        if self._watchdog.processes:  # which would outlive this one where it is killed
+            self.call("expo_end_with", os.getpid(), list(self._watchdog.processes))
 
     def _check_stamps(self, outputs: Iterable[CompletionOutput]) -> None:
         """Check that every token of the answers that have ended was drawn at the alpha that was set last.

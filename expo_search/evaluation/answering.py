@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from expo_search.contracts import Completion, Model, Part, Prompt, Scorer, Watcher
+from expo_search.contracts import BackgroundScorer, Completion, Model, Part, Prompt, Scorer, Watcher
 from expo_search.errors import EngineError
 from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
@@ -57,7 +58,8 @@ class Answering:
     Args:
         seed: of the answers, with each prompt's own.
         scores_beside: the model goes on answering while this thread scores (its engine is a process of its own), so
-            answers are scored as they come; else when a look needs them, since both want the same cores.
+            answers are scored as they come; else when a look needs them, since both want the same cores. A
+            `BackgroundScorer` gets them as they come in any case.
     """
 
     def __init__(
@@ -89,17 +91,19 @@ class Answering:
         """
         state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends)
         reached = 0
-        while reached < len(ends) and state.is_answered(reached):
-            yield self._look(trial, state, reached, effort)
-            reached += 1
-        with closing(self._generated(trial, state, effort, expected or {})) as steps:
-            for _ in steps:
-                if self._scores_beside:  # of the next look alone: it may be the last one
-                    for block in state.blocks_to_score(reached + 1):
-                        self._score(trial, block, state, effort)
-                while reached < len(ends) and state.is_answered(reached):
-                    yield self._look(trial, state, reached, effort)
-                    reached += 1
+        try:
+            while reached < len(ends) and state.is_answered(reached):
+                yield self._look(trial, state, reached, effort)
+                reached += 1
+            with closing(self._generated(trial, state, effort, expected or {})) as steps:
+                for _ in steps:
+                    self._score_beside(trial, reached, state, effort)
+                    while reached < len(ends) and state.is_answered(reached):
+                        yield self._look(trial, state, reached, effort)
+                        reached += 1
+        finally:
+            for future in state.rating.values():
+                future.cancel()
         if reached < len(ends):
             raise EngineError(
                 where=f"trial {trial}",
@@ -109,9 +113,25 @@ class Answering:
             )
 
     def _look(self, trial: int, state: _State, look: int, effort: Effort) -> list[Stored]:
+        self._begin(look, state)
         for block in state.blocks_to_score(look + 1):
             self._score(trial, block, state, effort)
         return [state.answers[p] for p in range(state.ends[look])]
+
+    def _score_beside(self, trial: int, look: int, state: _State, effort: Effort) -> None:
+        """Rate while the model goes on answering: what the next look needs, and no more, as it may be the last one."""
+        self._begin(look, state)
+        in_background = isinstance(self._scorer, BackgroundScorer)
+        for block in state.blocks_to_score(look + 1):
+            if state.rating[block].done() if in_background else self._scores_beside:
+                self._score(trial, block, state, effort)
+
+    def _begin(self, look: int, state: _State) -> None:
+        """Have a background scorer rate what a look needs, whole blocks of answers at a time."""
+        if isinstance(self._scorer, BackgroundScorer):
+            for block in state.blocks_to_score(look + 1):
+                if block not in state.rating:
+                    state.rating[block] = self._scorer.begin([s.completion for s in state.unscored(block)])
 
     def _generated(
         self, trial: int, state: _State, effort: Effort, expected: Mapping[int, int]
@@ -147,8 +167,12 @@ class Answering:
     def _score(self, trial: int, block: range, state: _State, effort: Effort) -> None:
         """Rate those answers of a block that are not rated yet, in one transaction."""
         started = time.perf_counter()
-        unscored = [state.answers[p] for p in block if state.answers[p].reward is None]
-        rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
+        unscored = state.unscored(block)
+        if block in state.rating:
+            rewards, n_cut = state.rating.pop(block).result()
+            self._watcher.scored(len(unscored))
+        else:
+            rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
         rated = {s.position: reward for s, reward in zip(unscored, rewards, strict=True)}
         self._store.add_rewards(trial, self._part, rated)
         state.rate(rated)
@@ -157,10 +181,11 @@ class Answering:
 
 
 class _State:
-    """Which prompts of a trial are answered and scored, by position."""
+    """Which prompts of a trial are answered and scored, by position; `rating`: blocks that a background scorer has."""
 
     def __init__(self, ends: Sequence[int]) -> None:
         self.ends = ends
+        self.rating: dict[range, Future[tuple[list[float], int]]] = {}
         self.answers: dict[int, Stored] = {}
         starts = [0, *ends[:-1]]
         self._blocks = [
@@ -190,6 +215,10 @@ class _State:
         block = self._open[answer.position]
         self._n_missing[block] -= 1
         return self._n_missing[block] == 0
+
+    def unscored(self, block: range) -> list[Stored]:
+        """The answers of a block that are not rated."""
+        return [self.answers[p] for p in block if self.answers[p].reward is None]
 
     def rate(self, rewards: Mapping[int, float]) -> None:
         """Take the rewards of a block's answers."""

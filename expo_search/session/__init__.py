@@ -1,4 +1,4 @@
 """A study's spec -> checked -> running.
 
-May import: root, config, weights, checkpoint, inputs, engine, stats, store, evaluation, search, bench.
+May import: root, config, weights, checkpoint, inputs, engine, pool, stats, store, evaluation, search, bench.
 """

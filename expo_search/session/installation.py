@@ -25,7 +25,14 @@ from expo_search.version import __version__
 
 _NEEDED = ("transformers", "optuna", "datasets", "safetensors")
 # versions that the tests ran with, of what is not pinned
-TESTED = {"torch": "2.13", "transformers": "5.19", "optuna": "5.0", "datasets": "5.2", "safetensors": "0.8"}
+TESTED = {
+    "torch": "2.13",
+    "transformers": "5.19",
+    "optuna": "5.0",
+    "datasets": "5.2",
+    "safetensors": "0.8",
+    "ray": "2.60",
+}
 _DTYPES: tuple[Float, ...] = ("bfloat16", "float16", "float32")
 
 
@@ -36,7 +43,14 @@ def inspect_installation(storage: str = DEFAULT_STORAGE) -> list[Fact]:
     """
     facts = [Fact("expo-search", __version__), Fact("Python", platform.python_version())]
     torch_fact = _torch()
-    facts += [torch_fact, _vllm(has_torch=torch_fact.status == "ok"), *map(_needed, _NEEDED), _dashboard(), _cache()]
+    facts += [
+        torch_fact,
+        _vllm(has_torch=torch_fact.status == "ok"),
+        *map(_needed, _NEEDED),
+        _dashboard(),
+        _ray(),
+        _cache(),
+    ]
     facts += surroundings(storage)
     return facts if torch_fact.status == "missing" else [*facts, *_hardware(), _c_kernel(), *_triton_kernel()]
 
@@ -101,6 +115,14 @@ def _dashboard() -> Fact:
         return Fact("optuna-dashboard", version)
     without = "not installed; `expo-search dashboard` needs it, a search does not"
     return Fact("optuna-dashboard", without, "remark", 'pip install "expo-search[dashboard]"')
+
+
+def _ray() -> Fact:
+    version = installed_version("ray")
+    if version:
+        return Fact("ray", _against_tested("ray", version))
+    without = "not installed; more than one engine (--engines) needs it, one does not"
+    return Fact("ray", without, "remark", 'pip install "expo-search[ray]"')
 
 
 def _cache() -> Fact:

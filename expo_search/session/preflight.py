@@ -7,7 +7,7 @@ memory: all before an engine starts and before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,7 @@ from expo_search.config.spec import StudySpec, stored_spec
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import check_context, in_context, no_room
-from expo_search.engine.machine import measure_machine
-from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.memory_plan import MemoryPlan
 from expo_search.engine.needs import Needs
 from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
@@ -32,8 +31,10 @@ from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair, Source
-from expo_search.session.reward_engine import with_reward_engine
+from expo_search.session.planning import plans
 from expo_search.session.settings import advice_on_changes, computing_as, study_settings
+from expo_search.session.site import SiteRecipe
+from expo_search.session.sites import Sites
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.database import check_storage
 from expo_search.store.lock import refuse_if_held
@@ -55,6 +56,7 @@ class Checked:
         fits: whether a prompt leaves room for a whole answer in the context.
         plan_again: the memory plan anew, with what is free when it is called.
         memory, plan_again, dtypes: of an engine of ours; None where another model answers.
+        sites, recipe: where many engines run, and how they are started; None where one runs in this process.
     """
 
     spec: StudySpec
@@ -68,6 +70,8 @@ class Checked:
     memory: MemoryPlan | None
     plan_again: Callable[[], MemoryPlan] | None
     dtypes: Dtypes | None
+    sites: Sites | None = None
+    recipe: SiteRecipe | None = None
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
@@ -83,6 +87,7 @@ def check(
     adds: bool = True,
     own_model: bool = True,
     own_scorer: bool = True,
+    sites: Sites | None = None,
 ) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
@@ -91,13 +96,17 @@ def check(
             is a fault as well.
         own_model, own_scorer: whether our engine answers and our reward model rates; of what stands in their place
             nothing is checked, and the spec's names of checkpoints are names alone.
+        sites: where many engines of ours are to run, which are then asked for what this machine would be.
 
     Raises:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
     """
-    if own_model and find_spec("vllm") is None:
-        raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
-    if own_model:
+    if sites is not None:
+        sites.open(spec.engine.tensor_parallel)
+        say(sites.sentence())
+    elif own_model:
+        if find_spec("vllm") is None:
+            raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
         check_batch_invariant(spec.engine)
     if adds:
         check_storage(storage)
@@ -114,7 +123,8 @@ def check(
     if own_model:
         aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
         check_context(spec, aligned.path, aligned.config)
-        check_ranks(spec.engine.tensor_parallel, aligned.config)
+        if sites is None:  # else each of their machines checks its own devices
+            check_ranks(spec.engine.tensor_parallel, aligned.config)
         _check_sources(aligned, sft, say)
     if own_scorer:
         check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
@@ -125,7 +135,12 @@ def check(
     reward_tokenizer = _tokenizer(pair.reward_model, spec, None) if own_scorer else None
     fits = _room_for_answers(spec, prompts, tokenizer)
     chosen, reach = _search_prompts(spec, prompts, fits, say)
-    if aligned is not None:
+    work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
+    if sites is not None:
+        recipe = SiteRecipe(spec, pair, work, own_scorer=own_scorer, reads_whole=sites.reads_whole)
+        survey = sites.survey(recipe)
+        dtypes, memory = survey.dtypes, survey.memory
+    elif aligned is not None:
         dtypes = dtypes_of(spec.engine, spec.reward, aligned)
     settings = study_settings(
         spec,
@@ -144,29 +159,12 @@ def check(
         compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
-    memory = plan = None
-    if aligned is not None and sft is not None and dtypes is not None:
-        needs, work = Needs.of(aligned, sft, reward, dtypes, spec.reward), _workload(spec, chosen, tokenizer)
-        memory, plan = _plans(needs, spec, reward, work)
+    plan = None
+    if sites is None and aligned is not None and sft is not None and dtypes is not None:
+        memory, plan = plans(Needs.of(aligned, sft, reward, dtypes, spec.reward), spec, reward, work)
+    if memory is not None:
         say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes)
-
-
-def _plans(
-    needs: Needs, spec: StudySpec, reward: Checkpoint | None, work: Workload
-) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
-    """The plan with what is free now, where nothing of ours is loaded yet, and what makes it anew."""
-    before = measure_machine()
-    needs = with_reward_engine(needs, spec, reward, before)
-    # by then a reward model in a process of its own has taken what it needs, and that is no longer free
-    loaded = replace(needs, reward_model=0, reward_activations=0) if spec.reward.backend == "vllm" else needs
-
-    def again() -> MemoryPlan:
-        now = measure_machine()
-        ours = max(0, now.gpu_held - before.gpu_held)  # a notebook may have held tensors of its own before
-        return plan_memory(loaded, spec.engine, replace(now, gpu_held=ours), work)
-
-    return plan_memory(needs, spec.engine, replace(before, gpu_held=0), work), again
+    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe)
 
 
 def _workload(spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None) -> Workload:
@@ -248,6 +246,7 @@ def check_stored(
     adds: bool = True,
     own_model: bool = True,
     own_scorer: bool = True,
+    sites: Sites | None = None,
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
 
@@ -257,7 +256,7 @@ def check_stored(
     spec = computing_as(
         stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code), stored.settings or Settings()
     )
-    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer)
+    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites)
 
 
 def _prompts_source(source: str) -> str:

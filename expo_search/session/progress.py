@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveLine
 from rich.text import Text
 
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.pool.state import EngineState
 from expo_search.text import clean
 
 _LINE = (
@@ -20,6 +21,11 @@ _LINE = (
     "answers {task.completed:.0f}/{task.total:.0f}  {task.fields[tokens]} tokens {task.fields[rate]:.0f}/s  "
     "scored {task.fields[scored]}/{task.total:.0f}  left {task.fields[left]}",
 )
+
+
+_MOST_LINES = 16  # of engines, below the live line; the others are summed up
+
+Engines = Callable[[], Sequence[EngineState]]
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
@@ -38,10 +44,20 @@ def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
 class Progress:
     """Watches a search (it is a `Watcher`); shows trial, alpha, tokens and their rate, scored, time left.
 
-    The time left is the mean of this run's trials times those to come, less what the present one has taken.
+    The time left is the mean of this run's trials times those to come, less what the present one has taken. `engines`:
+    where there are many, what each is at, for a line each below the live one.
     """
 
-    def __init__(self, console: Console, n_trials: int, n_finished: int, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        console: Console,
+        n_trials: int,
+        n_finished: int,
+        *,
+        quiet: bool = False,
+        engines: Engines | None = None,
+    ) -> None:
+        self._engines = engines or (lambda: ())
         self._n_trials, self._n_finished, self.say = n_trials, n_finished, say_on(console, quiet)
         self._trial_s: list[float] = []
         self._t_start, self._t_generate = time.monotonic(), None
@@ -51,7 +67,7 @@ class Progress:
         columns = (before, BarColumn(bar_width=16), after)
         # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log
         shown: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False, "disable": not is_live}
-        self._live = LiveLine(*columns, console=console, transient=True, refresh_per_second=4, **shown)
+        self._live = _Live(self._engines, *columns, console=console, transient=True, refresh_per_second=4, **shown)
         self._task = self._live.add_task("", total=1, visible=False, **self._fields(0, 0.0))
 
     _t_generate: float | None
@@ -97,6 +113,9 @@ class Progress:
         gain = "the control" if e.trial == CONTROL else f"gain {e.gain.mean:+.4f} ± {e.gain.se:.4f}"
         remark = f"  {e.remark}" if e.remark else ""
         remark += f" (after {e.gain.n} prompts)" if e.stopped_early else ""
+        engines = self._engines()
+        n_lost = sum(not engine.serves for engine in engines)
+        remark += f"  {n_lost} of {len(engines)} engines not there" if n_lost else ""
         self.say(
             f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {gain}"
             f"{remark}  {e.n_generated} tokens, {rate:.0f}/s  left {clock(self._left(0))} at most"
@@ -119,6 +138,33 @@ class Progress:
             return None
         mean = sum(self._trial_s) / len(self._trial_s)
         return max(0.0, mean * (self._n_trials - self._n_finished) - min(spent_s, mean))
+
+
+class _Live(LiveLine):
+    """The live line, with the engines below it."""
+
+    def __init__(self, engines: Engines, *columns: TextColumn | BarColumn, **options: Any) -> None:
+        self._engines = engines
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from map(Text, engine_lines(self._engines()))
+
+
+def engine_lines(engines: Sequence[EngineState]) -> list[str]:
+    """A line an engine; the last line stands for all others where there are very many."""
+    shown, others = engines[:_MOST_LINES], engines[_MOST_LINES:]
+    lines = [
+        f"  engine {e.index + 1:2}  {clean(e.node) or '-'}  {e.state:9}  {e.n_prompts:4} prompts  "
+        f"{e.tokens_per_s:6.0f} tokens/s"
+        for e in shown
+    ]
+    if others:
+        rate, n_prompts = sum(e.tokens_per_s for e in others), sum(e.n_prompts for e in others)
+        busy = sum(e.state == "answering" for e in others)
+        lines.append(f"  {len(others)} more, {busy} answering  {n_prompts} prompts  {rate:.0f} tokens/s")
+    return lines
 
 
 def clock(seconds: float | None) -> str:

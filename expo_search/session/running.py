@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.contracts import Model, Part, Prompt, Scorer, Watcher
 from expo_search.engine.machine import environment
-from expo_search.engine.start import ModelSpec
-from expo_search.errors import EngineDied
+from expo_search.engine.start import SourcesReport
+from expo_search.engine.watchdog import GRACE_S
+from expo_search.errors import EngineDied, EngineError
 from expo_search.evaluation.objective import Objective
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import Pair
 from expo_search.session.preflight import Checked
+from expo_search.session.starting import model_spec, start_scorer
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.settings import Settings, WeightsSettings, compare_settings
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
+    from expo_search.engine.canary import Noise
     from expo_search.engine.model import VllmModel
     from expo_search.evaluation.conversation_scorer import ConversationScorer
+    from expo_search.pool.pool import Pool
 
 CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other seeds than the search
 
@@ -50,52 +54,60 @@ class Running:
 
     @cached_property
     def own_model(self) -> VllmModel | None:
-        """The vLLM engine, started; None where a model was given."""
-        return start_model(self.checked, self._say, self._give_up) if self._given_model is None else None
+        """The vLLM engine of this process, started; None where a model was given, or many engines answer."""
+        is_here = self._given_model is None and self.checked.sites is None
+        return start_model(self.checked, self._say, self._give_up) if is_here else None
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """Many engines, started; None where one answers."""
+        return None if self.checked.sites is None else start_pool(self.checked, self._say)
 
     @property
     def model(self) -> Model:
         """What answers."""
-        model = self.own_model or self._given_model
+        model = self.pool or self.own_model or self._given_model
         assert model is not None
         return model
+
+    @property
+    def sources(self) -> SourcesReport | None:
+        """The two sources as our engine, or the first of many, has loaded them; None where a model was given."""
+        if self.pool is not None:
+            report: SourcesReport = self.pool.facts.sources
+            return report
+        return None if self.own_model is None else self.own_model.sources
 
     @cached_property
     def scorer(self) -> Scorer:
         """What rates the answers."""
         if self._given_scorer is not None:
             return self._given_scorer
-        return self._own_scorer
+        return self.pool or self._own_scorer
 
     @cached_property
     def _own_scorer(self) -> ConversationScorer:
         checked = self.checked
-        if checked.spec.reward.backend == "vllm":
-            from expo_search.session.reward_engine import start_reward_engine
-
-            return start_reward_engine(checked.spec, checked.pair.reward_model.path, checked.memory, self._give_up)
-        from expo_search.evaluation.reward_model import SequenceRewardModel
-
-        spec, path = checked.spec, checked.pair.reward_model.path
-        return SequenceRewardModel(path, spec.reward, trust_remote_code=spec.trust_remote_code)
+        return start_scorer(checked.spec, checked.pair, checked.memory, self._give_up)
 
     @cached_property
     def store(self) -> Store:
         """The study, opened or created, with what it is made under; the engine is started before."""
-        own = self.own_model
+        sources = self.sources
         store = Store(self.checked.storage, self.checked.spec.name, say=self._say)
         if store.note:
             self._say(store.note)
-        pin(store, self.checked, None if own is None else _weights(own))
-        store.keep(StudyAttributes(environment=environment()))
-        if own is not None:
+        pin(store, self.checked, None if sources is None else _weights(sources))
+        of_engines = None if self.pool is None else dict(self.pool.facts.environment)
+        store.keep(StudyAttributes(environment=of_engines or environment()))
+        if sources is not None:
             note_contents(store, self.checked.pair)
         return store
 
     @property
     def relative_delta(self) -> float | None:
         """||aligned - sft|| / ||aligned||; None where our engine does not hold the weights."""
-        return None if self.own_model is None else self.own_model.sources.relative_delta
+        return None if self.sources is None else self.sources.relative_delta
 
     def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
         """An objective on some prompts, which are kept with the study."""
@@ -118,7 +130,7 @@ class Running:
     def close(self) -> None:
         """Stop our engine, let go of reward model and database."""
         started = vars(self)
-        store, own = started.pop("store", None), started.pop("own_model", None)
+        store, own, pool = (started.pop(name, None) for name in ("store", "own_model", "pool"))
         started.pop("scorer", None)
         scorer = started.pop("_own_scorer", None)
         if store is not None:
@@ -128,6 +140,8 @@ class Running:
         if own is not None:
             with suppress(EngineDied):  # it went down before
                 own.close()
+        if pool is not None:
+            pool.close()
 
 
 def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None) -> Running:
@@ -172,31 +186,51 @@ def start_model(
     assert plan is not None, "checked for an engine of ours"
     assert dtypes is not None, "checked for an engine of ours"
     say(f"starting vLLM: {dtypes.sentence()}")
-    model = VllmModel(
-        ModelSpec(
-            aligned=checked.pair.aligned.path,
-            sft=checked.pair.sft.path,
-            sampling=spec.sampling,
-            engine=spec.engine,
-            seed=spec.search.seed,
-            stop_token_ids=spec.pair.stop_token_ids,
-            stop_strings=spec.pair.stop_strings,
-            chat_template=spec.pair.chat_template,
-            trust_remote_code=spec.trust_remote_code,
-            plan_again=checked.plan_again,
-        ).planned(plan),
-        give_up,
-    )
-    stored = stored_attributes(checked.storage, spec.name)
-    if stored is not None and stored.settings is not None:
-        compare_settings(stored.settings, _weights(model), name=spec.name)
-    sources = model.sources
-    say(
-        f"canary passed in {model.canary_s:.1f} s: a switch takes effect, {model.noise.sentence()}; "
-        f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
-    )
+    model = VllmModel(model_spec(spec, checked.pair, plan, checked.plan_again), give_up)
+    _accept(checked, model.sources, model.noise, model.canary_s, say)
     return model
 
 
-def _weights(model: VllmModel) -> Settings:
-    return Settings(weights=WeightsSettings(aligned=model.sources.aligned, sft=model.sources.sft))
+def start_pool(checked: Checked, say: Callable[[str], None]) -> Pool:
+    """Many engines with their reward models, each after its canary. Raises as `Running`."""
+    from expo_search.pool.pool import Pool
+
+    sites, recipe, dtypes = checked.sites, checked.recipe, checked.dtypes
+    assert sites is not None, "checked for many engines"
+    assert recipe is not None, "checked for many engines"
+    assert dtypes is not None, "checked for many engines"
+    say(f"starting {sites.n_engines} vLLM engines: {dtypes.sentence()}")
+    limit_s = checked.spec.engine.timeout_s + 2 * GRACE_S  # the engine's own watchdog is first, and says more
+    pool = Pool(sites.cluster, recipe, sites.place, sites.n_engines, limit_s=limit_s, say=say)
+    facts = pool.facts
+    try:
+        if facts is None:
+            raise EngineError(
+                where="engines", found="none started", expected="one at least", do="see the lines above, and Ray's logs"
+            )
+        _accept(checked, facts.sources, facts.noise, facts.canary_s, say)
+    except BaseException:
+        pool.close()
+        raise
+    return pool
+
+
+def _accept(
+    checked: Checked, sources: SourcesReport, noise: Noise, canary_s: float, say: Callable[[str], None]
+) -> None:
+    """Say what an engine is that has started.
+
+    Raises:
+        SettingsChanged: it has other weights than the study's.
+    """
+    stored = stored_attributes(checked.storage, checked.spec.name)
+    if stored is not None and stored.settings is not None:
+        compare_settings(stored.settings, _weights(sources), name=checked.spec.name)
+    say(
+        f"canary passed in {canary_s:.1f} s: a switch takes effect, {noise.sentence()}; "
+        f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"
+    )
+
+
+def _weights(sources: SourcesReport) -> Settings:
+    return Settings(weights=WeightsSettings(aligned=sources.aligned, sft=sources.sft))

@@ -26,6 +26,7 @@ from torch import nn
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
+from expo_search.engine.worker.owner import end_with
 from expo_search.engine.worker.source_pieces import Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
 from expo_search.engine.worker.vllm_names import (
@@ -58,6 +59,10 @@ class ExpoWorker:
     def expo_pid(self) -> int:
         """The process of this rank."""
         return os.getpid()
+
+    def expo_end_with(self, owner: int, processes: Sequence[int]) -> None:
+        """End the engine's processes when the one that started them has ended; see `owner.py`."""
+        end_with(owner, processes)
 
     def expo_switch(self, alpha: float, reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""

@@ -1,0 +1,198 @@
+"""Many engines as one model and one scorer: the prompts of a trial are spread over them, so a search stays as it is.
+
+Each engine is at the same alpha, by equal fingerprints, and takes prompts as it has room. A lost one gives its prompts
+back to the others and is started anew beside them; a trial fails when none is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from queue import Empty
+from typing import Any
+
+from expo_search.contracts import Completion, Prompt, Switch
+from expo_search.errors import MaterializeError
+from expo_search.pool.actor import Recipe
+from expo_search.pool.cluster import Cluster, Place
+from expo_search.pool.member import Member
+from expo_search.pool.state import Board, EngineState, Job, Run, Wish
+
+_LOOK_S = 0.5
+_JOIN_S = 40.0
+_NO_PLACE_S = 600.0
+
+
+class Pool:
+    """N engines, started; a `Model`, and a `BackgroundScorer` where its engines come with scorers."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        recipe: Recipe,
+        place: Place,
+        n_engines: int,
+        *,
+        limit_s: float = 660.0,
+        no_place_s: float = _NO_PLACE_S,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Start all engines, on any nodes that have a place: the first of a node alone, then its others at once.
+
+        Args:
+            limit_s: seconds without an answer to a call, after which an engine counts as lost; longer than the engine's
+                own limit, which says more.
+            no_place_s: seconds for which a place for an engine is waited for while none serves.
+            say: gets a line about each engine that is lost, from another thread.
+
+        Raises:
+            ExpoError: an engine does not start, or has other weights than the first one.
+        """
+        self._board = Board(n_engines)
+        self._n_wishes = 0
+
+        def member(index: int, is_first: bool) -> Member:
+            return Member(
+                index,
+                self._board,
+                cluster,
+                recipe,
+                place,
+                limit_s=limit_s,
+                no_place_s=no_place_s,
+                say=say,
+                is_first=is_first,
+            )
+
+        self._member = member
+        self._members = [member(i, True) for i in range(n_engines)]
+        for thread in self._members:
+            thread.start()
+        try:
+            self._wait_until(lambda: all(e.serves or e.state == "given up" for e in self._board.engines))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def facts(self) -> Any:
+        """What the recipe said of its engine; the same of all."""
+        return self._board.facts
+
+    def engines(self) -> list[EngineState]:
+        """The engines as they are now."""
+        return self._board.snapshot()
+
+    def materialize(self, alpha: float) -> Switch:
+        """As `Model.materialize`, in all engines; its seconds are those of the slowest.
+
+        Raises:
+            MaterializeError: an engine cannot, or two have other weights.
+            EngineDied: none is left.
+        """
+        board = self._board
+        self._n_wishes += 1
+        wish = Wish(self._n_wishes, alpha)
+        with board.changed:
+            board.wish = wish
+            board.changed.notify_all()
+
+        def is_over() -> bool:
+            serving = {e.index for e in board.serving()}
+            return bool(serving) and serving <= wish.switches.keys() | wish.faults.keys()
+
+        self._wait_until(is_over)
+        with board.changed:
+            for fault in wish.faults.values():
+                board.wish = None
+                raise fault
+            fingerprints = {s.fingerprint for s in wish.switches.values()}
+            if len(fingerprints) > 1:
+                of = ", ".join(f"engine {i + 1}: {s.fingerprint}" for i, s in sorted(wish.switches.items()))
+                board.wish = None
+                raise MaterializeError(
+                    where=f"alpha {alpha:g}",
+                    found=f"other weights in one engine than in another ({of})",
+                    expected="the same in all",
+                    do="report this, with the log files",
+                )
+            wish.fingerprint = fingerprints.pop()
+        return max(wish.switches.values(), key=lambda s: s.seconds)
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        """As `Model.generate`, by whichever engine has room for a prompt."""
+        run, n_left = Run(prompts, seed), len(prompts)
+        with self._board.changed:
+            self._board.run = run
+            self._board.changed.notify_all()
+        try:
+            while n_left:
+                try:
+                    item = run.items.get(timeout=_LOOK_S)
+                except Empty:
+                    with self._board.changed:
+                        self._check()
+                    continue
+                if isinstance(item, BaseException):
+                    raise item
+                n_left -= not isinstance(item, int)
+                yield item
+        finally:
+            with self._board.changed:
+                self._board.run = None
+                self._board.changed.notify_all()
+
+    def restart(self) -> None:
+        """Start the engines anew that were given up; at least one serves afterwards.
+
+        Raises:
+            EngineDied: none starts.
+        """
+        for index, thread in enumerate(self._members):
+            if self._board.engines[index].state == "given up":
+                thread.join()
+                self._board.set(index, state="waiting")
+                self._members[index] = self._member(index, False)
+                self._members[index].start()
+        self._wait_until(lambda: bool(self._board.serving()))
+
+    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[float], int]]:
+        """As `BackgroundScorer.begin`, by the first engine that has time."""
+        job = Job(completions)
+        self._board.add_job(job)
+        return job.future
+
+    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+        """As `Scorer.score`."""
+        rated = self.begin(completions).result()
+        on_scored(len(completions))
+        return rated
+
+    def close(self) -> None:
+        """End all engines."""
+        with self._board.changed:
+            self._board.closed = True
+            self._board.changed.notify_all()
+        for thread in self._members:
+            if thread.ident is not None:
+                thread.join(_JOIN_S)
+
+    def _wait_until(self, is_over: Callable[[], bool]) -> None:
+        """Wait for the board's state.
+
+        Raises:
+            EngineDied: no engine is left.
+            Exception: what ended the pool.
+        """
+        with self._board.changed:
+            while not is_over():
+                self._check()
+                self._board.changed.wait(_LOOK_S)
+            self._check()
+
+    def _check(self) -> None:
+        """Raise where the pool is at its end. The caller holds the lock."""
+        if self._board.fault is not None:
+            raise self._board.fault
+        if all(e.state == "given up" for e in self._board.engines):
+            raise self._board.all_lost()

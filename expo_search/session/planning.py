@@ -1,0 +1,38 @@
+"""Checkpoints and prompts -> the memory plan of an engine on this machine, and what makes it anew for another start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from expo_search.checkpoint.folder import Checkpoint
+from expo_search.config.spec import StudySpec
+from expo_search.engine.machine import measure_machine
+from expo_search.engine.memory_plan import MemoryPlan, plan_memory
+from expo_search.engine.needs import Needs
+from expo_search.engine.trial_time import Workload
+from expo_search.session.reward_engine import with_reward_engine
+
+
+def plans(
+    needs: Needs, spec: StudySpec, reward: Checkpoint | None, work: Workload, n_engines: int = 1
+) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
+    """The plan with what is free now, where nothing of ours is loaded yet, and what makes it anew.
+
+    `n_engines`: how many share this host's memory; each has GPUs of its own.
+
+    Raises:
+        EngineError: it does not fit.
+    """
+    before = measure_machine()
+    needs = with_reward_engine(needs, spec, reward, before)
+    # by then a reward model in a process of its own has taken what it needs, and that is no longer free
+    loaded = replace(needs, reward_model=0, reward_activations=0) if spec.reward.backend == "vllm" else needs
+
+    def again() -> MemoryPlan:
+        now = measure_machine()
+        ours = max(0, now.gpu_held - before.gpu_held)  # a notebook may have held tensors of its own before
+        return plan_memory(loaded, spec.engine, replace(now, gpu_held=ours), work)
+
+    part = replace(before, gpu_held=0, host_free=before.host_free // n_engines)
+    return plan_memory(needs, spec.engine, part, work), again

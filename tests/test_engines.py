@@ -1,0 +1,144 @@
+"""Real engines, several: two of one thread each on a tiny pair answer and rate as one does, also where one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from twins import make_pair, make_reward_model, write_prompts
+
+pytest.importorskip("ray")
+SEARCH = [
+    "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl",
+    "--n-prompts", "40", "--max-tokens", "40", "--max-model-len", "128", "--temperature", "0", "--trials", "3",
+    "--alpha-max", "2", "--tolerance", "0", "--json",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    make_pair(folder, "llama-tied", delta=0.2)
+    make_reward_model(folder / "reward")
+    write_prompts(folder / "prompts.jsonl", 40)
+    (folder / "mine.toml").write_text("")
+    return folder
+
+
+def command(home: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "expo_search",
+            *SEARCH,
+            "--storage",
+            f"sqlite:///{name}.db",
+            "--log",
+            f"{name}.log",
+            *more,
+        ],
+        cwd=home,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    return dict(json.loads(out)), err
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path) -> dict[str, Any]:
+    found, err = finish(command(home, "alone"))
+    assert "engines" not in err
+    return found
+
+
+def kept(home: Path, name: str) -> list[tuple[Any, ...]]:
+    """Every answer and reward."""
+    with sqlite3.connect(home / f"{name}.db") as database:
+        return database.execute(
+            "SELECT trial, position, text, n_tokens, round(reward, 4) FROM expo_completions ORDER BY trial, position"
+        ).fetchall()
+
+
+def essence(found: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What a search came to, but for times."""
+    return [(t["alpha"], t["fingerprint"], round(t["reward"], 4), t["n_prompts"]) for t in found["trials"]]
+
+
+def test_two_engines_answer_and_search_as_one(home: Path, alone: dict[str, Any]) -> None:
+    found, err = finish(command(home, "two", "--engines", "2"))
+    assert "engines: 2, with 1 cores each" in err
+    assert essence(found) == essence(alone)
+    assert kept(home, "two") == kept(home, "alone")
+
+
+def test_an_engine_that_is_killed_in_mid_trial_costs_nothing_but_time(home: Path, alone: dict[str, Any]) -> None:
+    search = command(home, "killed", "--engines", "2")
+    try:
+        wait_for_answers(home, "killed", search)
+        os.kill(engines_of(search)[0].pid, signal.SIGKILL)
+    except BaseException:
+        search.kill()
+        raise
+    found, err = finish(search)
+    assert "is lost" in err
+    assert essence(found) == essence(alone)
+    assert kept(home, "killed") == kept(home, "alone")
+
+
+def test_a_search_whose_driver_is_killed_goes_on_with_another_number_of_engines(
+    home: Path, alone: dict[str, Any]
+) -> None:
+    search = command(home, "resumed", "--engines", "2")
+    try:
+        wait_for_answers(home, "resumed", search)
+        below = engines_of(search)
+    finally:
+        search.kill()
+    search.communicate()
+    assert len(below) == 2
+    _, still = psutil.wait_procs(below, timeout=60)
+    assert [p for p in still if p.status() != psutil.STATUS_ZOMBIE] == []
+    n_before = len(kept(home, "resumed"))
+    found, _ = finish(command(home, "resumed"))
+    assert 0 < n_before < len(kept(home, "resumed"))
+    assert essence(found) == essence(alone)
+    assert kept(home, "resumed") == kept(home, "alone")
+
+
+def wait_for_answers(home: Path, name: str, search: subprocess.Popen[str], trial: int = 1) -> None:
+    """Until the first answers of a trial are stored."""
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        assert search.poll() is None, search.communicate()[1]
+        try:
+            if any(row[0] == trial for row in kept(home, name)):
+                return
+        except sqlite3.OperationalError:  # no tables yet
+            pass
+        time.sleep(0.02)
+    raise AssertionError("no answers came")
+
+
+def engines_of(search: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The engines' own processes."""
+    below = psutil.Process(search.pid).children(recursive=True)
+    return [p for p in below if "ray::EngineActor" in " ".join(p.cmdline())]

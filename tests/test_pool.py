@@ -1,0 +1,384 @@
+"""Many engines as one, in real Ray with engines that compute nothing: what is answered, and what a lost one costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pool_fakes
+import psutil
+import pytest
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from pool_fakes import POISON, REFUSED, FakeRecipe, noted
+
+from expo_search.config.spec import SearchSpec
+from expo_search.contracts import BackgroundScorer, Completion, Prompt
+from expo_search.errors import EngineDied, EngineError, MaterializeError, PromptsError, RewardError
+from expo_search.evaluation.objective import Objective
+from expo_search.pool import cluster as cluster_module
+from expo_search.pool.actor import Share
+from expo_search.pool.cluster import Cluster, Node, Place, cores_each, room
+from expo_search.pool.pool import Pool
+from expo_search.search.loop import search
+from expo_search.session.sites import sites_for
+from expo_search.store.study_store import Store
+
+ray = pytest.importorskip("ray")
+ANYWHERE = Place()  # fake engines need no core of their own
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    sent_by_value()
+    with closing(Cluster()) as here:
+        yield here
+
+
+def sent_by_value(*more: Any) -> None:
+    for module in (pool_fakes, fakes, *more):  # a worker does not see this folder
+        ray.cloudpickle.register_pickle_by_value(module)
+
+
+Started = Callable[..., Pool]
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
+    """Starts a pool whose faults come from files in `tmp_path`."""
+    pools = []
+
+    def start_pool(n: int = 2, place: Place = ANYWHERE, on: Cluster = cluster, **options: Any) -> Pool:
+        recipe = FakeRecipe(tmp_path, **{k: options.pop(k) for k in ("n_at_once", "step_s") if k in options})
+        pools.append(Pool(on, recipe, place, n, **options))
+        return pools[-1]
+
+    yield start_pool
+    for pool in pools:
+        pool.close()
+
+
+def answered(pool: Pool, prompts: list[Prompt], seed: int = 0) -> list[Completion]:
+    return [item for item in pool.generate(prompts, seed) if isinstance(item, Completion)]
+
+
+def by_prompt(completions: list[Completion]) -> dict[str, str]:
+    assert len({c.prompt for c in completions}) == len(completions), "a prompt was answered twice"
+    return {c.prompt.id: c.text for c in completions}
+
+
+def texts(alpha: float, prompts: list[Prompt]) -> dict[str, str]:
+    return {p.id: json.dumps([alpha, p.id]) for p in prompts}
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+class TestAnswers:
+    def test_every_prompt_is_answered_once_at_the_alpha_that_was_set(self, start: Started) -> None:
+        pool, prompts = start(2), make_prompts(40)
+        for alpha in (0.0, 0.5):
+            assert pool.materialize(alpha).alpha == alpha
+            assert by_prompt(answered(pool, prompts)) == texts(alpha, prompts)
+
+    def test_tokens_are_told_as_they_come(self, start: Started) -> None:
+        pool, prompts = start(2), make_prompts(12)
+        pool.materialize(0.0)
+        items = list(pool.generate(prompts, 0))
+        completions = [item for item in items if isinstance(item, Completion)]
+        assert sum(item for item in items if isinstance(item, int)) == sum(c.n_tokens for c in completions)
+
+    def test_engines_have_equal_parts_of_few_prompts(self, start: Started, tmp_path: Path) -> None:
+        pool = start(2, n_at_once=64)
+        pool.materialize(0.0)
+        answered(pool, make_prompts(40))
+        assert sorted(Counter(pid for _, _, pid in noted(tmp_path / "asked")).values()) == [20, 20]
+
+    def test_an_engine_takes_more_as_it_has_room(self, start: Started, tmp_path: Path) -> None:
+        pool = start(2, n_at_once=4)
+        pool.materialize(0.0)
+        answered(pool, make_prompts(60))
+        each = Counter(pid for _, _, pid in noted(tmp_path / "asked")).values()
+        assert len(each) == 2
+        assert min(each) >= 15  # of 30, had they all the same lengths
+
+    def test_all_are_at_the_same_weights_or_it_is_an_error(self, start: Started, tmp_path: Path) -> None:
+        pool = start(2)
+        (tmp_path / "other switch").touch()
+        with pytest.raises(MaterializeError, match="other weights in one engine than in another"):
+            pool.materialize(0.5)
+        assert pool.materialize(0.5).fingerprint == FakeModel().materialize(0.5).fingerprint
+
+    def test_what_cannot_be_set_is_told_in_the_engines_words(self, start: Started) -> None:
+        pool = start(2)
+        with pytest.raises(EngineError, match="at most 100"):
+            pool.materialize(1000.0)
+        pool.materialize(1.0)
+        assert len(answered(pool, make_prompts(4))) == 4
+
+    def test_a_trial_that_stops_leaves_nothing_to_the_next(self, start: Started) -> None:
+        pool, prompts = start(2, step_s=0.05), make_prompts(60)
+        pool.materialize(0.0)
+        first = pool.generate(prompts, 0)
+        next(item for item in first if isinstance(item, Completion))
+        first.close()  # type: ignore[attr-defined]
+        pool.materialize(2.0)
+        few = prompts[:10]
+        assert by_prompt(answered(pool, few)) == texts(2.0, few)
+
+    def test_a_prompt_that_is_refused_is_the_callers_fault_and_the_pool_goes_on(self, start: Started) -> None:
+        pool = start(2)
+        pool.materialize(0.0)
+        with pytest.raises(PromptsError, match="too long"):
+            answered(pool, [*make_prompts(5), Prompt(REFUSED, "")])
+        pool.materialize(0.0)
+        assert len(answered(pool, make_prompts(5))) == 5
+
+    def test_progress_sees_each_engine(self, start: Started) -> None:
+        pool = start(2, step_s=0.05)
+        assert [e.state for e in pool.engines()] == ["idle", "idle"]
+        pool.materialize(0.0)
+        items = pool.generate(make_prompts(40), 0)
+        next(item for item in items if isinstance(item, Completion))
+        busy = pool.engines()
+        assert {e.state for e in busy} == {"answering"}
+        assert all(e.n_prompts > 0 for e in busy)
+        assert any(e.tokens_per_s > 0 for e in busy)
+        assert len([item for item in items if isinstance(item, Completion)]) == 39
+
+
+class TestLosses:
+    @pytest.mark.parametrize("fault", ["die", "fail", "hang"])
+    def test_a_lost_engine_gives_its_prompts_back_and_joins_anew(
+        self, start: Started, tmp_path: Path, fault: str
+    ) -> None:
+        said: list[str] = []
+        pool, prompts = start(2, limit_s=3.0, step_s=0.02, say=said.append), make_prompts(80)
+        pool.materialize(0.5)
+        (tmp_path / fault).touch()
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        assert any("is lost" in line and "prompts go back" in line for line in said)
+        wait_for(lambda: all(e.serves for e in pool.engines()))
+        assert len(noted(tmp_path / "starts")) == 3
+        before = {pid for _, _, pid in noted(tmp_path / "asked")}
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)  # the new one is at the alpha of the others
+        assert {pid for _, _, pid in noted(tmp_path / "asked")} - before
+
+    def test_an_engine_that_does_not_start_again_is_given_up_and_the_trial_goes_on(
+        self, start: Started, tmp_path: Path
+    ) -> None:
+        said: list[str] = []
+        pool, prompts = start(2, say=said.append), make_prompts(60)
+        pool.materialize(0.5)
+        (tmp_path / "no start").touch()
+        (tmp_path / "die").touch()
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        wait_for(lambda: any(e.state == "given up" for e in pool.engines()))
+        assert len([line for line in said if "given up" in line]) == 1
+        assert pool.materialize(0.25).alpha == 0.25
+        assert len(answered(pool, prompts)) == 60
+
+    def test_where_none_is_left_the_trial_fails_and_a_restart_brings_them_back(
+        self, start: Started, tmp_path: Path
+    ) -> None:
+        pool, prompts = start(1), make_prompts(60)
+        pool.materialize(0.5)
+        (tmp_path / "no start").touch()
+        (tmp_path / "die").touch()
+        with pytest.raises(EngineDied, match="none of 1 is left"):
+            answered(pool, prompts)
+        with pytest.raises(EngineDied):
+            pool.score([Completion(prompts[0], "", 1, "stop")], lambda _: None)
+        (tmp_path / "no start").unlink()
+        pool.restart()
+        pool.materialize(0.5)
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+
+    def test_a_prompt_that_ends_every_engine_fails_the_trial(self, start: Started) -> None:
+        pool = start(2)
+        pool.materialize(0.5)
+        with pytest.raises(EngineDied, match=r"engines were lost while they answered it|is left"):
+            answered(pool, [Prompt(POISON, ""), *make_prompts(5)])
+
+    def test_a_first_start_that_fails_is_told_at_once(self, start: Started, tmp_path: Path) -> None:
+        (tmp_path / "no start").touch()
+        with pytest.raises(EngineError, match="no room"):
+            start(2)
+
+    def test_engines_of_other_weights_are_refused(self, start: Started, tmp_path: Path) -> None:
+        (tmp_path / "other weights").touch()
+        with pytest.raises(MaterializeError, match="the same weights in all"):
+            start(2)
+
+
+class TestRating:
+    def test_a_pool_rates_in_the_background_as_its_scorers_do(self, start: Started) -> None:
+        pool = start(2)
+        assert isinstance(pool, BackgroundScorer)
+        completions = [
+            Completion(p, text, 1, "stop")
+            for p, text in zip(make_prompts(9), texts(0.2, make_prompts(9)).values(), strict=True)
+        ]
+        alone = FakeScorer().score(completions, lambda _: None)
+        counted: list[int] = []
+        assert pool.score(completions, counted.append) == alone
+        assert counted == [9]
+        futures = [pool.begin(completions[i : i + 3]) for i in (0, 3, 6)]
+        assert [reward for f in futures for reward in f.result(30)[0]] == alone[0]
+
+    def test_answers_that_an_engine_is_lost_with_are_rated_by_another(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(2), make_prompts(3)
+        completions = [
+            Completion(p, text, 1, "stop") for p, text in zip(prompts, texts(0.2, prompts).values(), strict=True)
+        ]
+        (tmp_path / "die rating").touch()
+        assert pool.begin(completions).result(30) == FakeScorer().score(completions, lambda _: None)
+
+    def test_a_reward_that_is_none_is_told(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(2), make_prompts(3)
+        (tmp_path / "no reward").touch()
+        with pytest.raises(RewardError, match="nan"):
+            pool.score([Completion(p, "", 1, "stop") for p in prompts], lambda _: None)
+
+
+def searched(folder: Path, model: Any, scorer: Any, n_trials: int = 6) -> list[tuple[Any, ...]]:
+    store = Store(f"sqlite:///{folder / 'study.db'}", "s")
+    try:
+        objective = Objective(model, scorer, store, make_prompts(128), FakeWatcher())
+        found = search(store, objective, SearchSpec(), n_trials)
+        return [(e.trial, e.alpha, e.reward, e.gain, e.outcome, e.fingerprint) for e in found]
+    finally:
+        store.close()
+
+
+def test_a_search_with_three_engines_is_that_of_one(start: Started, tmp_path: Path) -> None:
+    for name in ("one", "three", "faults"):
+        (tmp_path / name).mkdir()
+    alone = searched(tmp_path / "one", FakeModel(), FakeScorer())
+    pool = start(3, step_s=0.002, n_at_once=16)
+    assert searched(tmp_path / "three", pool, pool) == alone
+    (tmp_path / "die").touch()
+    (tmp_path / "die rating").touch()
+    assert searched(tmp_path / "faults", pool, pool) == alone
+
+
+class TestClusters:
+    def test_the_first_engine_of_a_node_starts_alone_and_each_has_its_part_of_the_cores(
+        self, start: Started, cluster: Cluster, tmp_path: Path
+    ) -> None:
+        (node,) = cluster.nodes()
+        start(node.cpus, Place(cpus=1))
+        shares = [(int(index), int(of)) for _, index, of, _ in noted(tmp_path / "starts")]
+        assert sorted(shares) == [(i, node.cpus) for i in range(node.cpus)]
+        first_started = min(float(at) for *_, at in noted(tmp_path / "started"))
+        assert [float(at) < first_started for *_, at in noted(tmp_path / "starts")].count(True) == 1
+        (busy,) = cluster.nodes()
+        assert busy.free_cpus == 0
+
+    def test_a_survey_comes_from_each_node_and_a_fault_in_its_own_words(self, cluster: Cluster, tmp_path: Path) -> None:
+        (node,) = cluster.nodes()
+        recipe = FakeRecipe(tmp_path)
+        answer = cluster.survey(recipe, Place(cpus=1), {node.id: 2})
+        assert answer[node.id][0] == 2
+        assert answer[node.id][1] != os.getpid()
+        (tmp_path / "no checkpoint").touch()
+        with pytest.raises(EngineError, match="aligned: no folder; expected one; copy it"):
+            cluster.survey(recipe, Place(cpus=1), {node.id: 2})
+
+    def test_room_is_what_is_free(self) -> None:
+        nodes = [Node("a", "a", 8, 64, 8, 64), Node("b", "b", 8, 64, 3, 64), Node("head", "head", 0, 8, 0, 8)]
+        assert room(nodes, Place(gpus=1)) == {"a": 8, "b": 3, "head": 0}
+        assert room(nodes, Place(gpus=4)) == {"a": 2, "b": 0, "head": 0}
+        assert room(nodes, Place(cpus=5)) == {"a": 12, "b": 12, "head": 1}
+
+    def test_engines_on_processors_get_as_many_cores_as_there_are_for_each(self) -> None:
+        nodes = [Node("a", "a", 0, 8, 0, 8), Node("b", "b", 0, 4, 0, 4)]
+        assert [cores_each(nodes, n) for n in (1, 2, 3, 6, 12, 13)] == [8, 4, 4, 2, 1, 0]
+
+    def test_a_share_is_a_part_of_the_cores(self) -> None:
+        assert [Share(i, 2).cores([0, 1, 2, 3, 4]) for i in (0, 1)] == [[0, 1], [2, 3]]
+        assert Share(3, 4).cores([0, 1]) == [0, 1]
+        assert Share().cores([3, 5]) == [3, 5]
+
+    @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ("127.0.0.1:1", "it cannot be reached"),
+            ("ray://somewhere:10001", "no HOST:PORT"),
+            ("somewhere", "no HOST:PORT"),
+        ],
+    )
+    def test_a_cluster_that_cannot_be_reached_is_one_line_soon(self, address: str, said: str) -> None:
+        begun = time.monotonic()
+        with pytest.raises(EngineError, match=said):
+            Cluster(address)
+        assert time.monotonic() - begun < 10
+
+    def test_without_ray_the_line_says_how_to_install_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cluster_module, "find_spec", lambda _: None)
+        with pytest.raises(EngineError, match=r'pip install "expo-search\[ray\]"'):
+            sites_for(2, None)
+
+    def test_one_engine_needs_no_ray(self) -> None:
+        code = (
+            "import sys\n"
+            "from expo_search.session import preflight, running, sites\n"
+            "assert sites.sites_for(None, None) is None\n"
+            "assert sites.sites_for(1, None) is None\n"
+            "print('ray' in sys.modules)"
+        )
+        assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_pool
+test_pool.sent_by_value()
+from expo_search.pool.cluster import Cluster, Place
+from expo_search.pool.pool import Pool
+pool = Pool(Cluster(), test_pool.FakeRecipe(Path({folder!r})), Place(), 2)
+pool.materialize(0.5)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_driver_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    code = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline().strip() == "ready"
+        engines = {int(pid) for pid, *_ in noted(tmp_path / "starts")}
+        # two helpers of Ray's look for their server for a minute before they end too
+        children = psutil.Process(driver.pid).children(recursive=True)
+        below = {p.pid for p in children if not any("Agent" in word for word in p.cmdline())}
+        assert len(engines) == 2
+        assert engines < below
+        driver.kill()
+        driver.wait(10)
+        wait_for(lambda: not any(map(runs, below)), 40)
+    finally:
+        driver.kill()
+        driver.wait(10)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
