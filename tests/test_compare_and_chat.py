@@ -105,6 +105,16 @@ class TestCompare:
         assert "alpha = 0.3   reward +1.500" in " ".join(text.split("\n"))
         assert "\x1b" not in text
 
+    def test_a_long_prompt_breaks_no_word_on_a_terminal(self) -> None:
+        words = " ".join(f"word-{i}" for i in range(40))
+        prompt = Prompt("1", words)
+        answer = Rewarded(0.0, Completion(prompt, "short", 1, "stop"), 0.5)
+        console = Console(width=60, force_terminal=True, color_system=None)
+        with console.capture() as captured:
+            print_answers(console, Comparison([prompt], [[answer]]))
+        assert max(map(len, captured.get().splitlines())) <= 60
+        assert words in " ".join(captured.get().split())
+
 
 class TestChat:
     def test_the_conversation_grows_turn_by_turn(self) -> None:

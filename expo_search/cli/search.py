@@ -353,4 +353,4 @@ def confirm_winner(
         if as_json:
             out.print(Text(json.dumps(confirmation_json(confirmation), indent=2)), soft_wrap=True)
         else:
-            out.print(Text(confirmation_sentence(confirmation)), soft_wrap=True, style="bold")
+            print_prose(out, confirmation_sentence(confirmation), style="bold")

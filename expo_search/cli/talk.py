@@ -25,6 +25,7 @@ from expo_search.cli.console import (
     Storage,
     TrustRemoteCode,
     known_study,
+    print_prose,
     terminal,
 )
 from expo_search.config.options import DEFAULT_STORAGE
@@ -117,7 +118,7 @@ def chat(
 def print_answers(console: Console, comparison: Comparison) -> None:
     """One table a prompt: a column an alpha where there is room, else one below the other."""
     for prompt, row in zip(comparison.prompts, comparison.rows, strict=True):
-        console.print(Text(f"\n{clean(prompt.text)}", style="bold"), soft_wrap=True)
+        print_prose(console, f"\n{prompt.text}", style="bold")
         heads = [f"alpha = {a.alpha:g}   reward {a.reward:+.3f}" for a in row]
         answers = [Text(clean(a.completion.text) + _ending(a)) for a in row]
         if console.width // len(row) >= _COLUMN_LEAST:
