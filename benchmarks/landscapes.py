@@ -74,6 +74,11 @@ class World:
         self._side = np.where(rng.random(n) < 0.5, -1.0, 1.0)
         self._index = {p.id: i for i, p in enumerate(self.prompts)}
 
+    @property
+    def whole_tokens(self) -> int:
+        """Of the answers at alpha = 0."""
+        return sum(int(60 * length) for length in self._length)
+
     def truth(self, alpha: float) -> float:
         """Mean reward over that at alpha = 0, of all prompts there could be."""
         return -3.0 if alpha >= self.collapse else self.shape(alpha)

@@ -33,6 +33,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.verdict import verdict
+from expo_search.search.budget import Budget
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import search
 from expo_search.store.study_store import Store
@@ -49,7 +50,15 @@ class Silent:
 
 
 def one(
-    strategy: str, kind: str, seed: int, n_prompts: int | None, n_trials: int, table: Path, *, on_disk: bool = False
+    strategy: str,
+    kind: str,
+    seed: int,
+    n_prompts: int | None,
+    n_trials: int,
+    table: Path,
+    *,
+    on_disk: bool = False,
+    units: float | None = None,
 ) -> Result:
     """Run one search, and confirm the best alpha that it tried where there are other prompts."""
     world: World | Recorded
@@ -61,7 +70,10 @@ def one(
         spec = SearchSpec(sampler=strategy, alpha_min=0.0, alpha_max=top, racing=False, seed=seed)
     with tempfile.TemporaryDirectory() as home:
         store = Store(f"sqlite:///{home}/search.db", "s") if on_disk else MemoryStore("s")
-        found = search(store, Objective(world, world, store, world.prompts, Silent()), spec, n_trials)
+        budget = None
+        if units is not None and isinstance(world, World):
+            budget = Budget(tokens=int(units * world.whole_tokens), n_confirm=len(world.prompts) // 2)
+        found = search(store, Objective(world, world, store, world.prompts, Silent()), spec, n_trials, budget=budget)
         judged = verdict(found)
         best = judged.best if strategy == "expo" else max(found[1:], key=lambda e: e.gain.mean)
         confirmed = None
@@ -123,6 +135,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, help="of a search; as many as the kind says by default")
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument(
+        "--budget", type=float, help="tokens of a search and its confirmation, in whole trials at alpha = 0"
+    )
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, TABLE], default=list(KINDS))
     parser.add_argument("--table", type=Path, default=Path(__file__).parent / "demo_table.csv")
@@ -138,7 +153,7 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # small matrices: threads of two processes would only wait for each other
     with ProcessPoolExecutor(o.jobs, get_context("spawn")) as pool:  # which reads the environment anew
-        run = partial(one, n_prompts=o.prompts, n_trials=o.trials, table=o.table, on_disk=o.on_disk)
+        run = partial(one, n_prompts=o.prompts, n_trials=o.trials, table=o.table, on_disk=o.on_disk, units=o.budget)
         running = [pool.submit(run, *task) for task in tasks if task not in done]
         for future in as_completed(running):
             results.append(future.result())

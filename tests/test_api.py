@@ -80,6 +80,18 @@ class TestSession:
         assert read.verdict.confirmed == measured
         assert "alpha = " in result.verdict.sentence()
 
+    def test_a_budget_ends_it_and_leaves_enough_for_the_confirmation(self, spec: es.StudySpec, url: str) -> None:
+        with opened(spec, url) as session:
+            control = session.search(n_trials=1).evaluations[0]
+            budget = es.Budget(tokens=3 * control.n_tokens, n_confirm=8)
+            result = session.search(n_trials=9, budget=budget)
+            assert len(result.evaluations) == 2, "a third would leave nothing"
+            assert "budget: " in (session.why_done(9, budget) or "")
+            n = session.n_confirmable(budget)
+            assert 8 <= n <= 16
+            assert session.confirm(result.evaluations[1], n) is not None
+            assert session.n_confirmable(budget) <= 2, "what the confirmation took is counted"
+
     def test_it_goes_on_where_it_stopped_and_by_name_alone(self, spec: es.StudySpec, url: str) -> None:
         with opened(spec, url) as session:
             session.search(n_trials=2)
