@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from expo_search.bench.alpaca_eval import AlpacaEval
@@ -68,20 +68,20 @@ def known() -> str:
     return f"{', '.join(TASKS)}, {PREFIX}NAME, module:function"
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Collection[str], where: str = "--tasks") -> None:
     """Check names alone; those of the harness's tasks are known once it is loaded.
 
     Raises:
         StudyError: none, or one that is unknown.
     """
     if not names:
-        raise StudyError(where="--tasks", found="nothing", expected=f"names of {known()}", do="give --tasks A,B")
+        raise StudyError(where=where, found="nothing", expected=f"names of {known()}", do="give --tasks A,B")
     for name in names:
         if name in TASKS or name.startswith((PREFIX, CHAT_PREFIX)) or is_own(name):
             continue
         near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
         raise StudyError(
-            where="--tasks",
+            where=where,
             found=f"unknown task {name!r}",
             expected=f"one of {', '.join(near)}" if near else f"one of {known()}",
             do=f"did you mean {near[0]}?" if near else "see `expo-search bench --help`",

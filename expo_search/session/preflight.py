@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from expo_search.bench.registry import check_names
 from expo_search.checkpoint.computed_weights import check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
@@ -108,6 +109,8 @@ def check(
         if find_spec("vllm") is None:
             raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
         check_batch_invariant(spec.engine)
+    if spec.guardrails.bench:
+        check_names(spec.guardrails.bench, "guardrails.bench")  # one of no task would rule nothing out
     if adds:
         check_storage(storage)
     wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else 2
