@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.provenance import read_provenance
-from expo_search.exporting.reproduce import Reproduction, reproduce
+from expo_search.exporting.reproduce import Reproduction, check_n_prompts, reproduce
 from expo_search.exporting.study import Wanted, export_study
 from expo_search.exporting.verify import engine_dtype, verify
 from expo_search.inputs.chat_template import encode_chat
@@ -153,6 +155,29 @@ def test_an_export_is_reproduced_on_the_same_machine(exported: Path, searched: E
     assert again.again.reward == searched.reward
     assert [alpha for _, alpha, _, _ in watcher.starts] == [0.0, searched.alpha]
     assert again.differences == ()
+
+
+def test_the_first_prompts_alone_can_be_reproduced(exported: Path) -> None:
+    origin = read_provenance(exported)
+    said: list[str] = []
+
+    @contextmanager
+    def working(step: str) -> Iterator[None]:
+        said.append(step)
+        yield
+
+    again = reproduce(origin, FakeWatcher(), lambda _: None, trust_remote_code=False, n_prompts=6, working=working)
+    kept = sum(position < 6 for position in origin["answers"]["trial"]["positions"])
+    assert (again.again.gain.n, again.n_same, again.n) == (6, kept, kept)
+    assert again.same_weights
+    assert f"on the first 6 of {origin['trial']['n_prompts']} prompts" in again.report()
+    assert [step.partition(" ")[0] for step in said] == ["checking", "starting"]
+
+
+@pytest.mark.parametrize("n", [1, 10_000])
+def test_more_prompts_than_the_trial_saw_are_refused_before_anything_is_read(exported: Path, n: int) -> None:
+    with pytest.raises(StudyError, match=rf"--n-prompts: {n}; expected 2 to \d+, which the trial saw"):
+        check_n_prompts(read_provenance(exported), n)
 
 
 def test_other_weights_than_those_of_then_are_different_and_exit_with_1(

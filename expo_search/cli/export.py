@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,9 @@ def export_model(
 
 def reproduce_model(
     exported: Annotated[Path, typer.Argument(metavar="DIR_OR_JSON", help="An exported folder, or its expo.json.")],
+    n_prompts: Annotated[
+        int | None, typer.Option(metavar="N", help="The first N prompts alone; all of the trial's by default.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
@@ -92,13 +96,22 @@ def reproduce_model(
 ) -> None:
     """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
     from expo_search.exporting.provenance import read_provenance
-    from expo_search.exporting.reproduce import reproduce
+    from expo_search.exporting.reproduce import check_n_prompts, reproduce
     from expo_search.session.progress import Progress, say_on
+    from expo_search.session.working import working
 
     origin = read_provenance(exported)
+    check_n_prompts(origin, n_prompts)
     with terminal(log) as (out, err):
         with Progress(err, 2, 0, quiet=quiet) as progress:
-            again = reproduce(origin, progress, say_on(err, quiet), trust_remote_code=trust_remote_code)
+            again = reproduce(
+                origin,
+                progress,
+                say_on(err, quiet),
+                trust_remote_code=trust_remote_code,
+                n_prompts=n_prompts,
+                working=partial(working, err, quiet),
+            )
         text = json.dumps(again.as_json(), indent=2) if as_json else again.report()
         out.print(Text(clean(text)), soft_wrap=True)
     if not again.same_weights:

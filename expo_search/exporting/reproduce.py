@@ -7,6 +7,7 @@ in a database of their own that is thrown away.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,7 +69,9 @@ class Reproduction:
         then, now = self.stored["gain"], self.again.gain.mean
         lines = [f"{self.grade}: alpha = {self.again.alpha:.6g}, gain {then:+.4f} then, {now:+.4f} now"]
         lines.append(f"  weights: {'the same' if self.same_weights else 'other ones'} ({self.again.fingerprint})")
-        lines.append(f"  answers: {self.n_same} of {self.n} are the same")
+        fewer = self.again.gain.n < self.stored["n_prompts"]
+        first = f", on the first {self.again.gain.n} of {self.stored['n_prompts']} prompts" if fewer else ""
+        lines.append(f"  answers: {self.n_same} of {self.n} are the same{first}")
         if self.grade != "identical":
             lines.append(f"  the gain of now is {'within' if self.within else 'outside'} the 95 % interval of then")
             lines += [f"  environment, {line}" for line in self.differences or ("no difference that is recorded",)]
@@ -83,6 +86,7 @@ class Reproduction:
             "difference": {"then": self.stored["difference"], "now": self.again.difference.mean},
             "reward": {"then": self.stored["reward"], "now": self.again.reward.mean},
             "fingerprint": {"then": self.stored["fingerprint"], "now": self.again.fingerprint},
+            "prompts": {"then": self.stored["n_prompts"], "now": self.again.gain.n},
             "answers": {"same": self.n_same, "of": self.n},
             "within_interval": self.within,
             "environment": list(self.differences),
@@ -90,11 +94,20 @@ class Reproduction:
 
 
 def reproduce(
-    exported: Mapping[str, Any], watcher: Watcher, say: Callable[[str], None], *, trust_remote_code: bool
+    exported: Mapping[str, Any],
+    watcher: Watcher,
+    say: Callable[[str], None],
+    *,
+    trust_remote_code: bool,
+    n_prompts: int | None = None,
+    working: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Reproduction:
     """Evaluate the alpha of an `expo.json` again, and alpha = 0, in a new engine, and compare.
 
-    `exported` is the file's content, as `read_provenance` gives it.
+    Args:
+        exported: the file's content, as `read_provenance` gives it.
+        n_prompts: the first so many of the trial's alone; see `check_n_prompts`.
+        working: is entered, with what is being done, for what takes long before the first answer.
 
     Raises:
         StudyError: its alpha was never evaluated.
@@ -113,22 +126,41 @@ def reproduce(
     spec = stored_spec(exported["spec"], name=str(exported["study"]), trust_remote_code=trust_remote_code)
     spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
-        checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
+        with working("checking prompts, checkpoints and settings"):
+            checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
         compare_settings(
             settings,
             checked.settings,
             name=f"{exported['study']} in expo.json",
             do="give what it was made with: sources, prompts and reward model, where they were",
         )
-        running = start(checked, say)
+        with working("starting vLLM and its canary, loading the reward model"):
+            running = start(checked, say)
         try:
-            objective = running.objective(watcher, checked.search_prompts)
+            objective = running.objective(watcher, checked.search_prompts[:n_prompts])
             control = objective.evaluate(CONTROL, 0.0)
             # as many prompts at once as in the search: which ones share a batch can change an engine's rounding
-            again = objective.evaluate(stored["trial"], stored["alpha"], n_most=stored["n_prompts"])
+            n_most = min(stored["n_prompts"], n_prompts or stored["n_prompts"])
+            again = objective.evaluate(stored["trial"], stored["alpha"], n_most=n_most)
             return _compare(exported, running.store, control, again)
         finally:
             running.close()
+
+
+def check_n_prompts(exported: Mapping[str, Any], n: int | None) -> None:
+    """Check how many prompts are wanted against how many the trial saw.
+
+    Raises:
+        StudyError: fewer than 2, or more than it saw.
+    """
+    stored = exported["trial"]
+    if n is not None and stored is not None and not 2 <= n <= stored["n_prompts"]:
+        raise StudyError(
+            where="--n-prompts",
+            found=str(n),
+            expected=f"2 to {stored['n_prompts']}, which the trial saw",
+            do="give another number, or leave it out",
+        )
 
 
 def _compare(exported: Mapping[str, Any], store: Store, control: Evaluation, again: Evaluation) -> Reproduction:
@@ -137,11 +169,13 @@ def _compare(exported: Mapping[str, Any], store: Store, control: Evaluation, aga
         role: {s.position: s for s in store.completions(e.trial, "search", prompts)}
         for role, e in (("trial", again), ("control", control))
     }
-    n_same, same_rewards = 0, True
+    n_same, same_rewards, n = 0, True, 0
     for role, answers in exported["answers"].items():
-        rows = list(zip(answers["positions"], answers["sha256"], answers["rewards"], strict=True))
+        every = zip(answers["positions"], answers["sha256"], answers["rewards"], strict=True)
+        rows = [row for row in every if row[0] < len(prompts)]
         same_rewards &= all(p in now[role] and now[role][p].reward == reward for p, _, reward in rows)
         if role == "trial":
+            n = len(rows)
             n_same = sum(p in now[role] and text_hash(now[role][p].completion.text) == h for p, h, _ in rows)
     return Reproduction(
         stored=exported["trial"],
@@ -150,7 +184,7 @@ def _compare(exported: Mapping[str, Any], store: Store, control: Evaluation, aga
         same_weights=(again.fingerprint, control.fingerprint)
         == (exported["trial"]["fingerprint"], exported["control"]["fingerprint"]),
         n_same=n_same,
-        n=len(exported["answers"]["trial"]["positions"]),
+        n=n,
         same_rewards=same_rewards,
         differences=tuple(differences(exported["evaluated_on"], environment())),
     )
