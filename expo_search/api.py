@@ -417,7 +417,8 @@ class Session:
 
         Args:
             tasks: names (`expo-search bench --help` has them).
-            alphas: beside 0; the recommended one by default.
+            alphas: beside 0; the recommended one by default. One that a trial has but for the digits that tables show
+                is that trial's.
             data: files in the place of the Hub's data sets, by the task's name.
             limit: the first items of each task.
             again: forget what is stored of these tasks.
@@ -440,8 +441,7 @@ class Session:
         from expo_search.store.study_store import Store
 
         storage, name = self.checked.storage, self.name
-        if alphas is None:
-            alphas = [self._recommended().alpha]
+        alphas = [self._recommended().alpha] if alphas is None else [self._evaluated(alpha) for alpha in alphas]
         benchmarks = self._benchmarks(tasks, alphas, data, limit)
         if judge is not None:
             benchmarks.check_judge(judge)
@@ -518,6 +518,11 @@ class Session:
 
         files = {task: Path(file) for task, file in (data or {}).items()}
         return prepare(self.checked, tasks, alphas, data=files, limit=limit, own_model=self._own_model, say=self.say)
+
+    def _evaluated(self, alpha: float) -> float:
+        """The alpha of the trial that is nearest, where that is the same but for digits that no table shows."""
+        near = min((e.alpha for e in self.result().evaluations), key=lambda a: abs(a - alpha), default=alpha)
+        return near if abs(near - alpha) < 1e-3 * abs(alpha) else alpha
 
     def _recommended(self) -> Evaluation:
         """The trial that the verdict is about; raises `StudyError` where there is none."""
