@@ -22,7 +22,7 @@ from twins import edit, make_pair, make_reward_model, read_all
 from expo_search.checkpoint import build as assemble
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.lora import open_adapter
-from expo_search.cli.export import size_in_bytes
+from expo_search.cli.export import size_in_bytes, uses_of
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec, stored_spec
 from expo_search.contracts import Completion, Prompt
@@ -504,3 +504,9 @@ def test_a_trial_that_broke_a_guardrail_says_so(home: Path, tmp_path: Path) -> N
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**It breaks guardrails** of the search: length." in card
     assert "stopped early (degenerate)" in card
+
+
+def test_what_an_exported_model_is_good_for_stands_at_the_end() -> None:
+    said = uses_of(Path("a folder"))
+    assert "vllm serve 'a folder'" in said
+    assert "convert_hf_to_gguf.py 'a folder' --outfile 'a folder.gguf'" in said

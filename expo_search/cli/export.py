@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,7 +65,7 @@ def export_model(
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
     check_name(out)
     shard_bytes = size_in_bytes(max_shard_size)
-    with terminal(log) as (_, err):
+    with terminal(log) as (printed, err):
         result = open_study(storage, known_study(study, storage))
         with _bytes_bar(err, quiet) as on_bytes:
             export(
@@ -82,6 +83,18 @@ def export_model(
                 say=say_on(err, quiet),
                 on_bytes=on_bytes,
             )
+        if not quiet and not as_adapter:
+            printed.print(Text(uses_of(out)), soft_wrap=True)
+
+
+def uses_of(folder: Path) -> str:
+    """The commands that serve an exported checkpoint, and that make a GGUF file of it for llama.cpp."""
+    name, gguf = (shlex.quote(clean(str(path))) for path in (folder, f"{folder.resolve().name}.gguf"))
+    return (
+        f"Serve it:\n  vllm serve {name}\n"
+        f"Make a GGUF of it, with llama.cpp's converter:\n"
+        f"  python llama.cpp/convert_hf_to_gguf.py {name} --outfile {gguf}"
+    )
 
 
 def reproduce_model(
