@@ -251,7 +251,9 @@ class TestOneAlpha:
         found = verdict([CONTROL, sure, unsure])
         assert found.favourite == 1.6
         assert (found.alpha, found.word, found.better) == (0.2, "better", (0.2,))
-        assert "highest at 1.6, which cannot be told from alpha = 0 by itself; this one can." in found.sentence()
+        assert (
+            "The alpha that looks best, 1.6, cannot be told from alpha = 0 by itself; this one can." in found.sentence()
+        )
 
     def test_a_trial_of_a_part_of_the_prompts_is_not_shown_to_be_better_beside_whole_ones(self) -> None:
         few = replace(make_evaluation(1, 0.2, 0.9, 0.03), outcome="enough")

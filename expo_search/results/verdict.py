@@ -36,7 +36,7 @@ class Verdict:
         edge: the end of a fixed range at which the best alpha lies (0 where every other lost); None where it lies
             inside. `again`: the command that looks beyond it, where one is known (`search_again`).
         better: the alphas that the search shows to be better than 0, ascending; `best`'s is one of them or there is
-            none. `favourite`: where the curve through all trials is highest.
+            none. `favourite`: the alpha that looks best (`proposal.winner`).
         power: what so many prompts can tell; None where nothing was measured.
     """
 
@@ -103,14 +103,12 @@ class Verdict:
         if self.best is None or self.word != "better":
             return ""
         if self.favourite is not None and self.favourite != self.best.alpha:
-            return (
-                f" The curve through all trials is highest at {self.favourite:.4g}, "
-                f"which cannot be told from alpha = 0 by itself; this one can."
-            )
+            looks_best = f"The alpha that looks best, {self.favourite:.4g},"
+            return f" {looks_best} cannot be told from alpha = 0 by itself; this one can."
         if len(self.better) < 2:
             return ""
         which = ", ".join(f"{alpha:.4g}" for alpha in self.better)
-        return f" {len(self.better)} alphas are better than 0 ({which}); the curve through all trials is highest here."
+        return f" {len(self.better)} alphas are better than 0 ({which}); this one looks best."
 
     def _tells(self) -> str:
         """What so few prompts, or so many, can tell."""

@@ -24,7 +24,7 @@ class Recommendation:
         best: the trial to recommend if its interval lies above 0, and else the best one to look at.
         interval: 95 %, of its gain, corrected for its having been picked.
         better: the trials whose gains are shown to be above 0, all at once; `best` is one of them unless there is none.
-        favourite: where the curve through all trials is highest. It is `best` unless it is not in `better`.
+        favourite: the one that looks best (`proposal.winner`). It is `best` unless it is not in `better`.
         n_able: trials among which the pick was (`proposal.candidates`), of `n_tried` at other alphas than 0.
         z: standard errors from an estimate to the lower end of its corrected interval, of normal errors.
     """
