@@ -104,6 +104,7 @@ def test_an_engine_that_is_killed_in_mid_trial_costs_nothing_but_time(home: Path
     assert kept(home, "killed") == kept(home, "alone")
 
 
+@pytest.mark.slow  # engines start three times
 def test_a_search_whose_driver_is_killed_goes_on_with_another_number_of_engines(
     home: Path, alone: dict[str, Any]
 ) -> None:
