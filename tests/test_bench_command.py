@@ -1,0 +1,58 @@
+"""`expo-search bench` and `--bench` as a user types them, on the real engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from twins import make_pair, make_reward_model, write_prompts
+
+PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
+SIZES = ["--n-prompts", "6", "--max-tokens", "8", "--max-model-len", "256", "--alpha-max", "2", "--trials", "2"]
+
+
+@pytest.mark.slow
+def test_a_benchmark_goes_on_prints_what_is_there_and_stands_in_show(tmp_path: Path) -> None:
+    make_pair(tmp_path, "llama-tied", delta=0.2)
+    make_reward_model(tmp_path / "reward")
+    write_prompts(tmp_path / "prompts.jsonl", 10)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "expo_search", *words], cwd=tmp_path, text=True, capture_output=True, timeout=280,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + (tmp_path / "expo-search.log").read_text()[-3000:]
+        return done
+
+    run(*PAIR, *SIZES, "--bench", "basics", "--bench-limit", "4")
+    rows = {
+        "gsm8k": {"question": "What is 2 + 3?", "answer": "#### 5"},
+        "alpaca_eval": {"instruction": "Name a fruit."},
+        "mt_bench": {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Shorter."]},
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    data = [word for name in rows for word in ("--data", f"{name}={name}.jsonl")]
+    tasks = ["bench", "--tasks", ",".join(["basics", *rows]), *data, "--alphas", "1.5", "--limit", "6", "--out", "out"]
+    first = run(*tasks, "--json")
+    told = json.loads(first.stdout)
+    compared = {c["task"]: c for c in told["compared"]}
+    assert {name: (c["alpha"], c["items"]) for name, c in compared.items()} == {"basics": (1.5, 6), "gsm8k": (1.5, 1)}
+    assert "basics at alpha 1.5: 6 answers in " in first.stderr
+    assert "starting vLLM" in first.stderr
+    written = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.json*")}
+    assert written == {
+        f"{place}/custom_a{alpha}.{kind}"
+        for place, kind in (("outputs_alpaca", "json"), ("mt_bench/model_answer", "jsonl"))
+        for alpha in ("0.0", "1.5")
+    }
+    again = run(*tasks, "--json")
+    assert json.loads(again.stdout) == told
+    assert "starting vLLM" not in again.stderr
+    shown = run("show").stdout
+    assert "alpha = 1.5: basics " in shown
+    assert {"AlpacaEval", "MT-Bench", "GSM8K"} <= set(shown.split())
