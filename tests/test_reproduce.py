@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,9 +220,10 @@ def test_a_source_that_visibly_changed_is_refused_before_an_engine_starts(
 
 def make_reproduction(*, same_weights: bool = True, same_rewards: bool = False, gain: float = 0.4) -> Reproduction:
     raw = {"difference": 9.0, "difference_95": [8.0, 10.0]}  # of another objective's study
-    then = raw | {"gain": 0.4, "gain_95": [0.2, 0.6], "reward": 1.4, "fingerprint": f"{1:032x}"}
+    then: dict[str, Any] = raw | {"gain": 0.4, "gain_95": [0.2, 0.6], "reward": 1.4, "fingerprint": f"{1:032x}"}
     lines = () if same_rewards else ("torch: 2.12 then, 2.13 now",)
     now = make_evaluation(1, 0.5, gain, 0.1)
+    then["n_prompts"] = now.gain.n
     return Reproduction(then, now, make_evaluation(0, 0, 0, 0.1), same_weights, 90, 100, same_rewards, lines)
 
 

@@ -6,6 +6,8 @@ main thread, which the engine's watchdog needs.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +66,10 @@ class EngineActor:
     """One engine in a process of its own."""
 
     def __init__(self, recipe: Recipe) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # ignored, it would hide children's exit codes from the engine
         self._recipe = recipe
         self._started: Started | None = None
         self._n_under_way = 0

@@ -318,13 +318,17 @@ def _first_line(fault: BaseException) -> str:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM over for itself; the command line has its own use for it."""
+    """Ray takes SIGTERM over, for which the command line has a use, and ignores SIGCHLD, which loses exit codes.
+
+    `subprocess` tells 0 of each child where that signal is ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
