@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import click
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from expo_search.cli.main import app
+from expo_search.config.keys import about, meaning
 from expo_search.config.options import option_of
 from expo_search.config.spec import StudySpec
 
@@ -49,10 +48,10 @@ def configuration() -> str:
 def tables(path: str, model: type[BaseModel]) -> Iterator[str]:
     """A model's own keys as a table, then the models inside it, each under its dotted name."""
     inside = {name: field.annotation for name, field in model.model_fields.items() if is_table(field.annotation)}
-    rows = [row(path, name, field) for name, field in model.model_fields.items() if name not in inside]
+    rows = [row(path, name, model) for name in model.model_fields if name not in inside]
     if path:
         yield f"## `[{path}]`"
-        yield summary(model)
+        yield about(model)
     if rows:
         yield "\n".join(["| key | default | option | meaning |", "| --- | --- | --- | --- |", *rows])
     for name, annotation in inside.items():
@@ -64,21 +63,12 @@ def is_table(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def summary(model: type[BaseModel]) -> str:
-    """A docstring as Markdown: what stands before its list of attributes, then those."""
-    text, _, attributes = (model.__doc__ or "").partition("Attributes:")
-    told = re.sub(r"\n\s+", " ", text.strip())
-    entries = re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", attributes, re.MULTILINE)
-    listed = [f"- `{names}`: {' '.join(meaning.split())}" for names, meaning in entries]
-    return "\n\n".join([told, "\n".join(listed)]).strip()
-
-
-def row(path: str, name: str, field: FieldInfo) -> str:
-    option = option_of(path, name)
-    default = "required" if field.default is PydanticUndefined and field.default_factory is None else value(field)
-    meaning = field.description or (option.help if option else "")
-    cells = (f"`{name}`", default, f"`{option.flag}`" if option else "", meaning.replace("|", "\\|"))
-    return f"| {' | '.join(cells)} |"
+def row(path: str, name: str, model: type[BaseModel]) -> str:
+    """One key of a table."""
+    field, option = model.model_fields[name], option_of(path, name)
+    default = "required" if field.is_required() else value(field)
+    told = meaning(path, name, model).replace("|", "\\|")
+    return f"| `{name}` | {default} | {f'`{option.flag}`' if option else ''} | {told} |"
 
 
 def value(field: FieldInfo) -> str:
@@ -90,9 +80,8 @@ def value(field: FieldInfo) -> str:
 
 def commands() -> str:
     """Every command's own help."""
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)  # of the click that typer carries
     parts = ["# Commands", "As `--help` says it.", command_help(group, "expo-search")]
-    assert isinstance(group, click.Group) or hasattr(group, "commands")
     for name, command in sorted(group.commands.items()):
         parts += [f"## {name}", command_help(command, f"expo-search {name}")]
     return "\n\n".join(parts) + "\n"

@@ -171,6 +171,7 @@ class TestNotebook:
                 [signal.getsignal(n) for n in sorted(signal.valid_signals())], optuna.logging.get_verbosity(),
             )  # fmt: skip
 
+        gc.unfreeze()  # what engines of earlier tests froze: objects cannot be frozen and thawed apart
         before = state()
         for n_trials in (2, 3):  # two sessions, one after the other
             with opened(spec, url) as session:

@@ -22,6 +22,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.loop import search
+from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -95,9 +96,11 @@ def test_a_study_is_moved_to_a_server_as_the_page_says(tmp_path: Path, postgres:
         return search(store, objective, SearchSpec(sampler="random", seed=5), n_trials)
 
     run(old, 2)
+    BenchStore(Store(old, "zephyr")).pin("basics", {"n": 3})
     for written, meant in (("sqlite:///expo-search.db", old), ("postgresql+psycopg://me@dbhost/expo", new)):
         code = code.replace(written, meant)
     exec(code, {})
     assert Store(new, "zephyr").rated(1, "search") == Store(old, "zephyr").rated(1, "search")
+    assert BenchStore(Store(new, "zephyr")).settings("basics") == {"n": 3}
     moved, there = run(new, 4), run(old, 4)
     assert [(e.alpha, e.reward, e.gain) for e in moved] == [(e.alpha, e.reward, e.gain) for e in there]

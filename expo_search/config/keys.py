@@ -16,6 +16,11 @@ from expo_search.config.spec import StudySpec
 _ABOUT = {"family", "aliases", "licence", "notes", "needs_remote_code", "parts"}  # of a preset, not of a search
 
 
+def about(model: type[BaseModel]) -> str:
+    """What a table of a study file is for: its docstring before the list of attributes, on one line."""
+    return " ".join((model.__doc__ or "").partition("Attributes:")[0].split())
+
+
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Key -> meaning, from the model's docstring ("Attributes:"), for the keys that it tells about."""
     attributes = (model.__doc__ or "").partition("Attributes:")[2]
@@ -25,9 +30,10 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 def meaning(table: str, key: str, model: type[BaseModel]) -> str:
     """Of one key; empty where its name says all."""
+    if told := meanings(model).get(key):
+        return told[:1].upper() + told[1:]
     option = option_of(table, key)
-    told = meanings(model).get(key) or (option.help if option else "")
-    return told[:1].upper() + told[1:]
+    return option.help if option else ""
 
 
 def study_file(preset: str | None, pair: Mapping[str, str]) -> str:
@@ -55,8 +61,7 @@ def study_file(preset: str | None, pair: Mapping[str, str]) -> str:
 
 
 def _table(table: str, model: type[BaseModel], values: BaseModel, given: Mapping[str, str]) -> Iterator[str]:
-    first = re.sub(r"\s+", " ", (model.__doc__ or "").partition("Attributes:")[0]).strip()
-    yield f"# {first}"
+    yield f"# {about(model)}"
     yield f"[{table}]"
     for key in model.model_fields:
         value = getattr(values, key)
