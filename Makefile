@@ -12,7 +12,7 @@ demo: .venv/.installed
 	$(BIN)/expo-search --pair demo --trials 20
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 # the materializer's tests (or TESTS=tests) as on a processor without AVX512; the kernel goes to a cache of its own
 TESTS ?= tests/test_materializer.py tests/test_cpu_kernel.py tests/test_dtypes.py tests/test_reward_model.py

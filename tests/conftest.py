@@ -19,8 +19,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+# The files that take minutes come first, the longest in front: at the end no worker is alone with one of them.
+LONGEST = tuple(
+    f"test_{name}.py"
+    for name in (
+        "materializer", "pool", "engines", "end_to_end", "kill_harness", "docs", "reproduce", "one_line", "hub_upload",
+        "stop_command", "engine_faults", "pool_nodes", "vllm_version", "notebook",
+    )
+)  # fmt: skip
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: commands that tests stop would not
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

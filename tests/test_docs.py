@@ -46,9 +46,9 @@ def test_the_search_on_the_demo_pair_runs_and_its_export_is_verified(tmp_path: P
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert '"verified": true' in (tmp_path / "model" / "expo.json").read_text()
     result = es.open_study(f"sqlite:///{tmp_path / 'demo.db'}", "demo")
-    assert len(result.evaluations) == 4
+    assert len(result.evaluations) == 3
     assert result.verdict.confirmed is not None
-    assert result.verdict.confirmed.n == 24
+    assert result.verdict.confirmed.n == 16
     assert " INFO " not in done.stdout + done.stderr, "vLLM's log is not for a notebook"
 
 
