@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS
+from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE, DEFAULT_TRIALS
 from expo_search.contracts import Model, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
 from expo_search.text import storable
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from expo_search.results.study_results import StudyResult
     from expo_search.search.budget import Budget
     from expo_search.search.confirm import Confirmation
+    from expo_search.search.shapes import Shapes
     from expo_search.session.benchmarks import Benchmarks
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
@@ -374,6 +375,88 @@ class Session:
         fresh = prompts_hash(self.checked.confirm_prompts(n_prompts))
         return None if verdict.confirmed is not None and verdict.confirmed.prompts == fresh else verdict.best
 
+    def shape(
+        self,
+        kind: str,
+        n_trials: int = DEFAULT_SHAPES,
+        n_confirm: int | None = None,
+        *,
+        on_trial: Callable[[Evaluation], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Shapes:
+        """Search for a shape of the recommended alpha, an alpha for each weight; it goes on where it stopped.
+
+        Starts nothing where there is nothing left to do.
+
+        Args:
+            kind: "depth", "attn-mlp" or "blocks:K" (`weights.shape`).
+            n_trials: shapes to evaluate, beside the alpha that every weight has.
+            n_confirm: fresh prompts on which the best shape is measured against that alpha, where one looks better;
+                without them no shape is recommended.
+            on_trial: gets each shape's trial once it is finished and stored.
+            stop: as in `search`.
+
+        Returns:
+            The search for the shape as it stands; `results.shapes.shape_sentence` has its verdict.
+
+        Raises:
+            StudyError: no such kind, no recommended alpha, or a model without layers that it can be laid over.
+            PromptsError: fewer fresh prompts than n_confirm.
+            EngineDied: the second time in one trial. What was stored is kept.
+        """
+        from expo_search.evaluation.objective import Stopped
+        from expo_search.search.shape_search import confirm_shape, search_shapes
+        from expo_search.search.shapes import Beginning, read_shapes
+        from expo_search.session.shapes import n_layers, shape_store, stored_shapes
+
+        running, spec, result = self.running, self.spec, self.result()
+        n = n_layers(self.checked.pair.aligned.path, kind, None if self._own_model else running.model)
+        uniform = result.verdict.recommended
+        if uniform is None:
+            raise StudyError(
+                where=f"--shape {kind} of study {self.name}",
+                found=result.verdict.sentence(),
+                expected="an alpha that is better than 0, to spread over the weights",
+                do="search first, or on more prompts",
+            )
+        beginning = Beginning(self.name, uniform.trial, uniform.alpha, kind, n)
+        fresh = None if n_confirm is None else self.checked.confirm_prompts(n_confirm, "--confirm")
+        objective_kind = spec.search.objective
+        known = stored_shapes(self.checked.storage, beginning, objective_kind)
+        wants_more = known.n_shapes < n_trials
+        if not wants_more and (fresh is None or known.best is None or known.is_confirmed_on(len(fresh))):
+            return known
+        self.start()
+        with (
+            shape_store(running, beginning, list(result.evaluations), self.say) as store,
+            self._progress(n_trials, known.n_shapes) as progress,
+        ):
+
+            def finished(evaluation: Evaluation) -> None:
+                progress.finished(evaluation)
+                if on_trial is not None:
+                    on_trial(evaluation)
+
+            search_shapes(
+                store,
+                running.objective(progress, self.checked.search_prompts, store=store),
+                spec.search,
+                n_trials,
+                on_trial=finished,
+                on_failure=self._engine_failed,
+                stop=stop,
+            )
+            found = read_shapes(store, objective_kind)
+            if stop() or fresh is None or found.best is None or found.is_confirmed_on(len(fresh)):
+                return found
+            self.say(f"confirming the best shape on {len(fresh)} fresh prompts")
+            confirming = running.objective(progress, fresh, "confirm", store)
+            try:
+                confirm_shape(store, running.store, confirming, found.best, fresh, stop, self._engine_failed)
+            except Stopped:
+                return found
+            return read_shapes(store, objective_kind)
+
     def compare(self, alphas: Sequence[float], prompts: Sequence[str | Prompt]) -> Comparison:
         """Answers at several alphas side by side, with rewards. Nothing is added to the study.
 
@@ -620,6 +703,7 @@ def export(
     out: str | Path,
     *,
     alpha: float | None = None,
+    shape: str | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     force: bool = False,
@@ -635,6 +719,8 @@ def export(
 
     Args:
         alpha: one that was evaluated; the verdict's by default.
+        shape: the kind of a shape that was searched (`Session.shape`); its best one is written, where that is shown to
+            be better than one alpha for all weights, or with `force`.
         dtype: bfloat16, float16 or float32; aligned's by default.
         force: replace an exported folder; export an alpha that was not evaluated.
         as_adapter: write the pair's LoRA adapter, rescaled, in the place of a checkpoint.
@@ -653,6 +739,7 @@ def export(
     wanted = Wanted(
         out=Path(out),
         alpha=alpha,
+        shape=shape,
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         force=force,

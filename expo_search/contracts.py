@@ -109,6 +109,15 @@ class Model(Protocol):
         """Start anew after an `EngineDied`; the next call is `materialize`."""
 
 
+@runtime_checkable
+class LayeredModel(Model, Protocol):
+    """A model of one's own that takes an alpha for each weight: `materialize` then asks `weights.shape.alpha_of`."""
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers it has."""
+
+
 class Scorer(Protocol):
     """Something that rates answers."""
 

@@ -17,6 +17,7 @@ from statistics import NormalDist
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.evaluation.result import Evaluation
 from expo_search.stats.paired import Estimate
+from expo_search.weights.shape import shape_of
 
 BEST = 0.37  # the alpha at which the fakes' mean reward is highest
 
@@ -93,7 +94,11 @@ class FakeModel:
                     self.die()
                 self.asked.append((alpha, prompt.id))
                 usual = 1 + int(9 * unit("length", prompt.id))
-                said, cut, n_tokens = [alpha, prompt.id], usual > 8, round(usual * self.stretch(alpha))
+                said, cut, n_tokens = (
+                    [alpha, prompt.id, *_numbers(alpha)],
+                    usual > 8,
+                    round(usual * self.stretch(alpha)),
+                )
                 if alpha >= self.collapse:
                     said, cut = [*said, "and on and on " * 20], True
                 yield n_tokens
@@ -105,17 +110,31 @@ class FakeModel:
 
 
 @dataclass
+class FakeLayeredModel(FakeModel):
+    """As `FakeModel`, and takes an alpha for each weight; its answers say the shape's numbers, too."""
+
+    n_layers: int = 5
+
+
+def _numbers(alpha: float) -> tuple[float, ...]:
+    shape = shape_of(alpha)
+    return () if shape is None else shape.numbers
+
+
+@dataclass
 class FakeScorer:
     """`expected_reward` of what the text says. `scored` keeps the texts.
 
     Attributes:
         truth: mean reward over that at alpha = 0, in place of the parabola.
         noise: standard deviation of a reward about it, drawn anew for each alpha and prompt.
+        bend: what a shape's numbers add.
     """
 
     best: float = BEST
     truth: Callable[[float], float] | None = None
     noise: float = 0.0
+    bend: Callable[[Sequence[float]], float] = lambda _: 0.0
     dies_after: int | None = None
     die: Callable[[], None] = field(default=lambda: _raise(Killed()))
     scored: list[str] = field(default_factory=list)
@@ -125,19 +144,21 @@ class FakeScorer:
         for c in completions:
             if self.dies_after is not None and len(self.scored) >= self.dies_after:
                 self.die()
-            alpha, prompt_id, *_ = json.loads(c.text)
+            alpha, prompt_id, *more = json.loads(c.text)
             assert prompt_id == c.prompt.id, "the answer of another prompt"
-            rewards.append(self.reward(alpha, c.prompt))
+            numbers = [x for x in more if not isinstance(x, str)]
+            rewards.append(self.reward(alpha, c.prompt, *numbers))
             self.scored.append(c.text)
             on_scored(1)
         return rewards, 0
 
-    def reward(self, alpha: float, prompt: Prompt) -> float:
+    def reward(self, alpha: float, prompt: Prompt, *numbers: float) -> float:
         if self.truth is None:
             level = expected_reward(alpha, prompt, self.best)
         else:
             level = 3.0 * unit(prompt.id) + self.truth(alpha)
-        return level + (self.noise * normal("noise", alpha, prompt.id) if self.noise else 0.0)
+        level += self.bend(numbers) if numbers else 0.0
+        return level + (self.noise * normal("noise", alpha, prompt.id, *numbers) if self.noise else 0.0)
 
 
 @dataclass

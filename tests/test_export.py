@@ -27,6 +27,7 @@ from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.side_files import set_chat_template, set_stops
 from expo_search.errors import CheckpointError, ExpoError, StudyError
 from expo_search.exporting.checkpoint import Format, export
+from expo_search.weights.shape import Shape, ShapedAlpha
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,23 @@ class TestWeights:
         monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
         out = write(*pair, 0.7, tmp_path / "out")
         assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline"))
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_with_a_shape_each_is_the_formulas_at_its_own_alpha(
+        self, pair: tuple[Path, Path], compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not compiled:
+            monkeypatch.setattr("expo_search.weights.cpu_kernel.load_kernel", lambda: None)
+        alpha = ShapedAlpha(0.7, Shape("blocks:2", (0.0, 1.5), 2))
+
+        def factor(name: str) -> float:
+            return 0.0 if "layers.0." in name else 1.5 if "layers.1." in name else 1.0
+
+        out = write(*pair, alpha, tmp_path / "out")
+        assert same_bits(out, offline_checkpoint(*pair, 0.7, tmp_path / "offline", factor))
+        first = {name: t for name, t in read_all(out).items() if "layers.0." in name}
+        aligned = read_all(pair[0])
+        assert all(torch.equal(t, aligned[name]) for name, t in first.items())  # at alpha = 0: copies
 
     def test_an_sft_in_float32_is_widened_not_rounded(self, tmp_path: Path) -> None:
         pair = make_pair(tmp_path / "pair", "qwen2", sft_dtype=torch.float32)

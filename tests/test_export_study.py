@@ -17,7 +17,7 @@ from fakes import make_evaluation
 from safetensors.torch import load_file
 from test_build import write_lora
 from transformers import AutoTokenizer
-from twins import edit, make_pair, make_reward_model, read_all
+from twins import edit, make_pair, make_reward_model, offline_checkpoint, read_all
 
 from expo_search.checkpoint import build as assemble
 from expo_search.checkpoint.folder import open_checkpoint
@@ -35,8 +35,12 @@ from expo_search.exporting.provenance import read_provenance
 from expo_search.exporting.study import Wanted, export_study
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.source import Pair
+from expo_search.search.loop import evaluations
+from expo_search.search.shape_search import begin
+from expo_search.search.shapes import Beginning
 from expo_search.session.running import note_contents
 from expo_search.session.settings import sources_settings
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -138,6 +142,93 @@ class TestMemoryOfVerification:
         monkeypatch.setattr("expo_search.exporting.study.export", lambda *_, **__: pytest.fail("written"))
         with pytest.raises(EngineError, match=rf"^{where}: 1\.0 GiB free; expected memory plan: .*; free memory"):
             told_to_verify(study, tmp_path / "out", monkeypatch, machine)
+
+
+def add_shapes(url: str, numbers: tuple[float, float], gains: tuple[float, float]) -> None:
+    """A search for a shape from trial 2, of one shape, as it leaves it; `gains` on two fresh prompts over uniform."""
+    source, store = Store(url, "mine"), Store(url, "mine/depth@2")
+    trials = {e.trial: e for e in evaluations(source.study)}
+    begin(store, source, Beginning("mine", 2, 1.0, "depth", 2), trials[2], trials[0])
+    shape = make_evaluation(2, 1.0, 1.2, 0.1)
+    names = ("scale", "slope")
+    distributions: dict[str, optuna.distributions.BaseDistribution]
+    distributions = {name: optuna.distributions.FloatDistribution(-1, 2) for name in names}
+    store.study.add_trial(
+        optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=trials[0].attributes())
+    )
+    for e, at, value in ((trials[2], (1.0, 0.0), 0.0), (shape, numbers, 0.3)):
+        params = dict(zip(names, at, strict=True))
+        store.study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=distributions, value=value, user_attrs=e.attributes()
+            )
+        )
+    prompts = store.prompts("search")
+    store.add_completions(2, "search", {i: Completion(p, "shaped", 1, "stop") for i, p in enumerate(prompts)})
+    store.add_rewards(2, "search", dict.fromkeys(range(2), 2.2))
+    store.put_prompts("confirm", prompts)
+    for trial, rewards in ((1, (1.0, 1.0)), (2, (1.0 + gains[0], 1.0 + gains[1]))):
+        store.add_completions(trial, "confirm", {i: Completion(p, "x", 1, "stop") for i, p in enumerate(prompts)})
+        store.add_rewards(trial, "confirm", dict(enumerate(rewards)))
+    measured = {"n": 2, "broken": [], "difference": 1.0, "se": 0.1}
+    store.keep(StudyAttributes(confirmed={"2": measured}))
+    source.close()
+    store.close()
+
+
+class TestShape:
+    def test_the_best_one_is_written_with_an_alpha_for_each_weight(
+        self, home: Path, study: str, tmp_path: Path
+    ) -> None:
+        add_shapes(study, (0.5, 1.0), (0.30, 0.31))
+        assert float(export(study, tmp_path / "out", shape="depth")) == 1.0
+
+        def factor(name: str) -> float:  # 0.5 (1 + 1 (2 l - 1))
+            return 0.0 if "layers.0." in name else 1.0
+
+        offline = read_all(offline_checkpoint(home / "aligned", home / "sft", 1.0, tmp_path / "offline", factor))
+        written = read_all(tmp_path / "out")
+        assert written.keys() == offline.keys()
+        assert all(torch.equal(written[name], offline[name]) for name in offline)
+        found = read_provenance(tmp_path / "out")
+        assert (found["alpha"], found["trial"]["fingerprint"]) == (1.0, f"{2:032x}")
+        assert found["shape"] | {"verdict": ""} == {
+            "kind": "depth", "numbers": [0.5, 1.0], "n_layers": 2, "verdict": "",
+        }  # fmt: skip
+        assert found["commands"]["export"].startswith("expo-search export mine --shape depth --storage")
+        assert found["answers"]["trial"]["sha256"] != found["answers"]["control"]["sha256"]
+        text = (tmp_path / "out" / "README.md").read_text()
+        assert "# ExPO extrapolation, alpha = 1, spread over the layers by depth (scale 0.5, slope 1)" in text
+        assert "Better than one alpha for all" in text
+        recipe = (tmp_path / "out" / "mergekit.yaml").read_text()
+        assert '- filter: "model.layers.0."\n          value: 1.0\n' in recipe
+        assert '- filter: "model.layers.1."\n          value: 2.0\n        - value: 2.0\n' in recipe
+
+    def test_one_that_is_not_shown_to_be_better_wants_force(self, study: str, tmp_path: Path) -> None:
+        with pytest.raises(StudyError, match=r"No shape .* was evaluated.*search for one: expo-search shape mine"):
+            export(study, tmp_path / "out", shape="depth")
+        add_shapes(study, (0.5, 1.0), (0.9, -0.8))
+        with pytest.raises(StudyError, match=r"Uniform alpha = 1 is as good: .*--force to export it all the same"):
+            export(study, tmp_path / "out", shape="depth")
+        assert not (tmp_path / "out").exists()
+        export(study, tmp_path / "out", shape="depth", force=True)
+        assert read_provenance(tmp_path / "out")["shape"]["numbers"] == [0.5, 1.0]
+
+    @pytest.mark.parametrize(
+        ("wanted", "found"),
+        [
+            ({"shape": "width"}, "--shape: 'width'"),
+            ({"shape": "depth", "alpha": 1.0}, "--shape: --alpha beside it"),
+            ({"shape": "depth", "as_adapter": True, "force": True}, "--as-adapter: --shape"),
+        ],
+    )
+    def test_what_does_not_go_with_it_is_refused(
+        self, study: str, tmp_path: Path, wanted: dict[str, Any], found: str
+    ) -> None:
+        add_shapes(study, (0.5, 1.0), (0.30, 0.31))
+        with pytest.raises(StudyError) as fault:
+            export(study, tmp_path / "out", **wanted)
+        assert found in str(fault.value)
 
 
 class TestChoice:

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {  # beside itself and ROOT
     "stats": (),
     "store": (),
     "evaluation": ("config", "inputs", "stats", "store"),
-    "search": ("config", "inputs", "stats", "store", "evaluation"),
+    "search": ("config", "weights", "inputs", "stats", "store", "evaluation"),
     "bench": ("config", "inputs", "stats", "store", "evaluation"),
     "session": FLOW[: FLOW.index("session")],
     "results": ("config", "stats", "store", "evaluation", "search", "bench"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from expo_search.engine.worker.materializer import LiveWeights
 from expo_search.engine.worker.source_pieces import PieceReader
 from expo_search.errors import CheckpointError, EngineError, MaterializeError
 from expo_search.weights.formula import plain_theta
+from expo_search.weights.shape import Shape, ShapedAlpha
 
 ENGINE = EngineSpec(max_model_len=256, max_num_seqs=8, kv_cache_gib=1)
 TEXT = "Name three rivers, then say why the second one is the longest of them all."
@@ -42,7 +44,24 @@ CASES = [
     *((family, torch.bfloat16) for family in FAMILIES),
     *(("qwen2", torch.float32), ("mixtral", torch.float16), ("deepseek-v2", torch.float32)),
 ]
-ALPHAS = (0.7, -0.4)
+# one for each weight, by two rules in turn: every family's fused names must have the factor of the file's names
+DEPTH, MODULES = Shape("depth", (0.8, 0.6), 2), Shape("attn-mlp", (1.5, 0.25), 2)
+
+
+def factor_of(shape: Shape) -> Callable[[str], float]:
+    """The factor of a weight of a twin, by its name in the file: written apart from the package."""
+
+    def factor(name: str) -> float:
+        layer = re.search(r"layers\.(\d)\.([^.]+)", name)
+        if layer is None:
+            return 1.0
+        if shape is DEPTH:
+            return 0.8 * (1 + 0.6 * (2 * int(layer[1]) - 1))
+        if "norm" in layer[2]:
+            return 1.0
+        return {"att": 1.5, "sel": 1.5, "mlp": 0.25, "fee": 0.25, "blo": 0.25}.get(layer[2][:3], 1.0)
+
+    return factor
 
 
 def engine(aligned: Path, sft: Path, **settings: Any) -> VllmModel:
@@ -66,17 +85,22 @@ def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoin
     assert is_wider == any((t != t.bfloat16()).any() for t in read_all(sft).values())
     live = engine(aligned, sft)
     seen: dict[float, tuple[str, Any]] = {}
-    for alpha in (*ALPHAS, 0.0, ALPHAS[0]):  # A -> B -> 0 -> A
+    shape = MODULES if CASES.index((family, sft_dtype)) % 2 else DEPTH
+    one, each = 0.7, ShapedAlpha(-0.4, shape)
+    for alpha in (one, each, 0.0, one):  # A -> B -> 0 -> A
         switch = live.materialize(alpha)
         now = (switch.fingerprint, answer(live))
         assert seen.setdefault(alpha, now) == now
     assert seen[0.0][0] == live.sources.aligned
     assert len({str(tokens) for _, tokens in seen.values()}) == 3, "the twin's answers do not change with alpha"
     live.close()
-    offline = [offline_checkpoint(aligned, sft, alpha, tmp_path / f"at{alpha}") for alpha in ALPHAS]
+    offline = (
+        offline_checkpoint(aligned, sft, one, tmp_path / "one"),
+        offline_checkpoint(aligned, sft, each, tmp_path / "each", factor_of(shape)),
+    )
     fresh = engine(*offline)  # vLLM's own loader takes both: the first as its model, the other as its sft
-    assert (fresh.sources.aligned, answer(fresh)) == seen[ALPHAS[0]]
-    assert fresh.sources.sft == seen[ALPHAS[1]][0]
+    assert (fresh.sources.aligned, answer(fresh)) == seen[one]
+    assert fresh.sources.sft == seen[each][0]
     fresh.close()
 
 

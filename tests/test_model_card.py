@@ -22,6 +22,7 @@ from expo_search.inputs.source import Pair, Source
 from expo_search.results.verdict import verdict
 from expo_search.store.settings import Settings
 from expo_search.text import markdown
+from expo_search.weights.shape import Shape, alpha_of, shaped
 
 EVIL = "<script>alert(1)</script> [x](http://evil) ![i](e) `c` | **b**\n# heading\n---\nlicense: mit\n\x1b[31m"
 
@@ -224,13 +225,20 @@ def test_the_recipe_is_task_arithmetic_with_weight_one_plus_alpha(tmp_path: Path
         )
 
 
-def test_mergekit_makes_the_same_weights_up_to_its_rounding(tmp_path: Path) -> None:
+SHAPES = [None, Shape("depth", (1.2, 0.5), 2), Shape("attn-mlp", (1.5, -0.25), 2), Shape("blocks:2", (0.0, 1.5), 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mergekit_makes_the_same_weights_up_to_its_rounding(shape: Shape | None, tmp_path: Path) -> None:
     pytest.importorskip("mergekit", reason="mergekit is not installed (extra `dev`)")
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
     origin = recipe_origin(tmp_path, 0.7)
+    if shape is not None:
+        names = read_all(origin.pair.aligned.path)
+        origin = replace(origin, alpha=shaped(0.7, shape), filters=shape.filters(names))
     config = MergeConfiguration.model_validate(yaml.safe_load(mergekit_recipe(origin)))
     run_merge(config, str(tmp_path / "merged"), MergeOptions(quiet=True, copy_tokenizer=False))
     theirs, a, s = (read_all(p) for p in (tmp_path / "merged", origin.pair.aligned.path, origin.pair.sft.path))
@@ -239,4 +247,5 @@ def test_mergekit_makes_the_same_weights_up_to_its_rounding(tmp_path: Path) -> N
         assert tensor.dtype == torch.bfloat16
         wide = a[name].float()
         # float32 in another order, then the same rounding to 8 bits: now and then the neighbouring number
-        torch.testing.assert_close(tensor.float(), (wide - s[name].float()) * 0.7 + wide, rtol=2**-7, atol=1e-6)
+        alpha = alpha_of(origin.alpha, name)
+        torch.testing.assert_close(tensor.float(), (wide - s[name].float()) * alpha + wide, rtol=2**-7, atol=1e-6)

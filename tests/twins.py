@@ -139,14 +139,16 @@ def write_prompts(file: Path, n: int) -> Path:
     return file
 
 
-def offline_checkpoint(aligned: Path, sft: Path, alpha: float, out: Path) -> Path:
-    """theta(alpha) written from the files by NumPy: shares no code with the package."""
+def offline_checkpoint(
+    aligned: Path, sft: Path, alpha: float, out: Path, factor: Callable[[str], float] = lambda _: 1.0
+) -> Path:
+    """theta(alpha) written from the files by NumPy: shares no code with the package. `factor`: of a weight's alpha."""
     out.mkdir()
     for file in aligned.iterdir():
         if not file.name.startswith("model"):
             (out / file.name).write_bytes(file.read_bytes())
     a, s = read_all(aligned), read_all(sft)
-    theta = {name: numpy_theta(a[name], s[name], alpha) for name in a}
+    theta = {name: numpy_theta(a[name], s[name], alpha * factor(name)) for name in a}
     save_file(theta, out / "model.safetensors", metadata={"format": "pt"})
     return out
 

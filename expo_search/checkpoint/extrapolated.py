@@ -22,6 +22,7 @@ from expo_search.checkpoint.shard_writer import ShardWriter, known_dtype
 from expo_search.dtypes import STORED, TORCH_DTYPES
 from expo_search.errors import CheckpointError
 from expo_search.weights.formula import plain_theta, single
+from expo_search.weights.shape import alpha_of
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,8 @@ class _Work:
     def __init__(self, files: _Files, writer: ShardWriter, alpha: float, sources: Mapping[str, TensorInfo]) -> None:
         from expo_search.weights.cpu_kernel import load_kernel
 
-        self._files, self._writer, self._alpha, self._sources = files, writer, single(alpha), sources
+        self._files, self._writer, self._sources = files, writer, sources
+        self._alphas = {name: single(alpha_of(alpha, name)) for name in sources}
         self._kernel = load_kernel()
 
     def pieces(self, tensors: Iterable[TensorInfo]) -> Iterator[_Piece]:
@@ -120,7 +122,7 @@ class _Work:
             Place.of(*self._files.place(source, first), source.dtype),
             Place.of(*self._writer.place(t.name, first), made.dtype),
             n,
-            self._alpha,
+            self._alphas[t.name],
             self._files.memory.take("stream", STREAM_BYTES),
         )
         if fault == TOO_LARGE:
@@ -138,9 +140,10 @@ class _Work:
         t = piece.tensor
         a = self._files.read(t, piece.first, piece.n, "aligned")
         to = getattr(torch, TORCH_DTYPES[self._writer.layout[t.name].dtype])
-        if self._alpha == 0 or not a.is_floating_point():
+        alpha = self._alphas[t.name]
+        if alpha == 0 or not a.is_floating_point():
             return a.to(to)
-        return plain_theta(a, self._files.read(piece.source, piece.first, piece.n, "sft"), self._alpha).to(to)
+        return plain_theta(a, self._files.read(piece.source, piece.first, piece.n, "sft"), alpha).to(to)
 
     def _not_finite(self, piece: _Piece) -> CheckpointError:
         t = piece.tensor
@@ -154,7 +157,7 @@ class _Work:
                 )
         dtype = TORCH_DTYPES[self._writer.layout[t.name].dtype]
         return CheckpointError(
-            where=f"tensor {t.name} at alpha {self._alpha:g}",
+            where=f"tensor {t.name} at alpha {self._alphas[t.name]:g}",
             found=f"a number too large for {dtype}",
             expected="finite weights",
             do="give a smaller alpha, or --dtype bfloat16 or float32",

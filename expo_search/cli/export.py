@@ -38,6 +38,9 @@ def export_model(
     study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="KIND", help="The best shape of a kind that `shape` searched.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; aligned's by default.")] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one file: 5GB, 500MB, 2GiB.")] = "5GB",
     as_adapter: Annotated[
@@ -72,6 +75,7 @@ def export_model(
                 result,
                 out,
                 alpha=alpha,
+                shape=shape,
                 dtype=dtype,
                 max_shard_bytes=shard_bytes,
                 force=force,

@@ -19,6 +19,7 @@ from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
 from expo_search.cli.search import confirm_winner, search
+from expo_search.cli.shape import search_shape
 from expo_search.cli.signals import terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
 from expo_search.cli.usage import Commands
@@ -41,6 +42,7 @@ app.command("pairs")(list_pairs)
 app.command("init")(init)
 app.command("schema")(schema)
 app.command("confirm")(confirm_winner)
+app.command("shape")(search_shape)
 app.command("bench")(bench)
 app.command("export")(export_model)
 app.command("reproduce")(reproduce_model)
@@ -66,7 +68,7 @@ def main() -> None:
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
             command = next(iter(sys.argv[1:]), "-")
-            keeps = command.startswith("-") or command in ("confirm", "bench")  # the search has no name
+            keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
             kept = "; what was finished is kept, the same command goes on" if keeps else ""
             Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)
         raise

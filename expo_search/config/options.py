@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_STORAGE = "sqlite:///expo-search.db"
+DEFAULT_SHAPES = 12
 DEFAULT_TRIALS = 20
 
 

@@ -21,6 +21,7 @@ from expo_search.engine.start import ModelSpec, SourcesReport
 from expo_search.engine.watched import WatchedEngine
 from expo_search.errors import EngineDied, MaterializeError, PromptsError
 from expo_search.inputs.chat_template import encode_chat, encode_prompt, load_tokenizer
+from expo_search.weights.shape import shape_of, shaped, to_message
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -120,7 +121,7 @@ class VllmModel:
         Raises:
             MaterializeError: a weight would not be finite at alpha; nothing was written.
         """
-        infinite = [name for name in self._engine.call("expo_overflow", float(alpha)) if name]
+        infinite = [name for name in self._engine.call("expo_overflow", to_message(alpha)) if name]
         if infinite or not math.isfinite(alpha):
             raise MaterializeError(
                 where=f"alpha {alpha:g}",
@@ -128,8 +129,8 @@ class VllmModel:
                 expected="weights that stay finite",
                 do="take a smaller alpha; in a search, lower --alpha-max",
             )
-        ranks = self._engine.call("expo_switch", float(alpha), reread)
-        self._engine.name_weights(float(alpha))
+        ranks = self._engine.call("expo_switch", to_message(alpha), reread)
+        self._engine.name_weights(shaped(alpha, shape_of(alpha)))
         self._forget_prefixes()
         return "-".join(rank["fingerprint"] for rank in ranks)
 
@@ -139,7 +140,7 @@ class VllmModel:
 
     def expected_fingerprint(self, alpha: float) -> str:
         """What `switch` must return: the formula, computed apart from it."""
-        return "-".join(self._engine.call("expo_expected", float(alpha)))
+        return "-".join(self._engine.call("expo_expected", to_message(alpha)))
 
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
         """Answer each prompt once. Yields the number of tokens handed over at each step, and completions as they end.

@@ -119,8 +119,9 @@ def _what(origin: Origin) -> str:
     form = "This is an ordinary checkpoint: it loads in transformers and vLLM as any other."
     if origin.as_adapter:
         form = "This is the adapter, rescaled by 1 + alpha; merged into its base it is that model up to rounding."
+    spread = "" if origin.shape is None else f", spread over the layers by {origin.shape}"
     return (
-        f"# ExPO extrapolation, alpha = {origin.alpha:.6g}\n\n"
+        f"# ExPO extrapolation, alpha = {origin.alpha:.6g}{spread}\n\n"
         f"The weights are `{FORMULA}` with alpha = {origin.alpha!r} (ExPO, ACL 2025, arXiv 2404.16792): a model "
         f"{place} on the line from its SFT model through it. Nothing was trained. {form}\n\n"
         f"- aligned: {aligned}\n- sft: {_name(pair.sft)}\n- dtype: {markdown(origin.out_dtype or 'that of aligned')}"
@@ -137,7 +138,9 @@ def _why(origin: Origin) -> str:
         )
     e, n = origin.trial, origin.trial.gain.n
     lines = ["## How good is it", origin.verdict.sentence()]
-    if not origin.verdict.recommends(e):
+    if origin.shape is not None:
+        lines.append(origin.shape_sentence)
+    elif not origin.verdict.recommends(e):
         is_better = e.alpha in origin.verdict.better
         shown = " It is one of those that the search shows to be better than alpha = 0." if is_better else ""
         lines.append(

@@ -30,6 +30,7 @@ from expo_search.store.settings import Settings
 from expo_search.text import shown
 from expo_search.version import __version__
 from expo_search.weights.formula import is_alpha
+from expo_search.weights.shape import Shape, dimensions, shape_of
 
 FORMULA = "aligned + alpha * (aligned - sft)"
 _FORMAT = 1
@@ -49,6 +50,8 @@ class Origin:
         as_adapter: a rescaled adapter is written, not a checkpoint.
         storage: URL of the study's database.
         bench: what the study's alphas do on tasks that no reward model sees.
+        filters: of mergekit, for an alpha with a shape: parts of weights' names, with their factor of alpha.
+        shape_sentence: what is known of the shape against the one alpha; empty without a shape.
     """
 
     study: str
@@ -68,6 +71,13 @@ class Origin:
     as_adapter: bool = False
     storage: str = DEFAULT_STORAGE
     bench: BenchResult = field(default_factory=BenchResult)
+    filters: Sequence[tuple[str, float]] = ()
+    shape_sentence: str = ""
+
+    @property
+    def shape(self) -> Shape | None:
+        """How alpha is spread over the weights; None where all have the same."""
+        return shape_of(self.alpha)
 
     @property
     def compared(self) -> list[Compared]:
@@ -77,7 +87,8 @@ class Origin:
     @property
     def command(self) -> str:
         """The command that writes the same weights again on the machine of the search."""
-        options = ["--alpha", repr(self.alpha), *(["--dtype", self.dtype] if self.dtype else [])]
+        options = ["--shape", self.shape.kind] if self.shape else ["--alpha", repr(self.alpha)]
+        options += ["--dtype", self.dtype] if self.dtype else []
         options += ["--as-adapter"] if self.as_adapter else []
         options += [] if self.trial else ["--force"]
         options += [] if self.storage == DEFAULT_STORAGE else ["--storage", shown(self.storage)]
@@ -99,7 +110,8 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "made_by": f"expo-search {__version__}",
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "formula": FORMULA,
-        "alpha": origin.alpha,
+        "alpha": float(origin.alpha),
+        "shape": origin.shape and origin.shape.as_json() | {"verdict": origin.shape_sentence},
         "evaluated": origin.trial is not None,
         "kind": "adapter" if origin.as_adapter else "checkpoint",
         "dtype": origin.out_dtype,
@@ -164,6 +176,22 @@ class _Answers(_Table):
         return self
 
 
+class _Shape(_Table):
+    kind: str
+    numbers: list[Finite]
+    n_layers: Annotated[int, Field(ge=2, lt=2**16)]
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        try:
+            n = len(dimensions(self.kind))
+        except StudyError as fault:
+            raise ValueError(f"Input should be {fault.expected}") from None
+        if n != len(self.numbers):
+            raise ValueError(f"numbers should be {n} for {self.kind}")
+        return self
+
+
 class _BothAnswers(_Table):
     trial: _Answers
     control: _Answers
@@ -174,6 +202,7 @@ class _Exported(_Table):
 
     format: int
     alpha: Annotated[Finite, AfterValidator(_in_float32)]
+    shape: _Shape | None = None
     trial: _Trial | None
     control: _Trial
     answers: _BothAnswers
@@ -231,6 +260,7 @@ def text_hash(text: str) -> str:
 def mergekit_recipe(origin: Origin) -> str:
     """The same model as mergekit's task arithmetic, base + weight * (aligned - base) with weight = 1 + alpha.
 
+    With a shape, a filter for each layer or module has the weight of those whose name has it in it; all others follow.
     mergekit rounds in other places: its weights agree with ours up to the last bits of float32, not to the bit.
     """
     pair = origin.pair
@@ -242,7 +272,7 @@ def mergekit_recipe(origin: Origin) -> str:
         "models:",
         f"  - model: {json.dumps(model or _mergekit(pair.aligned))}",
         "    parameters:",
-        f"      weight: {1 + origin.alpha!r}",
+        *_mergekit_weight(origin),
         "parameters:",
         "  normalize: false",
         "dtype: float32  # of the arithmetic",
@@ -300,6 +330,16 @@ def _is_own_file(source: str) -> bool:
     """Whether prompts come from a file of this machine's; the package's own are named as they are everywhere."""
     given = Path(source)
     return bool(given.suffix) and (given.is_absolute() or source.startswith(("~", "..")) or given.is_file())
+
+
+def _mergekit_weight(origin: Origin) -> list[str]:
+    if not origin.filters:
+        return [f"      weight: {1 + origin.alpha!r}"]
+    filters = [
+        f"        - filter: {json.dumps(part)}\n          value: {1 + origin.alpha * factor!r}"
+        for part, factor in origin.filters
+    ]
+    return ["      weight:", *filters, f"        - value: {1 + origin.alpha!r}"]
 
 
 def _mergekit(source: Source) -> str:

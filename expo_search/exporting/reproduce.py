@@ -24,6 +24,7 @@ from expo_search.session.running import start
 from expo_search.session.settings import computing_as
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
+from expo_search.weights.shape import Shape, shaped
 
 Grade = Literal["identical", "same weights, other environment", "different"]
 
@@ -141,7 +142,8 @@ def reproduce(
             control = objective.evaluate(CONTROL, 0.0)
             # as many prompts at once as in the search: which ones share a batch can change an engine's rounding
             n_most = min(stored["n_prompts"], n_prompts or stored["n_prompts"])
-            again = objective.evaluate(stored["trial"], stored["alpha"], n_most=n_most)
+            shape = None if exported.get("shape") is None else Shape.from_json(exported["shape"])
+            again = objective.evaluate(stored["trial"], shaped(stored["alpha"], shape), n_most=n_most)
             return _compare(exported, running.store, control, again)
         finally:
             running.close()

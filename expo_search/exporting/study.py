@@ -13,7 +13,7 @@ from expo_search.bench.result import read_bench
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
-from expo_search.config.spec import RewardSpec, stored_spec
+from expo_search.config.spec import RewardSpec, StudySpec, stored_spec
 from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import environment, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
@@ -30,15 +30,19 @@ from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses, that_may_win
+from expo_search.results.shapes import shape_sentence
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
 from expo_search.search.loop import evaluations
+from expo_search.search.shapes import Beginning, Shapes
 from expo_search.session.settings import computing_as, sources_settings
+from expo_search.session.shapes import stored_shapes
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
 from expo_search.weights.formula import is_alpha
+from expo_search.weights.shape import dimensions, shape_of
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
 
@@ -48,7 +52,7 @@ class Wanted:
     """What is to be exported, and how.
 
     Attributes:
-        alpha: None for the verdict's.
+        alpha: None for the verdict's. shape: a kind of shape, whose best one is wanted, or None.
         force: replace a folder; export an alpha that was not evaluated.
         as_adapter: write the adapter rescaled, not a checkpoint.
         push_to: a repository of the Hub, or None.
@@ -57,6 +61,7 @@ class Wanted:
 
     out: Path
     alpha: float | None = None
+    shape: str | None = None
     dtype: str | None = None
     max_shard_bytes: int = 5 * 10**9
     force: bool = False
@@ -80,6 +85,12 @@ def export_study(
         EngineError: with `verify`, an engine that does not fit or does not start.
     """
     refuse_zero(wanted.alpha)  # also with `force`
+    if wanted.shape is not None:
+        dimensions(wanted.shape)
+        if wanted.alpha is not None:
+            raise StudyError(
+                where="--shape", found="--alpha beside it", expected="one of the two", do="drop one of them"
+            )
     if wanted.push_to is not None:
         check_push(wanted.push_to)
     check_is_free(wanted.out, force=wanted.force)
@@ -112,7 +123,8 @@ def export_study(
         say(f"uploading to {wanted.push_to}")
         shown = _public_texts(origin, wanted.out)
         say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=shown)}")
-    say(f"alpha = {origin.alpha:.6g} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
+    spread = "" if origin.shape is None else f", spread by {origin.shape},"
+    say(f"alpha = {origin.alpha:.6g}{spread} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
 
 
@@ -129,6 +141,9 @@ def _origin(
     able = that_may_win(finished, losses(bench, spec.guardrails.bench))
     judged = verdict(able, confirmations(store), search=spec.search)
     alpha, trial = _choose(finished, judged, wanted, name)
+    found = _shapes(storage, name, wanted, judged, spec)
+    if found is not None and found.best is not None:
+        alpha, trial = found.best.alpha, found.best
     control = next((e for e in finished if e.trial == CONTROL), None)
     if control is None:
         raise StudyError(
@@ -137,7 +152,10 @@ def _origin(
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
-    prompts = store.prompts("search")
+    prompts, answers = store.prompts("search"), store
+    if found is not None:
+        answers = Store(storage, found.beginning.name, read_only=True)
+    shape = shape_of(alpha)
     _check_contents(kept.contents or {}, name, aligned=aligned, sft=sft)
     own = own_dtype(aligned.config)
     trials = trial_dtype(spec.engine.dtype, aligned.config)
@@ -152,7 +170,7 @@ def _origin(
         control=control,
         evaluations=finished,
         verdict=judged,
-        answers=store.completions(trial.trial, "search", prompts) if trial else [],
+        answers=answers.completions(trial.trial, "search", prompts) if trial else [],
         control_answers=store.completions(CONTROL, "search", prompts),
         evaluated_on=kept.environment or environment(),
         dtype=dtype,
@@ -160,9 +178,37 @@ def _origin(
         storage=storage,
         as_adapter=wanted.as_adapter,
         bench=bench,
+        filters=[] if shape is None else shape.filters(aligned.tensors),
+        shape_sentence="" if found is None else shape_sentence(found),
     )
     store.close()
+    if answers is not store:
+        answers.close()
     return origin, aligned, sft
+
+
+def _shapes(storage: str, name: str, wanted: Wanted, judged: Verdict, spec: StudySpec) -> Shapes | None:
+    """The search for the shape that is wanted; None where none is.
+
+    Raises:
+        StudyError: it was not searched from the recommended alpha, or none is shown to be better than that (without
+            `force`).
+    """
+    if wanted.shape is None:
+        return None
+    assert judged.recommended is not None, "_choose"
+    start = Beginning(name, judged.recommended.trial, judged.alpha, wanted.shape, n_layers=0)
+    found = stored_shapes(storage, start, spec.search.objective)
+    if found.best is None or not (found.is_better or wanted.force):
+        raise StudyError(
+            where=f"--shape {wanted.shape} of study {name}",
+            found=shape_sentence(found),
+            expected="a shape that is shown to be better than one alpha for all weights",
+            do=f"search for one: expo-search shape {name} --shape {wanted.shape} --confirm N"
+            if found.best is None
+            else "export without --shape, or give --force to export it all the same",
+        )
+    return found
 
 
 def _check_contents(stored: Mapping[str, Any], name: str, **checkpoints: Checkpoint) -> None:
@@ -212,6 +258,8 @@ def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
     def refuse(where: str, found: str, expected: str, do: str) -> None:
         raise StudyError(where=where, found=found, expected=expected, do=do)
 
+    if wanted.as_adapter and wanted.shape is not None:
+        refuse("--as-adapter", "--shape", "one alpha, by which an adapter is rescaled", "leave one of the two out")
     if wanted.dtype is not None and wanted.dtype not in STORED:
         refuse("--dtype", wanted.dtype, f"one of {', '.join(STORED)}", "give one of these")
     if wanted.private and wanted.push_to is None:

@@ -1,4 +1,4 @@
 """Evaluations -> the next alpha, until the best one is known.
 
-May import: root, config, inputs, stats, store, evaluation.
+May import: root, config, weights, inputs, stats, store, evaluation.
 """

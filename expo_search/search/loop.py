@@ -8,19 +8,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
-from expo_search.errors import EngineDied, MaterializeError, StoreError
+from expo_search.errors import EngineDied, StoreError
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
 from expo_search.search.budget import Budget, more
 from expo_search.search.proposal import expected_regret, settled
-from expo_search.search.retry import enqueue_repetition, n_first, to_repeat
+from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
 from expo_search.search.samplers import make_sampler
 from expo_search.search.thorough import exploring, is_exhausted
-from expo_search.store.attributes import StudyAttributes, keep_engine_failure, stands_for
+from expo_search.store.attributes import StudyAttributes, stands_for
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
@@ -61,49 +62,36 @@ def search(
     Raises:
         EngineDied: the second time in one trial.
     """
-    from optuna.trial import TrialState
-
     start = store.attributes.first_step
     if start is None:
         start = first_step(spec, published_alpha, relative_delta)
         store.keep(StudyAttributes(first_step=start))
     points = start_points(spec, published_alpha, n_trials)
     thorough = None if budget is None else spec.tolerance
-    failed_once: int | None = None
     with store.owned():
         study = store.study
+        attempts = Attempts(study, objective, on_failure, stop)
         while not stop() and why_done(study, spec, n_trials, published_alpha, budget, objective.n_prompts) is None:
             evaluated = evaluations(study)
             trial = _next_trial(study, spec, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
+            evaluate = partial(
+                objective.evaluate,
+                stands_for(trial),
+                alpha,
+                others={e.trial: e.gain.n for e in evaluated},
+                best=rival(evaluated) if spec.racing else None,
+                n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough),
+                on_look=partial(report, trial),
+                stop=stop,
+            )
             try:
-                evaluation = objective.evaluate(
-                    stands_for(trial),
-                    alpha,
-                    others={e.trial: e.gain.n for e in evaluated},
-                    best=_rival(evaluated) if spec.racing else None,
-                    n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough),
-                    on_look=lambda seen, trial=trial: _report(trial, seen),  # type: ignore[misc]
-                    stop=stop,
-                )
+                evaluation = attempts.evaluated(trial, evaluate)
             except Stopped:
                 break
-            except EngineDied as fault:
-                if stop():  # whatever ends this process ends the engine's as well
-                    break
-                keep_engine_failure(trial, str(fault))
-                study.tell(trial, state=TrialState.FAIL)
-                if failed_once == stands_for(trial):
-                    raise
-                failed_once = stands_for(trial)
-                if on_failure is not None:
-                    on_failure(fault)
-                objective.restart()
+            if evaluation is None:
                 continue
-            except MaterializeError:
-                study.tell(trial, state=TrialState.FAIL)  # not to be gone on with: the same alpha fails again
-                raise
-            _keep(store, trial, evaluation)
+            keep(store, trial, evaluation)
             if before_tell is not None:
                 before_tell(trial, evaluation)
             study.tell(trial, evaluation.gain.mean)
@@ -153,7 +141,7 @@ def why_done(
     )
 
 
-def _rival(evaluated: Sequence[Evaluation]) -> int:
+def rival(evaluated: Sequence[Evaluation]) -> int:
     """The trial to race against: the best so far that was evaluated on all prompts; alpha = 0 is one of them."""
     whole = [e for e in evaluated if not e.broken and not e.stopped_early]
     return max(whole, key=lambda e: e.gain.mean).trial if whole else CONTROL
@@ -209,14 +197,14 @@ def _alpha(trial: Trial, spec: SearchSpec, published_alpha: float | None) -> flo
         return trial.suggest_float(ALPHA, *bounds(spec, published_alpha))
 
 
-def _report(trial: Trial, seen: Evaluation) -> None:
+def report(trial: Trial, seen: Evaluation) -> None:
     """The gain so far, as the trial's intermediate value at that number of prompts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resumed trial reports again what it has reported
         trial.report(seen.gain.mean, seen.gain.n)
 
 
-def _keep(store: Store, trial: Trial, evaluation: Evaluation) -> None:
+def keep(store: Store, trial: Trial, evaluation: Evaluation) -> None:
     """The evaluation as the trial's attributes, and the guardrails as Optuna's constraints (kept: at most 0)."""
     store.keep_with_trial(trial, evaluation.attributes())
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A trial that the engine did not survive -> the trial that repeats it: the same alpha, its stored answers kept.
+"""A trial that the engine does not survive -> the trial that repeats it: the same alpha, its stored answers kept.
 
 Optuna cannot set a failed trial going again, so the repetition is a trial of its own there. Its answers stay with the
 first one's number, by which this package knows both: nothing is generated twice, and trial 0 stays the control.
@@ -6,13 +6,60 @@ first one's number, by which this package knows both: nothing is generated twice
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from expo_search.store.attributes import engine_failure, repeats, stands_for
+from expo_search.errors import EngineDied, MaterializeError
+from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.evaluation.result import Evaluation
+from expo_search.store.attributes import engine_failure, keep_engine_failure, repeats, stands_for
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
+
+
+class Attempts:
+    """Evaluates the trials of a study; one that the engine does not survive fails, with the reason, and is repeated."""
+
+    def __init__(
+        self,
+        study: Study,
+        objective: Objective,
+        on_failure: Callable[[EngineDied], None] | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        """`on_failure` gets the reason, before the engine is started anew."""
+        self._study, self._objective, self._on_failure, self._stop = study, objective, on_failure, stop
+        self._failed_once: int | None = None
+
+    def evaluated(self, trial: Trial, evaluate: Callable[[], Evaluation]) -> Evaluation | None:
+        """What `evaluate` finds; None: the engine was started anew, and the trial is to be repeated.
+
+        Raises:
+            Stopped: `stop` said so.
+            EngineDied: the second time in one trial.
+            MaterializeError: the trial's weights cannot be made; it is not to be gone on with.
+        """
+        from optuna.trial import TrialState
+
+        try:
+            return evaluate()
+        except EngineDied as fault:
+            if self._stop():  # whatever ends this process ends the engine's as well
+                raise Stopped from None
+            keep_engine_failure(trial, str(fault))
+            self._study.tell(trial, state=TrialState.FAIL)
+            if self._failed_once == stands_for(trial):
+                raise
+            self._failed_once = stands_for(trial)
+            if self._on_failure is not None:
+                self._on_failure(fault)
+            self._objective.restart()
+            return None
+        except MaterializeError:
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
 
 
 def to_repeat(study: Study) -> FrozenTrial | None:

@@ -109,14 +109,17 @@ class Running:
         """||aligned - sft|| / ||aligned||; None where our engine does not hold the weights."""
         return None if self.sources is None else self.sources.relative_delta
 
-    def objective(self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search") -> Objective:
-        """An objective on some prompts, which are kept with the study."""
+    def objective(
+        self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search", store: Store | None = None
+    ) -> Objective:
+        """An objective on some prompts, which are kept with the study, or with one beside it that is given."""
         spec, plan = self.checked.spec, self.checked.memory
-        self.store.put_prompts(part, prompts)
+        store = store or self.store
+        store.put_prompts(part, prompts)
         return Objective(
             self.model,
             self.scorer,
-            self.store,
+            store,
             prompts,
             watcher,
             seed=spec.search.seed + (CONFIRM_SEED_STEP if part == "confirm" else 0),

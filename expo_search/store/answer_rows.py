@@ -91,7 +91,7 @@ class AnswerTables:
         before = self._read(kept)
         if before is None:
             self._write(pin)
-        elif before != (alpha, fingerprint):
+        elif before != (float(alpha), fingerprint):  # a shape is in the fingerprint alone
             raise SettingsChanged(
                 where=f"study {self.name}, trial {trial}",
                 found=f"weights {fingerprint} at alpha {alpha:g}",

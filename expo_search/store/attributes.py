@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from expo_search.store.database import reading_storage
+from expo_search.store.database import PREFIX, reading_storage
 from expo_search.store.settings import Settings
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-_PREFIX = "expo_"  # of a study's attributes, which other programs may add to
 _REPEATS, _FAILURE = "repeats", "engine_failure"
 
 
@@ -32,6 +31,7 @@ class StudyAttributes:
         confirmed: by trial, what a confirmation measured.
         wanted: finished trials that the last search was asked for.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
+        shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
 
@@ -41,13 +41,14 @@ class StudyAttributes:
     environment: Mapping[str, str] | None = None
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
     first_step: float | None = None
+    shapes: Mapping[str, Any] | None = None
     artifacts: str | None = None
     wanted: int | None = None
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
         """Read them from a study's `user_attrs`."""
-        values = {f.name: stored.get(_PREFIX + f.name) for f in fields(cls)}
+        values = {f.name: stored.get(PREFIX + f.name) for f in fields(cls)}
         if values["settings"] is not None:
             values["settings"] = Settings.from_flat(values["settings"])
         return cls(**values)
@@ -58,8 +59,8 @@ class StudyAttributes:
         for f in fields(self):
             value = getattr(self, f.name)
             value = value.flat() if isinstance(value, Settings) else value
-            if value is not None and there.get(_PREFIX + f.name) != value:
-                study.set_user_attr(_PREFIX + f.name, value)
+            if value is not None and there.get(PREFIX + f.name) != value:
+                study.set_user_attr(PREFIX + f.name, value)
 
 
 def stored_attributes(url: str, name: str) -> StudyAttributes | None:

@@ -31,6 +31,7 @@ from expo_search.text import one_line, shown
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
+PREFIX = "expo_"  # of our attributes of Optuna's studies, which other programs may add to
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
 _LONGEST_CAUSE = 300  # characters of a driver's own words
 
@@ -138,12 +139,12 @@ def study_id_of(url: str, name: str) -> int | None:
 
 
 def study_names(url: str) -> list[str]:
-    """Names of the studies in a database, without writing; empty where there is none."""
+    """Names of the studies in a database but those of shapes, without writing; empty where there is none."""
     storage = reading_storage(url)
     if storage is None:
         return []
     try:
-        return sorted(study.study_name for study in storage.get_all_studies())
+        return sorted(s.study_name for s in storage.get_all_studies() if f"{PREFIX}shapes" not in s.user_attrs)
     finally:
         storage.remove_session()
         storage.engine.dispose()

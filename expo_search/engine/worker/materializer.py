@@ -44,6 +44,7 @@ from expo_search.engine.worker.vllm_names import (
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator
+from expo_search.weights.shape import alpha_of, from_message
 
 _Sum = int | torch.Tensor  # a weight's in the fingerprint: a number, or modulo 2^64 where it was written, int64, ()
 
@@ -64,25 +65,28 @@ class ExpoWorker:
         """End the engine's processes when the one that started them has ended; see `owner.py`."""
         end_with(owner, processes)
 
-    def expo_switch(self, alpha: float, reread: bool = False) -> dict[str, Any]:
-        """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written."""
+    def expo_switch(self, alpha: float | list[Any], reread: bool = False) -> dict[str, Any]:
+        """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written.
+
+        Here and below alpha comes as `shape.to_message` gives it.
+        """
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
-            return self._expo()[0].switch(alpha, reread=reread)
+            return self._expo()[0].switch(from_message(alpha), reread=reread)
 
     def expo_poison(self) -> None:
         """Write NaN into every weight, then run vLLM's whole post-load processing."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             self._expo()[0].poison()
 
-    def expo_overflow(self, alpha: float) -> str | None:
+    def expo_overflow(self, alpha: float | list[Any]) -> str | None:
         """The first weight of this rank that would not be finite at alpha."""
         with torch.no_grad():
-            return self._expo()[1].overflow(alpha)
+            return self._expo()[1].overflow(from_message(alpha))
 
-    def expo_expected(self, alpha: float) -> str:
+    def expo_expected(self, alpha: float | list[Any]) -> str:
         """Fingerprint that theta(alpha) has by the formula, computed apart from the switch."""
         with torch.no_grad():
-            return self._expo()[1].expected(alpha)
+            return self._expo()[1].expected(from_message(alpha))
 
     def expo_sources(self) -> dict[str, Any]:
         """Fingerprints and size of the two sources on this rank, and the norm of the delta against the weights'."""
@@ -124,7 +128,7 @@ class LiveWeights:
         self._modules = _switched_modules(model, [w for w in weights if w not in constants])
 
     def switch(self, alpha: float, *, reread: bool = False) -> dict[str, Any]:
-        """Write theta(alpha) into every weight, and derive again what vLLM keeps beside them.
+        """Write theta(alpha) into every weight, with its own alpha where there is a shape, and derive what vLLM keeps.
 
         The fingerprint is taken of each weight in load layout, so it is also that of a fresh engine which loads
         the exported checkpoint. It is summed as the weight is written; `reread` sums it afterwards, from the memory.
@@ -136,7 +140,7 @@ class LiveWeights:
         for module in self._modules:
             with _graph_safe(module.module) if module.derives else nullcontext():
                 t0 = clock()
-                sums += [self._write(weight, alpha, pieces, reread=reread) for weight in module.own]
+                sums += [self._write(w, alpha_of(alpha, w.name), pieces, reread=reread) for w in module.own]
                 t1 = clock()
                 if module.derives:
                     _derive_again(module.module, module.own)

@@ -15,6 +15,7 @@ from expo_search.engine.worker.loader import Weight
 from expo_search.engine.worker.source_pieces import PieceReader
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import plain_theta, single
+from expo_search.weights.shape import alpha_of
 
 _NEARLY_MAX = 0.99  # of a dtype's largest number: a bound above this is looked at element by element
 
@@ -90,7 +91,9 @@ class Sources:
         """The fingerprint that theta(alpha) has by the formula, computed apart from any switch."""
         sums: dict[str, int] = defaultdict(int)
         for weight, start, aligned, sft in self._reader.read(self._weights):
-            sums[weight.name] += self._sum(plain_theta(aligned, sft, alpha).to(weight.dtype), start)
+            sums[weight.name] += self._sum(
+                plain_theta(aligned, sft, alpha_of(alpha, weight.name)).to(weight.dtype), start
+            )
         return digest(
             line(w.name, torch.empty(w.shape, dtype=w.dtype, device="meta"), sums[w.name] & MASK) for w in self._weights
         )
@@ -102,15 +105,16 @@ class Sources:
         """
         if not self._spreads:
             self.describe()
-        alpha = single(alpha)
+        alphas = {w.name: single(alpha_of(alpha, w.name)) for w in self._weights if w.is_loaded_float}
         doubtful = [
             w
             for w in self._weights
             # not a number, where alpha is infinite in float32 and a weight does not move, is no bound either
-            if w.is_loaded_float and not self._spreads[w.name].bound(alpha) < torch.finfo(w.dtype).max * _NEARLY_MAX
+            if w.is_loaded_float
+            and not self._spreads[w.name].bound(alphas[w.name]) < torch.finfo(w.dtype).max * _NEARLY_MAX
         ]
         for weight, _, aligned, sft in self._reader.read(doubtful):
-            if not torch.isfinite(plain_theta(aligned, sft, alpha).to(weight.dtype)).all():
+            if not torch.isfinite(plain_theta(aligned, sft, alphas[weight.name]).to(weight.dtype)).all():
                 return str(weight.name)
         return None
 

@@ -1,0 +1,194 @@
+"""A search for a shape, with fakes of model and scorer: paired with the uniform alpha, kept beside its study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import BEST, FakeLayeredModel, FakeModel, FakeScorer, Killed
+from twins import write_prompts
+
+import expo_search as es
+from expo_search.errors import EngineDied, StudyError
+from expo_search.results.shapes import shape_sentence, shapes_json
+from expo_search.search.shapes import UNIFORM, Shapes
+from expo_search.stats.paired import estimate
+from expo_search.store.database import study_names
+from expo_search.store.study_store import Store
+from expo_search.weights.shape import ShapedAlpha
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pair": {"sft": "my/sft", "aligned": "my/aligned", "reward_model": "my/judge"},
+    "prompts": {"n": 32},
+    "search": {"seed": 1, "sampler": "grid", "racing": False, "alpha_max": 1.0},
+}
+Bend = Callable[[Sequence[float]], float]
+
+
+def hill(numbers: Sequence[float]) -> float:
+    """A gain of 0.3 at scale 1.1 and slope 0.4, of less further off."""
+    return 0.3 - 0.6 * ((numbers[0] - 1.1) ** 2 + (numbers[1] - 0.4) ** 2)
+
+
+def dale(numbers: Sequence[float]) -> float:
+    """Any shape loses."""
+    return -0.3 - sum(abs(x) for x in numbers) / 10
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'mine.db'}"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> es.StudySpec:
+    write_prompts(tmp_path / "prompts.jsonl", 56)
+    source = {"source": str(tmp_path / "prompts.jsonl")}
+    return es.load_study(name="mine", overrides=SETTINGS | {"prompts": SETTINGS["prompts"] | source})
+
+
+def opened(spec: es.StudySpec, url: str, model: FakeModel, bend: Bend = hill, noise: float = 0.1) -> es.Session:
+    return es.open_session(spec, url, model=model, scorer=FakeScorer(noise=noise, bend=bend), quiet=True)
+
+
+@pytest.fixture
+def model(spec: es.StudySpec, url: str) -> FakeLayeredModel:
+    """One that has searched the one alpha of a study, five trials."""
+    model = FakeLayeredModel()
+    with opened(spec, url, model) as session:
+        best = session.search(n_trials=5).verdict.recommended
+    assert best is not None
+    assert abs(best.alpha - BEST) <= 0.13
+    return model
+
+
+def asked_of_shapes(model: FakeModel) -> list[tuple[float, str]]:
+    return [(alpha, prompt) for alpha, prompt in model.asked if isinstance(alpha, ShapedAlpha)]
+
+
+def test_a_shape_that_gains_is_found_and_shown_on_fresh_prompts(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    before, n_before = es.open_study(url, "mine"), len(model.asked)
+    trials: list[es.Evaluation] = []
+    with opened(spec, url, model) as session:
+        found = session.shape("depth", 9, 16, on_trial=trials.append)
+    assert [e.trial for e in trials] == list(range(2, 11))
+    assert found.word == "better"
+    assert found.confirmed is not None
+    assert found.confirmed.gain.n == 16
+    assert found.best is not None
+    shape = found.best.alpha.shape if isinstance(found.best.alpha, ShapedAlpha) else None
+    assert shape is not None
+    assert shape.n_layers == 5
+    assert hill(shape.numbers) > 0.2, "of at most 0.3"
+    assert abs(found.confirmed.gain.mean - hill(shape.numbers)) < 4 * found.confirmed.gain.se
+    # nothing was answered twice, and the two alphas to compare with only on the fresh prompts
+    new = model.asked[n_before:]
+    assert len(set(new)) == len(new) == 9 * 32 + 3 * 16
+    assert sum(not isinstance(alpha, ShapedAlpha) for alpha, _ in new) == 2 * 16
+    # the study that it starts from is as it was, and the only one that is listed
+    assert es.open_study(url, "mine") == before
+    assert study_names(url) == ["mine"]
+    assert shape_sentence(found).startswith("Better than one alpha for all: depth (scale ")
+    assert shapes_json(found)["confirmed"]["gain"] == found.confirmed.gain.mean
+
+
+def test_gains_are_paired_with_the_uniform_alphas_answers(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    with opened(spec, url, model) as session:
+        found = session.shape("attn-mlp", 2)
+    source, store = Store(url, "mine"), Store(url, found.beginning.name)
+    uniform = source.rated(found.beginning.trial, "search")
+    assert store.rated(UNIFORM, "search") == uniform
+    assert store.rated(0, "search") == source.rated(0, "search")
+    for against in found.against:
+        rated = store.rated(against.trial, "search")
+        assert against.gain == estimate([rated[p].reward - uniform[p].reward for p in range(32)])
+    assert [e.gain.mean for e in found.trials[:2]] == [0.0, es.open_study(url, "mine").verdict.best.gain.mean]  # type: ignore[union-attr]
+
+
+def test_where_none_looks_better_uniform_alpha_is_as_good_and_no_fresh_prompt_is_spent(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    with opened(spec, url, model, dale) as session:
+        found = session.shape("blocks:3", 4, 16)
+    assert (found.word, found.best, found.confirmed) == ("uniform is as good", None, None)
+    assert shape_sentence(found).startswith("Uniform alpha = ")
+    assert len(asked_of_shapes(model)) == 4 * 32
+
+
+def test_a_shape_that_only_looked_better_is_not_recommended(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    """No shape changes anything but by noise, of which the search picks the best."""
+    with opened(spec, url, model, lambda _: 0.0, noise=1.0) as session:
+        found = session.shape("depth", 4, 16)
+    assert found.best is not None
+    assert found.confirmed is not None
+    assert not found.is_better
+    assert "is as good: depth" in shape_sentence(found)
+
+
+def test_without_fresh_prompts_nothing_is_recommended(spec: es.StudySpec, url: str, model: FakeLayeredModel) -> None:
+    with opened(spec, url, model) as session:
+        found = session.shape("depth", 3)
+        assert found.word == "not confirmed"
+        assert not found.is_better
+        n = len(model.asked)
+        assert session.shape("depth", 3) == found
+        assert len(model.asked) == n, "it is done: nothing starts"
+        assert session.shape("depth", 3, 8).word in ("better", "uniform is as good", "uniform is better")
+
+
+def test_a_killed_search_goes_on_at_the_prompt_where_it_was(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    model.dies_after = len(model.asked) + 75  # in the third shape
+    with pytest.raises(Killed), opened(spec, url, model) as session:
+        session.shape("depth", 6)
+    model.dies_after = None
+    with opened(spec, url, model) as session:
+        found = session.shape("depth", 6)
+    other = FakeLayeredModel()
+    assert found.n_shapes == 6
+    asked = asked_of_shapes(model)
+    assert len(set(asked)) == 6 * 32
+    assert len(asked) - len(set(asked)) <= other.in_flight + 64, "what was not stored yet"
+
+
+def test_an_engine_that_dies_is_started_anew_and_the_shape_repeated(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    def die() -> None:
+        raise EngineDied(where="x", found="y", expected="z", do="w")
+
+    model.dies_after, model.die, model.dies_again = len(model.asked) + 40, die, 0
+    with opened(spec, url, model) as session:
+        found = session.shape("depth", 3)
+    assert model.restarts == 1
+    assert found.n_shapes == 3
+    assert [a.trial for a in found.against] == [2, 3, 5]  # Optuna's trial 4 is the repetition of the third
+
+
+def test_another_winner_begins_another_search(spec: es.StudySpec, url: str, model: FakeLayeredModel) -> None:
+    with opened(spec, url, model) as session:
+        first: Shapes = session.shape("depth", 1)
+    assert first.beginning.name == f"mine/depth@{first.beginning.trial}"
+    with opened(spec, url, model) as session:
+        assert session.shape("attn-mlp", 1).beginning.name == f"mine/attn-mlp@{first.beginning.trial}"
+
+
+def test_without_a_winner_or_layers_it_is_refused_in_one_line(spec: es.StudySpec, url: str) -> None:
+    with opened(spec, url, FakeModel()) as session:
+        with pytest.raises(StudyError, match="without n_layers"):
+            session.shape("depth")
+        with pytest.raises(StudyError, match="expected depth, attn-mlp, or blocks:K"):
+            session.shape("width")
+    with opened(spec, url, FakeLayeredModel()) as session:
+        session.search(n_trials=1)
+        with pytest.raises(StudyError, match="expected an alpha that is better than 0"):
+            session.shape("depth")
