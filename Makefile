@@ -4,6 +4,7 @@
 # make bench  the figures in docs/                     make test-avx2  as on a processor without AVX512
 #                                                      make bad-input-table  docs/bad-input.md
 PYTHON ?= python3
+LOCKED ?=
 BIN := .venv/bin
 
 .PHONY: demo test test-avx2 test-long lint docs bad-input-table bench clean
@@ -40,7 +41,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/demo.py
 
 .venv/.installed: pyproject.toml
-	@.ci/setup $(PYTHON)
+	@LOCKED=$(LOCKED) .ci/setup $(PYTHON)
 
 clean:
 	rm -rf .venv build dist

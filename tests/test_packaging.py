@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 # triton: torch's own build of it, another one could not compile for that torch; markupsafe: what jinja2 escapes with
@@ -151,3 +152,15 @@ def test_wheel_and_sdist_are_sound_and_the_wheel_works_in_an_empty_environment(t
     small = ["--n-prompts", "8", "--max-tokens", "8", "--quiet", "--json"]
     found = json.loads(run([*search, *small], cwd=tmp_path, timeout=600).stdout)
     assert len(found["trials"]) == 2
+
+
+def test_the_demos_locked_environment_is_one_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        Requirement(line) for line in (*project["dependencies"], *extras["cpu"], *extras["demo"], *extras["dashboard"])
+    ]
+    locked = (ROOT / "studies" / "demo" / "lock.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in locked if not line.startswith("#"))
+    for wanted in asked:
+        assert wanted.specifier.contains(pins[canonical(wanted.name)]), f"make studies/demo/lock.txt anew: {wanted}"
