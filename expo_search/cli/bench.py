@@ -15,13 +15,16 @@ from rich.text import Text
 from expo_search.api import open_session
 from expo_search.cli.console import (
     DEFAULT_LOG,
+    Engines,
     Json,
     Log,
     Quiet,
+    RayAddress,
     Storage,
     TrustRemoteCode,
     give_up_on,
     known_study,
+    n_engines,
     terminal,
 )
 from expo_search.cli.inspect import print_bench
@@ -51,6 +54,8 @@ def bench(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Forget what is stored of these tasks.")] = False,
     trust_remote_code: TrustRemoteCode = False,
+    engines: Engines = None,
+    ray_address: RayAddress = None,
     storage: Storage = DEFAULT_STORAGE,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
@@ -67,6 +72,8 @@ def bench(
         session = open_session(
             name,
             storage,
+            engines=n_engines(engines),
+            ray_address=ray_address,
             start=False,
             trust_remote_code=trust_remote_code,
             quiet=quiet,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,6 +30,9 @@ from expo_search.cli.console import (
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.errors import StudyError
 from expo_search.text import clean
+
+if TYPE_CHECKING:
+    from expo_search.results.study_results import StudyResult
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -62,33 +65,41 @@ def export_model(
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
-    from expo_search.session.progress import say_on
-
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
     check_name(out)
     shard_bytes = size_in_bytes(max_shard_size)
     with terminal(log) as (printed, err):
-        result = open_study(storage, known_study(study, storage))
-        with _bytes_bar(err, quiet) as on_bytes:
-            export(
-                result,
-                out,
-                alpha=alpha,
-                shape=shape,
-                dtype=dtype,
-                max_shard_bytes=shard_bytes,
-                force=force,
-                as_adapter=as_adapter,
-                verify=verify,
-                push_to=push_to_hub,
-                private=private,
-                trust_remote_code=trust_remote_code,
-                say=say_on(err, quiet),
-                on_bytes=on_bytes,
-            )
-        if not quiet and not as_adapter:
-            printed.print(Text(uses_of(out)), soft_wrap=True)
+        export_to(
+            out,
+            open_study(storage, known_study(study, storage)),
+            printed,
+            err,
+            quiet=quiet,
+            alpha=alpha,
+            shape=shape,
+            dtype=dtype,
+            max_shard_bytes=shard_bytes,
+            force=force,
+            as_adapter=as_adapter,
+            verify=verify,
+            push_to=push_to_hub,
+            private=private,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def export_to(
+    out: Path, result: StudyResult, printed: Console, err: Console, *, quiet: bool = False, **options: Any
+) -> None:
+    """Export with a bar, and print what the checkpoint can be used with; options are those of `api.export`."""
+    from expo_search.session.progress import say_on
+
+    check_name(out)
+    with _bytes_bar(err, quiet) as on_bytes:
+        export(result, out, say=say_on(err, quiet), on_bytes=on_bytes, **options)
+    if not quiet and not options.get("as_adapter"):
+        printed.print(Text(uses_of(out)), soft_wrap=True)
 
 
 def uses_of(folder: Path) -> str:

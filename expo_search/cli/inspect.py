@@ -101,13 +101,18 @@ def report_page(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write a study on one HTML page that needs no network: verdict, curve, trials, answers, settings."""
+    if out is None:
+        raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
+    write_page(storage, known_study(study, storage), out, console_on(sys.stderr), force=force)
+
+
+def write_page(storage: str, name: str, out: Path, console: Console, *, force: bool = False) -> None:
+    """Write a study's page, and say so."""
     from expo_search.results.html_report import write_report
     from expo_search.store.study_store import Store
 
-    if out is None:
-        raise StudyError(where="--out", found="nothing", expected="a file for the page", do="give --out FILE.html")
-    write_report(Store(storage, known_study(study, storage), read_only=True), out, force=force)
-    console_on(sys.stderr).print(Text(clean(f"written to {out}")), soft_wrap=True)
+    write_report(Store(storage, name, read_only=True), out, force=force)
+    console.print(Text(clean(f"written to {out}")), soft_wrap=True)
 
 
 def dashboard(

@@ -32,6 +32,7 @@ from expo_search.cli.console import (
     terminal,
 )
 from expo_search.cli.inspect import print_result
+from expo_search.cli.menu import Menu, is_wanted
 from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.amounts import seconds as seconds_of
 from expo_search.config.amounts import tokens as tokens_of
@@ -145,6 +146,10 @@ def search(
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
+    no_menu: Annotated[
+        bool,
+        typer.Option("--no-menu", help="On a terminal, end without asking what is next.", rich_help_panel="Output"),
+    ] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", rich_help_panel="Output")] = False,
     **settings: Any,
 ) -> None:
@@ -187,7 +192,20 @@ def search(
     if dry_run:
         _forecast(spec, trials, confirm, wanted, storage, log, where, quiet=quiet, as_json=as_json)
         return
-    _search(spec, trials, confirm, wanted, storage, artifacts, log, where, budget, quiet=quiet, as_json=as_json)
+    _search(
+        spec,
+        trials,
+        confirm,
+        wanted,
+        storage,
+        artifacts,
+        log,
+        where,
+        budget,
+        quiet=quiet,
+        as_json=as_json,
+        no_menu=no_menu,
+    )
 
 
 def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:
@@ -255,6 +273,7 @@ def _search(
     *,
     quiet: bool,
     as_json: bool,
+    no_menu: bool,
 ) -> None:
     stopped = False
     with terminal(log) as (out, err):
@@ -284,7 +303,12 @@ def _search(
                     if wanted is not None:
                         session.confirm(*wanted, stop=stop)
                     stopped = stop()
-        print_result(out, open_study(storage, spec.name), as_json=as_json)
+            asks = not stopped and is_wanted(out, no_menu=no_menu, quiet=quiet, as_json=as_json)
+            if asks:
+                print_result(out, session.result(), as_json=False)
+                Menu(session, out, err).run()
+        if not asks:
+            print_result(out, open_study(storage, spec.name), as_json=as_json)
         if stopped:
             session.say(f"\nStopped. To go on:\n  {same_command(sys.argv[1:])}")
     if stopped:

@@ -33,6 +33,7 @@ from expo_search.errors import PromptsError, StudyError
 from expo_search.text import clean
 
 if TYPE_CHECKING:
+    from expo_search.api import Session
     from expo_search.contracts import Prompt
     from expo_search.evaluation.compare import Comparison, Rewarded
 
@@ -56,7 +57,7 @@ def compare(
 
     given = None if alphas is None else parse_alphas(alphas)
     name = known_study(study, storage)
-    prompts = _prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
+    prompts = shown_prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
     with terminal(log) as (out, err):
         wanted = [0.0, _best_alpha(storage, name)] if given is None else given
         session = open_session(
@@ -82,7 +83,6 @@ def chat(
     quiet: Quiet = False,
 ) -> None:
     """Talk to the model at an alpha, which `/alpha X` changes in the middle of the conversation."""
-    from expo_search.cli.chat_session import HELP, Chat
     from expo_search.weights.formula import is_alpha
 
     if alpha is not None and not is_alpha(alpha):
@@ -95,24 +95,30 @@ def chat(
         session = open_session(
             name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
         )
-
-        def write(text: str) -> None:
-            out.file.write(text)  # as it comes: Rich would wrap each piece by itself
-            out.file.flush()
-
-        interrupt = _Interrupt()
         with session:
-            with session.working("starting vLLM and its canary"):
-                model = session.running.own_model
-            assert model is not None, "no other model was given"
-            conversation = Chat(model, begin, write, interrupt, max_tokens)
-            session.say(HELP)
-            conversation.open()
-            for line in _lines(write):
-                with interrupt:
-                    go_on = conversation.hear(line)
-                if not go_on:
-                    break
+            converse(session, out, begin, max_tokens)
+
+
+def converse(session: Session, console: Console, alpha: float, max_tokens: int | None = None) -> None:
+    """A conversation with the session's engine, started where it is not running, until the user ends it."""
+    from expo_search.cli.chat_session import HELP, Chat
+
+    def write(text: str) -> None:
+        console.file.write(text)  # as it comes: Rich would wrap each piece by itself
+        console.file.flush()
+
+    interrupt = _Interrupt()
+    with session.working("starting vLLM and its canary"):
+        model = session.running.own_model
+    assert model is not None, "no other model was given"
+    conversation = Chat(model, alpha, write, interrupt, max_tokens)
+    session.say(HELP)
+    conversation.open()
+    for line in _lines(write):
+        with interrupt:
+            go_on = conversation.hear(line)
+        if not go_on:
+            break
 
 
 def print_answers(console: Console, comparison: Comparison) -> None:
@@ -141,7 +147,7 @@ def _best_alpha(storage: str, name: str) -> float:
     return 0.0 if best is None else best.alpha
 
 
-def _prompts(storage: str, name: str, texts: Sequence[str] | None, n: int | None) -> Sequence[str | Prompt]:
+def shown_prompts(storage: str, name: str, texts: Sequence[str] | None, n: int | None) -> Sequence[str | Prompt]:
     """The prompts given, or the first n of the study's."""
     from expo_search.store.study_store import Store
 

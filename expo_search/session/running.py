@@ -52,11 +52,15 @@ class Running:
         self._say, self._give_up = say, give_up
         self._given_model, self._given_scorer = model, scorer
 
+    @property
+    def has_own_model(self) -> bool:
+        """Whether a vLLM engine of this process answers, started or not: no model that was given, and no pool."""
+        return self._given_model is None and self.checked.sites is None
+
     @cached_property
     def own_model(self) -> VllmModel | None:
         """The vLLM engine of this process, started; None where a model was given, or many engines answer."""
-        is_here = self._given_model is None and self.checked.sites is None
-        return start_model(self.checked, self._say, self._give_up) if is_here else None
+        return start_model(self.checked, self._say, self._give_up) if self.has_own_model else None
 
     @cached_property
     def pool(self) -> Pool | None:

@@ -1,0 +1,130 @@
+"""The menu at the end of a search: on a terminal alone; what it does is what the commands do."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeModel, FakeScorer
+from rich.console import Console
+from twins import write_prompts
+
+import expo_search as es
+from expo_search.cli.menu import Menu
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pair": {"aligned": "my/aligned", "sft": "my/sft", "reward_model": "my/reward"},
+    "prompts": {"n": 32, "source": "prompts.jsonl"},
+    "search": {"seed": 5},
+}
+COMMAND = """
+import sys
+import expo_search.api
+from fakes import FakeModel, FakeScorer
+real = expo_search.api.open_session
+def with_fakes(*words, **options):
+    return real(*words, **(options | {"engines": None, "model": FakeModel(), "scorer": FakeScorer(noise=0.1)}))
+import expo_search.cli.search as search
+search.open_session = with_fakes
+from expo_search.cli.main import main
+main()
+"""
+WORDS = ["--sft", "me/sft", "--aligned", "me/aligned", "--reward-model", "me/reward", "--prompts", "prompts.jsonl"]
+WORDS += ["--n-prompts", "32", "--trials", "4", "--study-name", "mine"]
+
+
+def spoken(session: es.Session, lines: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """What the menu prints and says while these lines are typed."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    out, err = io.StringIO(), io.StringIO()
+    Menu(session, Console(file=out, width=100), Console(file=err, width=100)).run()
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path / "prompts.jsonl", 80)
+    return tmp_path
+
+
+def session_of(here: Path) -> es.Session:
+    spec = es.load_study(name="mine", overrides=SETTINGS)
+    fakes: dict[str, Any] = {"model": FakeModel(), "scorer": FakeScorer(noise=0.1)}
+    return es.open_session(spec, f"sqlite:///{here / 'mine.db'}", quiet=True, **fakes)
+
+
+def test_what_is_chosen_is_done_on_the_running_engine_until_the_user_leaves(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_of(here) as session:
+        session.search(4)
+        out, _ = spoken(session, "confirm\ncomp\nnonsense\n\nreport\n\nq\n", monkeypatch)
+        assert "1 confirm   2 compare   3 bench   4 export   5 report   q quit" in out
+        assert "Better. alpha" in out
+        assert out.count("reward") >= 6, "three prompts at two alphas"
+        assert "1 compare   2 bench" in out, "what is confirmed is not offered again"
+        assert session.result().verdict.confirmed is not None
+    assert (here / "mine.html").is_file()
+
+
+def test_a_choice_that_fails_is_a_line_and_the_menu_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session_of(here) as session:
+        session.search(4)
+        (here / "mine.html").touch()
+        out, err = spoken(session, "report\n\nreport\nother.html\n", monkeypatch)  # then the input ends
+    assert len(err.splitlines()) == 2
+    assert "mine.html" in err
+    assert (here / "other.html").is_file()
+    assert out.count("q quit") == 3
+
+
+def on_a_terminal(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
+    """The command's exit code and what it shows; `typed` once the menu asks."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(es.__file__).parent.parent)])
+        os.chdir(here)
+        os.execv(sys.executable, [sys.executable, "-c", COMMAND, *WORDS, *words])
+    shown, deadline = b"", time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 1.0)[0]:
+            continue
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # Linux's end of a pseudo-terminal
+            break
+        shown += data
+        if typed and b"q quit" in shown:
+            os.write(terminal, typed)
+            typed = b""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()
+
+
+@pytest.mark.parametrize("typed", [b"q\n", b"\x04", b"\x03"], ids=["quit", "ctrl-d", "ctrl-c"])
+def test_on_a_terminal_it_is_asked_and_leaving_is_no_failure(here: Path, typed: bytes) -> None:
+    code, shown = on_a_terminal(here, typed=typed)
+    assert code == 0, shown[-2000:]
+    assert shown.count("q quit") == 1
+
+
+def test_without_a_menu_or_a_terminal_nothing_is_asked(here: Path) -> None:
+    code, shown = on_a_terminal(here, "--no-menu")
+    assert code == 0, shown[-2000:]
+    assert "q quit" not in shown
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(es.__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *WORDS],
+        cwd=here, env=os.environ | {"PYTHONPATH": paths}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "q quit" not in done.stdout
