@@ -105,6 +105,24 @@ def test_an_engine_that_is_killed_in_mid_trial_costs_nothing_but_time(home: Path
 
 
 @pytest.mark.slow  # engines start three times
+def test_a_benchmark_by_two_engines_is_that_of_one(home: Path, alone: dict[str, Any]) -> None:
+    def items(*more: str) -> tuple[dict[str, Any], str]:
+        words = ["bench", "--tasks", "basics", "--limit", "12", "--alphas", "1", "--again", "--json", *more]
+        return finish(
+            subprocess.Popen(
+                [sys.executable, "-m", "expo_search", *words, "--storage", "sqlite:///alone.db", "--log", "bench.log"],
+                cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+
+    assert alone["trials"]
+    one, _ = items()
+    two, err = items("--engines", "2")
+    assert "engines: 2, with 1 cores each" in err
+    assert two == one
+
+
+@pytest.mark.slow  # engines start three times
 def test_a_search_whose_driver_is_killed_goes_on_with_another_number_of_engines(
     home: Path, alone: dict[str, Any]
 ) -> None:
