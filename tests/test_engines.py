@@ -16,6 +16,8 @@ import psutil
 import pytest
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.engine.worker.node_memory import held_bytes
+
 pytest.importorskip("ray")
 SEARCH = [
     "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl",
@@ -94,12 +96,18 @@ def test_an_engine_that_is_killed_in_mid_trial_costs_nothing_but_time(home: Path
     search = command(home, "killed", "--engines", "2")
     try:
         wait_for_answers(home, "killed", search)
-        os.kill(engines_of(search)[0].pid, signal.SIGKILL)
+        first, second = engines_of(search)
+        shared = shared_blocks(first)
+        assert len(shared) == 2, "aligned and sft"
+        assert shared_blocks(second) == shared, "they are on the machine once"
+        os.kill(first.pid, signal.SIGKILL)
     except BaseException:
         search.kill()
         raise
     found, err = finish(search)
     assert "is lost" in err
+    assert "2 engines on a host, which share the sources" in err
+    assert [held_bytes(name) for _, name in shared] == [0, 0], "they are gone with the engines"
     assert essence(found) == essence(alone)
     assert kept(home, "killed") == kept(home, "alone")
 
@@ -155,6 +163,13 @@ def wait_for_answers(home: Path, name: str, search: subprocess.Popen[str], trial
             pass
         time.sleep(0.02)
     raise AssertionError("no answers came")
+
+
+def shared_blocks(engine: psutil.Process) -> set[tuple[int, str]]:
+    """The blocks of sources that an engine has open: number (inode) and name."""
+    opened = {file.stat().st_ino: str(file.readlink()) for file in Path(f"/proc/{engine.pid}/fd").iterdir()}
+    head = "/memfd:expo-search "
+    return {(n, link[len(head) :].removesuffix(" (deleted)")) for n, link in opened.items() if link.startswith(head)}
 
 
 def engines_of(search: subprocess.Popen[str]) -> list[psutil.Process]:

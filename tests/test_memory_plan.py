@@ -205,6 +205,33 @@ def test_each_gpu_of_several_holds_its_share_and_the_host_the_whole_sources() ->
     assert plan(gpu(48), tensor_parallel=4, sources="gpu").device["sources"] == NEEDS.sources // 4
 
 
+def test_engines_that_share_a_host_share_the_sources_in_its_memory() -> None:
+    others = 14 + 1 + 2 + 15 + 1.5 + 1  # weights and packed, KV cache, reward model, libraries, twice the largest
+    one = plan(Machine(200 * GIB))
+    assert one.host_bytes == (others + 28) * GIB
+    assert "engines on a host" not in one.sentence()
+    four = plan(Machine(int((4 * others + 28) * GIB), n_engines=4))
+    assert four.device == one.device
+    assert four.host_bytes == (4 * others + 28) * GIB
+    assert "; 4 engines on a host, which share the sources: 166.0 GiB of it in all; " in four.sentence()
+    with pytest.raises(EngineError, match="4 engines on a host, which share the sources"):
+        plan(Machine(int((4 * others + 27) * GIB), n_engines=4))
+    joining = plan(Machine(int(others * GIB), host_held=28 * GIB))
+    assert joining.host_bytes == others * GIB
+
+
+def test_engines_with_gpus_of_their_own_share_the_sources_on_the_host_and_nothing_else() -> None:
+    machine = replace(gpu(80), n_engines=8)
+    shared = plan(machine, sources="host")
+    assert shared.host_bytes == 28 * GIB + 8 * 3 * GIB
+    assert shared.device == plan(gpu(80), sources="host").device
+    assert plan(machine, sources="gpu").host_bytes == 8 * 3 * GIB
+    assert "8 engines on a host: 24.0 GiB" in plan(machine, sources="gpu").sentence()
+    held = plan(replace(machine, host_held=28 * GIB), sources="host")
+    assert held.host["sources"] == 0
+    assert plan(replace(machine, host_held=28 * GIB), sources="gpu").device["sources"] == 28 * GIB
+
+
 def test_caches_with_fewer_heads_than_ranks_are_not_spread_further() -> None:
     few = Needs(NEEDS.live, NEEDS.packed, NEEDS.sources, NEEDS.reward_model, NEEDS.kv_per_token, kv_heads=2)
     assert plan(gpu(80), few, tensor_parallel=8).device["KV cache"] == (128 << 10) * 4096 // 2

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from expo_search.engine.worker.node_memory import held_bytes
+
 _PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
 
 
@@ -64,6 +66,8 @@ class Machine:
 
     Attributes:
         gpu_held: of what is not free on the GPU, this process's own tensors: a reward model that is loaded already.
+        host_held: of what is not free on the host, this pair's sources, which engines there share.
+        n_engines: how many share the host; each has GPUs of its own.
         gpu_bandwidth: of the GPU's memory, in bytes/s; 0 where it does not say.
     """
 
@@ -72,6 +76,8 @@ class Machine:
     gpu_total: int = 0
     gpu_held: int = 0
     gpu_bandwidth: float = 0.0
+    host_held: int = 0
+    n_engines: int = 1
 
     @property
     def has_gpu(self) -> bool:
@@ -97,8 +103,10 @@ def compute_capability() -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if has_gpu() else None
 
 
-def measure_machine() -> Machine:
+def measure_machine(shared_sources: str | None = None) -> Machine:
     """What is free on the device that an engine would use, and on the host.
+
+    `shared_sources`: a pair's name in memory that engines share; None: they do not.
 
     On a GPU this makes CUDA's context of this process, in which the reward model will run: so what it takes, hundreds
     of MiB, is no longer counted as free. It also frees what PyTorch keeps there unused.
@@ -109,11 +117,12 @@ def measure_machine() -> Machine:
     free = psutil.virtual_memory().available
     for limit, used in _cgroup_limits():
         free = min(free, limit - used)
+    held = 0 if shared_sources is None else held_bytes(shared_sources)
     if not has_gpu():
-        return Machine(free)
+        return Machine(free, host_held=held)
     torch.cuda.empty_cache()
     gpu_free, gpu_total = torch.cuda.mem_get_info()
-    return Machine(free, gpu_free, gpu_total, torch.cuda.memory_reserved(), _bandwidth(torch.cuda))
+    return Machine(free, gpu_free, gpu_total, torch.cuda.memory_reserved(), _bandwidth(torch.cuda), held)
 
 
 def _bandwidth(cuda: Any) -> float:
@@ -129,7 +138,9 @@ def _cgroup_limits() -> list[tuple[int, int]]:
     try:
         limit = (root / "memory.max").read_text().strip()
         statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        used = int((root / "memory.current").read_text()) - int(statistics.get("file", 0))
+        # the cache of files can be dropped, but for memory files, which count among them
+        cache = int(statistics.get("file", 0)) - int(statistics.get("shmem", 0))
+        used = int((root / "memory.current").read_text()) - cache
         return [] if limit == "max" else [(int(limit), used)]
     except (OSError, ValueError):
         return []

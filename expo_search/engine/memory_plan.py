@@ -4,6 +4,8 @@ On a CPU everything shares one memory. On GPUs each holds its share of the live 
 buffers through which they are streamed from pinned host memory), the KV cache, and what vLLM and CUDA need; the first
 one also holds the reward model. All GPUs get the settings that suit the first.
 
+Engines that share a host share the sources in its memory (`worker/node_memory.py`), which count once for all of them.
+
 An engine that is started anew is planned anew, beside a reward model that is loaded by then (`Machine.gpu_held`).
 """
 
@@ -44,6 +46,7 @@ class MemoryPlan:
         max_num_seqs: sequences that are answered at once, at most.
         trial_s: expected seconds of a trial on a GPU; see `trial_time.py`.
         why: what `sources = "auto"` was decided by; empty where there was nothing to decide.
+        n_engines: how many such engines share the host, with what is on it of the sources.
     """
 
     device: Mapping[str, int]
@@ -54,23 +57,36 @@ class MemoryPlan:
     max_num_seqs: int = _CPU_SEQS
     trial_s: float = 0.0
     why: str = ""
+    n_engines: int = 1
 
     def sentence(self) -> str:
         """The plan as it is printed."""
+        n, together = self.n_engines, ""
+        if n > 1:
+            sources = ", which share the sources" if self._on_host.get("sources") else ""
+            together = f"{n} engines on a host{sources}: {self.host_bytes / _GIB:.1f} GiB of it in all; "
         if self.gpu_memory_utilization is None:
-            return f"memory plan: {_sum(self.device)}; computed in {self.arithmetic}"
+            return f"memory plan: {_sum(self.device)}; {together}computed in {self.arithmetic}"
         return (
-            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; "
+            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; {together}"
             f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU, {self.max_num_seqs} sequences at once; "
             f"{self.why and self.why + '; '}computed in {self.arithmetic}"
         )
 
     def fits(self, machine: Machine) -> bool:
         """Whether the plan takes no more than what is free on the GPU and the host (on a CPU: on the host)."""
-        host, device = sum(self.host.values()), sum(self.device.values())
-        if not machine.has_gpu:
-            return device <= machine.host_free
-        return device <= machine.gpu_free and host <= machine.host_free
+        fits_gpu = not machine.has_gpu or sum(self.device.values()) <= machine.gpu_free
+        return fits_gpu and self.host_bytes <= machine.host_free
+
+    @property
+    def host_bytes(self) -> int:
+        """What all engines of a host take of its memory."""
+        sources = self._on_host.get("sources", 0)
+        return sources + self.n_engines * (sum(self._on_host.values()) - sources)
+
+    @property
+    def _on_host(self) -> Mapping[str, int]:
+        return self.device if self.gpu_memory_utilization is None else self.host
 
 
 def n_at_once(engine: EngineSpec) -> int:
@@ -138,16 +154,19 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
     sequence of `max_model_len`, without which vLLM does not start; what is left beyond that is more KV cache.
     """
     ranks = engine.tensor_parallel
+    in_host_memory = max(0, needs.sources - machine.host_held)
     if not machine.has_gpu:
         everything = {
             "weights": needs.live + needs.packed,
-            "sources": needs.sources,
+            "sources": in_host_memory,
             "KV cache": ranks * engine.kv_cache_gib * _GIB,
             "reward model": needs.reward_model + needs.reward_activations,
             # a switch writes a matrix in load layout and packs it anew, before the old one goes
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }
-        return MemoryPlan(everything, {}, "host", None, needs.arithmetic, n_at_once(engine))
+        return MemoryPlan(
+            everything, {}, "host", None, needs.arithmetic, n_at_once(engine), n_engines=machine.n_engines
+        )
     from expo_search.engine.worker.source_pieces import STAGING_BYTES
 
     on_gpu = where == "gpu"
@@ -162,7 +181,10 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
         "reward model": reward,
         "other": scratch + _CONTEXT_BYTES + activations,
     }
-    host = {"sources": 0 if on_gpu else needs.sources, "other": (1 + ranks) * _LIBRARIES_BYTES}
+    host = {
+        "sources": 0 if on_gpu else max(0, needs.sources - machine.host_held),
+        "other": (1 + ranks) * _LIBRARIES_BYTES,
+    }
     taken = max(0, machine.gpu_free - _CONTEXT_BYTES - reward - scratch)
     placement = Placement(
         weights=device["weights"],
@@ -182,6 +204,7 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
         needs.arithmetic,
         at_once,
         placement.trial_s(work, at_once),
+        n_engines=machine.n_engines,
     )
 
 

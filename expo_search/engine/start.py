@@ -41,6 +41,7 @@ class ModelSpec:
 
     Attributes:
         gpu_memory_utilization, sources_on_host: see `memory_plan.py`; the former is None on a CPU.
+        shared_sources: the pair's name in host memory that the engines of this machine share; None: its own copy.
         plan_again: the memory plan for an engine that is started anew, with what is free when it is called.
         output_tokens: of a request whose answer is not shown as it comes, tokens that vLLM hands over at once.
         load_format: a benchmark's own loader.
@@ -57,6 +58,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     gpu_memory_utilization: float | None = None
     sources_on_host: bool = True
+    shared_sources: str | None = None
     plan_again: Callable[[], MemoryPlan] | None = None
     output_tokens: int = 1
     load_format: str | None = None
@@ -227,6 +229,7 @@ def start_engine(spec: ModelSpec) -> LLM:
                 model_loader_extra_config={
                     loader.SFT_OPTION: str(spec.sft),
                     loader.HOST_OPTION: spec.sources_on_host,
+                    loader.SHARED_OPTION: spec.shared_sources,
                     loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
                 },
                 worker_extension_cls="expo_search.engine.worker.materializer.ExpoWorker",

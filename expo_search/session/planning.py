@@ -15,16 +15,22 @@ from expo_search.session.reward_engine import with_reward_engine
 
 
 def plans(
-    needs: Needs, spec: StudySpec, reward: Checkpoint | None, work: Workload, n_engines: int = 1
+    needs: Needs,
+    spec: StudySpec,
+    reward: Checkpoint | None,
+    work: Workload,
+    *,
+    n_engines: int = 1,
+    shared_sources: str | None = None,
 ) -> tuple[MemoryPlan, Callable[[], MemoryPlan]]:
     """The plan with what is free now, where nothing of ours is loaded yet, and what makes it anew.
 
-    `n_engines`: how many share this host's memory; each has GPUs of its own.
+    `n_engines`: see `Machine`; `shared_sources`: see `measure_machine`.
 
     Raises:
         EngineError: it does not fit.
     """
-    before = measure_machine()
+    before = measure_machine(shared_sources)
     needs = with_reward_engine(needs, spec, reward, before)
     # by then a reward model in a process of its own has taken what it needs, and that is no longer free
     loaded = replace(needs, reward_model=0, reward_activations=0) if spec.reward.backend == "vllm" else needs
@@ -34,5 +40,5 @@ def plans(
         ours = max(0, now.gpu_held - before.gpu_held)  # a notebook may have held tensors of its own before
         return plan_memory(loaded, spec.engine, replace(now, gpu_held=ours), work)
 
-    part = replace(before, gpu_held=0, host_free=before.host_free // n_engines)
-    return plan_memory(needs, spec.engine, part, work), again
+    machine = replace(before, gpu_held=0, n_engines=n_engines)
+    return plan_memory(needs, spec.engine, machine, work), again

@@ -7,11 +7,13 @@ the parts that ship with the package.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,7 @@ class SiteRecipe:
 
     Attributes:
         spec, pair: as they were resolved where the search runs.
+        work: an engine's part of a trial.
         own_scorer: each engine has a reward model beside it.
         reads_whole: the checkpoints' files are hashed whole; else samples of them, as on a single machine.
     """
@@ -108,7 +111,8 @@ class SiteRecipe:
         check_ranks(self.spec.engine.tensor_parallel, aligned.config)
         dtypes = dtypes_of(self.spec.engine, self.spec.reward, aligned)
         needs = Needs.of(aligned, sft, reward, dtypes, self.spec.reward)
-        memory, _ = plans(needs, self.spec, reward, self.work, n_engines)
+        shared = shared_name(aligned, sft)
+        memory, _ = plans(needs, self.spec, reward, self.work, n_engines=n_engines, shared_sources=shared)
         roles = ("aligned", "sft", "reward model")
         contents = {
             role: f"{c.header_hash} {c.content_hash() if self.reads_whole else c.sample_hash}"
@@ -126,8 +130,10 @@ class SiteRecipe:
         pair = self._pair_here()
         aligned, sft, reward = self._checkpoints(pair)
         dtypes = dtypes_of(self.spec.engine, self.spec.reward, aligned)
-        plan, again = plans(Needs.of(aligned, sft, reward, dtypes, self.spec.reward), self.spec, reward, self.work)
-        model = VllmModel(model_spec(self.spec, pair, plan, again), _end_process)
+        needs, shared = Needs.of(aligned, sft, reward, dtypes, self.spec.reward), shared_name(aligned, sft)
+        plan, again = plans(needs, self.spec, reward, self.work, shared_sources=shared)
+        made_of = model_spec(self.spec, pair, plan, again)
+        model = VllmModel(replace(made_of, shared_sources=shared if share.of > 1 else None), _end_process)
         scorer = start_scorer(self.spec, pair, plan, _end_process) if self.own_scorer else None
         facts = EngineFacts(
             aligned=model.sources.aligned,
@@ -149,6 +155,12 @@ class SiteRecipe:
     def _checkpoints(self, pair: Pair) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
         reward = open_checkpoint(pair.reward_model.path, role="reward model") if self.own_scorer else None
         return open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft"), reward
+
+
+def shared_name(aligned: Checkpoint, sft: Checkpoint) -> str:
+    """Of a pair in memory that the engines of this machine share: its files, and what lays them out there."""
+    files = [(c.header_hash, c.sample_hash, c.stamps) for c in (aligned, sft)]
+    return hashlib.sha256(json.dumps([files, versions_here()]).encode()).hexdigest()[:32]
 
 
 def versions_here() -> dict[str, str]:

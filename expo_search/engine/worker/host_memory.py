@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -9,6 +10,8 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import torch
+
+from expo_search.engine.worker.node_memory import NodeMemory
 
 _ALIGNMENT = 64
 
@@ -21,11 +24,31 @@ def host_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: boo
     `pinned`: CUDA may read from it while the program goes on. Torch's own pinned allocator rounds every tensor up to
     a power of two; one registered block wastes nothing.
     """
-    starts, end = [], 0
-    for shape, dtype in shapes:
-        starts.append(end)
-        end += _aligned(shape.numel() * dtype.itemsize)
-    memory = mmap(-1, max(end, _ALIGNMENT), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    memory = mmap(-1, _size(shapes), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return _tensors(memory, shapes, pinned=pinned)
+
+
+def node_memory(
+    name: str, shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: bool
+) -> tuple[Iterator[torch.Tensor], NodeMemory | None]:
+    """As `host_memory`, in a block that all processes of this machine share which ask for it by that name.
+
+    The block comes too: where it is whole the tensors hold numbers, and are not to be written to; else it is to be
+    sealed when they do. None: the system has no such memory, and the tensors are this process's own.
+    """
+    try:
+        block = NodeMemory.of(name, _size(shapes))
+    except OSError as fault:
+        logging.getLogger(__name__).warning("no memory that engines share (%s): each has its own", fault)
+        return host_memory(shapes, pinned=pinned), None
+    return _tensors(block.memory, shapes, pinned=pinned), block
+
+
+def _size(shapes: Sequence[tuple[torch.Size, torch.dtype]]) -> int:
+    return max(_ALIGNMENT, sum(_aligned(shape.numel() * dtype.itemsize) for shape, dtype in shapes))
+
+
+def _tensors(memory: mmap, shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: bool) -> Iterator[torch.Tensor]:
     if sys.platform == "linux":
         from mmap import MADV_HUGEPAGE
 
@@ -35,8 +58,11 @@ def host_memory(shapes: Sequence[tuple[torch.Size, torch.dtype]], *, pinned: boo
     if pinned:
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         torch.cuda.check_error(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0))
-    for start, (shape, dtype) in zip(starts, shapes, strict=True):
-        yield block[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+    start = 0
+    for shape, dtype in shapes:
+        n_bytes = shape.numel() * dtype.itemsize
+        yield block[start : start + n_bytes].view(dtype).view(shape)
+        start += _aligned(n_bytes)
 
 
 def _aligned(n_bytes: int) -> int:

@@ -7,7 +7,8 @@ and an element that no load wrote is still NaN, which is an error (but in paddin
 a load of made-up numbers shows whether the model's loader copies them at all (`load_check.py`).
 
 A source is kept in float32 where its file's dtype is not the weight's, so that it is rounded only once, at the end.
-Sources that are to stay in host memory are loaded there and never touch the device's.
+Sources that are to stay in host memory are loaded there and never touch the device's. Where engines of one machine
+share them, the first one fills them; the others run both loads into their live weights, and compare.
 
 An engine that multiplies in float32 with weights of a smaller dtype holds them widened. What they are rounded to is
 then read off a second model, made but never loaded, as an engine would make it that multiplies in the weights' dtype:
@@ -30,7 +31,6 @@ from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES
 from expo_search.engine.worker.expert_padding import padding_of, zero_unwritten
-from expo_search.engine.worker.host_memory import host_memory
 from expo_search.engine.worker.load_check import (
     NUMBERS,
     WIDE_NUMBERS,
@@ -39,6 +39,7 @@ from expo_search.engine.worker.load_check import (
     made_up,
     tensors_beside,
 )
+from expo_search.engine.worker.source_buffers import Form, SourceBuffers
 from expo_search.engine.worker.vllm_names import (
     DefaultModelLoader,
     LoadConfig,
@@ -55,6 +56,7 @@ from expo_search.errors import MaterializeError
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
 HOST_OPTION = "expo_sources_on_host"
+SHARED_OPTION = "expo_sources_shared"  # the pair's name in memory that this machine's engines share
 WEIGHTS_OPTION = "expo_weights_dtype"  # where it is not what the engine multiplies in
 _DTYPES = {stored: getattr(torch, name) for stored, name in TORCH_DTYPES.items() if name in ITEMSIZE}
 _EMPTY = torch.empty(0)
@@ -111,6 +113,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         options: dict[str, Any] = dict(config.model_loader_extra_config or {})
         self._sft_path = Path(options.pop(SFT_OPTION))
         self._on_host = bool(options.pop(HOST_OPTION, False))
+        self._shared: str | None = options.pop(SHARED_OPTION, None)
         self._weights_dtype: str | None = options.pop(WEIGHTS_OPTION, None)
         config.model_loader_extra_config = options
         config.load_format = "safetensors"
@@ -135,13 +138,13 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         live = [weight.tensor.data for weight in weights]
         rounded_to = getattr(torch, self._weights_dtype) if self._weights_dtype else model_config.dtype
         computed = _computed(model, weights, made_up(self.get_all_weights(model_config, model)), rounded_to)
-        _point_at_fresh(weights, aligned, on_host=self._on_host)
+        buffers = self._point_at_buffers(weights, live, "aligned", aligned)
         super().load_weights(model, model_config)
-        _take(weights, "aligned", aligned, live)
+        _take(weights, "aligned", aligned, live, buffers, computed)
         beside = tensors_beside(model, live)
-        _point_at_fresh(weights, sft, on_host=self._on_host)
+        buffers = self._point_at_buffers(weights, live, "sft", sft)
         model.load_weights(_sft_tensors(self._iterate(model, model_config, sft), aligned, check))  # type: ignore[operator]
-        _take(weights, "sft", sft, live)
+        _take(weights, "sft", sft, live, buffers, computed)
         _refuse_computed(computed, aligned.architecture, first_difference(beside, tensors_beside(model, live)))
         for weight, data in zip(weights, live, strict=True):
             weight.tensor.data = data
@@ -159,6 +162,24 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         for weight in weights_of(model):
             _share_memory(weight)
         return model
+
+    def _point_at_buffers(
+        self, weights: list[Weight], live: list[torch.Tensor], source: str, checkpoint: Checkpoint
+    ) -> SourceBuffers:
+        """Give each weight NaN to be loaded over: in a buffer wide enough for every dtype the checkpoint stores.
+
+        Where another engine has filled the buffers, the NaN are in the live weights.
+        """
+        stored = {_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(_DTYPES.values())
+        loaded = [(weight, data) for weight, data in zip(weights, live, strict=True) if weight.is_loaded_float]
+        buffers = SourceBuffers.of(
+            [Form(w.name, w.shape, w.dtype if stored <= {w.dtype} else torch.float32, w.device) for w, _ in loaded],
+            on_host=self._on_host,
+            shared=self._shared and f"{self._shared} {source}",
+        )
+        for (weight, data), buffer in zip(loaded, buffers.tensors, strict=True):
+            weight.tensor.data = (data if buffers.are_whole else buffer).fill_(float("nan"))
+        return buffers
 
     def _iterate(
         self, model: nn.Module, model_config: ModelConfig, sft: Checkpoint
@@ -245,26 +266,21 @@ def _refuse_computed(computed: list[Weight], architecture: str, beside: str | No
         raise not_linear(beside, architecture, "vLLM derives it from the weights only when it loads them")
 
 
-def _point_at_fresh(weights: list[Weight], checkpoint: Checkpoint, *, on_host: bool) -> None:
-    """Give each weight a new buffer of NaN, wide enough for every dtype the checkpoint stores."""
-    stored = {_DTYPES.get(t.dtype) for t in checkpoint.tensors.values()} & set(_DTYPES.values())
-    loaded = [w for w in weights if w.is_loaded_float]
-    shapes = [(w.shape, w.dtype if stored <= {w.dtype} else torch.float32) for w in loaded]
-    on_gpu = any(w.device.type == "cuda" for w in loaded)
-    if on_host or not on_gpu:
-        buffers: Iterator[torch.Tensor] = host_memory(shapes, pinned=on_gpu)
-    else:
-        buffers = (torch.empty(s, dtype=d, device=w.device) for w, (s, d) in zip(loaded, shapes, strict=True))
-    for weight, buffer in zip(loaded, buffers, strict=True):
-        weight.tensor.data = buffer.fill_(float("nan"))
-
-
-def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list[torch.Tensor]) -> None:
-    """Keep what a load wrote as `source`.
+def _take(
+    weights: list[Weight],
+    source: str,
+    checkpoint: Checkpoint,
+    live: list[torch.Tensor],
+    buffers: SourceBuffers,
+    computed: list[Weight],
+) -> None:
+    """Keep what a load wrote as `source`; where another engine's load had written it, compare.
 
     Raises:
-        MaterializeError: an element that the load did not write, or that is not finite in the file.
+        MaterializeError: an element that the load did not write, that is not finite in the file, or that is another
+            one than the other engine's (but in what vLLM computes, which may be rounded otherwise on its way).
     """
+    n_taken = 0
     for weight, data in zip(weights, live, strict=True):
         loaded = weight.tensor.data
         if not weight.is_loaded_float:
@@ -280,7 +296,17 @@ def _take(weights: list[Weight], source: str, checkpoint: Checkpoint, live: list
                 expected="every element written with a finite number",
                 do="check that the checkpoint is whole and of the architecture that its config.json names",
             )
-        setattr(weight, source, loaded)
+        kept = buffers.kept(n_taken, loaded)
+        if kept is None and weight not in computed:
+            raise MaterializeError(
+                where=f"{source} checkpoint, weight {weight.name}",
+                found="other numbers in the files than another engine of this machine has loaded from them",
+                expected="checkpoints that stay as they are",
+                do="see who writes to the folder, end what runs with it, and start again",
+            )
+        setattr(weight, source, buffers.tensors[n_taken] if kept is None else kept)
+        n_taken += 1
+    buffers.seal()
 
 
 def _not_finite(checkpoint: Checkpoint) -> str | None:
