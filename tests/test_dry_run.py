@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.evaluation.objective import Objective
-from expo_search.search.loop import search
+from expo_search.evaluation.result import CONTROL
+from expo_search.search.loop import evaluations, search
 from expo_search.session.forecast import forecast
 from expo_search.session.preflight import check
 from expo_search.session.running import pin
@@ -81,6 +84,37 @@ def test_stored_trials_tell_tokens_and_time_of_those_to_come() -> None:
     assert told.seconds > 0
     assert "4 trials of study mine" in told.source
     assert forecast(check(spec(), URL, lambda _: None), 3).most_tokens == 0
+
+
+@pytest.mark.usefixtures("home")
+def test_more_engines_than_those_trials_had_shorten_them_down_to_the_longest_answer() -> None:
+    study = spec(max_num_seqs=1)
+    searched(study, 4)
+    checked = check(study, URL, lambda _: None)
+
+    def seconds(n_engines: int) -> float:
+        sites: Any = SimpleNamespace(n_parallel=n_engines)
+        told = forecast(replace(checked, sites=sites), 10).seconds
+        assert told is not None
+        return told
+
+    one, four, many = seconds(1), seconds(4), seconds(10**6)
+    assert one == forecast(checked, 10).seconds
+    store = Store(URL, study.name, read_only=True)
+    trials, longest = evaluations(store.study), max(r.length for r in store.rated(CONTROL, "search").values())
+    store.close()
+
+    def as_told(n: int) -> float:
+        return sum(
+            e.switch_s
+            + e.other_s
+            + (e.generate_s + e.score_s) * (e.n_generated / n + longest) / (e.n_generated + longest)
+            for e in trials
+        )
+
+    assert four / one == pytest.approx(as_told(4) / as_told(1))
+    assert many / one == pytest.approx(as_told(10**6) / as_told(1))
+    assert many < four < one
 
 
 @pytest.mark.usefixtures("home")

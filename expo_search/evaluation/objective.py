@@ -73,12 +73,13 @@ class Objective:
         kind: Kind = "reward",
         guardrails: GuardrailSpec | None = None,
         scores_beside: bool = False,
+        n_parallel: int = 1,
     ) -> None:
-        """`seed` and `scores_beside`: see `Answering`."""
+        """`seed` and `scores_beside`: see `Answering`; `n_parallel`: see `Evaluation`."""
         self._model, self._store, self._watcher = model, store, watcher
         self._prompts, self._part, self._kind = prompts, part, kind
         self._answering = Answering(model, scorer, store, watcher, prompts, seed, part, scores_beside=scores_beside)
-        self._guardrails = guardrails or GuardrailSpec()
+        self._guardrails, self._n_parallel = guardrails or GuardrailSpec(), n_parallel
         self._control: _Control | None = None
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
 
@@ -214,6 +215,7 @@ class Objective:
             n_generated=run.effort.n_generated,
             n_tokens=sum(s.completion.n_tokens for s in answers),
             covariances={},
+            n_parallel=self._n_parallel,
         )
 
     def _control_on(self, answers: Sequence[Stored], *, is_control: bool = False) -> _Control:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from expo_search.stats.paired import (
@@ -33,6 +33,7 @@ class Evaluation:
         switch_s, generate_s, score_s, other_s: seconds, of the run that finished the trial.
         n_tokens: generated for this trial, whichever run did; `n_generated` in the run that finished it.
         covariances: of this trial's gain with those of earlier trials (key: their number), which share its prompts.
+        n_parallel: how many engines answered at a time in that run, each with devices of its own.
     """
 
     trial: int
@@ -58,6 +59,7 @@ class Evaluation:
     n_generated: int
     n_tokens: int
     covariances: Mapping[str, float]
+    n_parallel: int = 1
 
     def __str__(self) -> str:
         """One line, for people."""
@@ -96,6 +98,6 @@ class Evaluation:
         for f in fields(cls):
             if f"{f.name}_se" in a:
                 values[f.name] = Estimate(a[f.name], a[f"{f.name}_se"], int(a["n_prompts"]))
-            elif f.name not in values:
+            elif f.name not in values and (f.name in a or f.default is MISSING):
                 values[f.name] = tuple(a[f.name]) if f.name == "broken" else a[f.name]
         return cls(**values)

@@ -3,6 +3,12 @@
 Minutes are told from trials that are stored in the same database: of this study, or of another one with the same
 weights, arithmetic and reward model; on a GPU where there is none from the memory plan's estimate. Where neither is
 known nothing is made up.
+
+Those trials may have run on another number of engines. With T tokens of a trial, S sequences at once in an engine and L
+tokens of the longest answer, N engines need T / (S N) steps with full batches, and at most L more, in which these run
+empty (Graham, 1966: no order in which prompts are handed over takes longer). So
+
+    seconds(N) = seconds(n) * (T / (S N) + L) / (T / (S n) + L)
 """
 
 from __future__ import annotations
@@ -14,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.checkpoint.folder import open_checkpoint
-from expo_search.evaluation.result import Evaluation
+from expo_search.engine.memory_plan import n_at_once
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.loop import evaluations
 from expo_search.session.preflight import Checked
 from expo_search.store.attributes import stored_attributes
@@ -83,23 +90,28 @@ class Forecast:
 def forecast(checked: Checked, n_trials: int) -> Forecast:
     """What a search of n_trials will take, from what is stored and planned."""
     n_prompts, max_tokens = len(checked.search_prompts), checked.spec.sampling.max_tokens
-    own, alike, name = _stored(checked)
-    to_come = max(0, n_trials - len(own))
+    n_there, alike = _stored(checked)
+    to_come = max(0, n_trials - n_there)
     tokens = seconds = None
     source = ""
-    measured = [e for e in alike if e.n_generated]
-    if measured:
+    if alike is not None:
+        measured = alike.trials
         answers = sum(e.gain.n for e in measured)
-        source = f"those of {len(measured)} trials of study {name}"
+        source = f"those of {len(measured)} trials of study {alike.name}"
         tokens = round(to_come * n_prompts * sum(e.n_tokens for e in measured) / answers)
-        spent_s = sum(e.switch_s + e.generate_s + e.score_s + e.other_s for e in measured)
-        seconds = tokens * spent_s / max(1, sum(e.n_generated for e in measured))
+        n_parallel = 1 if checked.sites is None else checked.sites.n_parallel
+        at_once = n_at_once(checked.spec.engine) if checked.memory is None else checked.memory.max_num_seqs
+        spent_s = sum(
+            e.switch_s + e.other_s + (e.generate_s + e.score_s) * _slower(e, n_parallel, at_once, alike.longest)
+            for e in measured
+        )
+        seconds = tokens * spent_s / sum(e.n_generated for e in measured)
     elif checked.memory is not None and checked.memory.trial_s > 0:
         source = "the memory plan's estimate of a trial"
         seconds = to_come * checked.memory.trial_s
     aligned = None if checked.memory is None else open_checkpoint(checked.pair.aligned.path, role="aligned")
     return Forecast(
-        n_there=len(own),
+        n_there=n_there,
         n_trials=n_trials,
         n_prompts=n_prompts,
         max_tokens=max_tokens,
@@ -112,28 +124,47 @@ def forecast(checked: Checked, n_trials: int) -> Forecast:
     )
 
 
-def _stored(checked: Checked) -> tuple[Sequence[Evaluation], Sequence[Evaluation], str]:
-    """This study's trials; those that tell how long one takes, with their study's name."""
-    storage, own = checked.storage, list[Evaluation]()
+@dataclass(frozen=True)
+class _Alike:
+    """Trials of a study that tell how long one takes, and the tokens of the longest answer at alpha = 0."""
+
+    name: str
+    trials: Sequence[Evaluation]
+    longest: int
+
+
+def _slower(e: Evaluation, n_parallel: int, at_once: int, longest: int) -> float:
+    """How many times a trial's seconds it takes with another number of engines than it had."""
+    now, then = (e.n_generated / (at_once * n) + longest for n in (n_parallel, e.n_parallel))
+    return now / then
+
+
+def _stored(checked: Checked) -> tuple[int, _Alike | None]:
+    """How many trials this study has; those that tell how long one takes."""
+    storage, own = checked.storage, checked.spec.name
     names = study_names(storage)
-    if checked.spec.name in names:
-        own = _trials(storage, checked.spec.name)
-        if own:
-            return own, own, checked.spec.name
+    if own in names:
+        n_trials, alike = _trials(storage, own)
+        if n_trials:
+            return n_trials, alike
     wanted = _alike(checked.settings)
     for name in names:
         kept = stored_attributes(storage, name)
         if kept is not None and kept.settings is not None and _alike(kept.settings) == wanted:
-            trials = _trials(storage, name)
-            if trials:
-                return own, trials, name
-    return own, [], ""
+            alike = _trials(storage, name)[1]
+            if alike is not None:
+                return 0, alike
+    return 0, None
 
 
-def _trials(storage: str, name: str) -> list[Evaluation]:
+def _trials(storage: str, name: str) -> tuple[int, _Alike | None]:
+    """How many trials a study has; those of them that generated anything in the run that finished them."""
     store = Store(storage, name, read_only=True)
     try:
-        return evaluations(store.study)
+        trials = evaluations(store.study)
+        measured = [e for e in trials if e.n_generated]
+        longest = max((rated.length for rated in store.rated(CONTROL, "search").values()), default=0)
+        return len(trials), _Alike(name, measured, longest) if measured else None
     finally:
         store.close()
 

@@ -7,7 +7,7 @@ memory: all before an engine starts and before anything is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +140,7 @@ def check(
     chosen, reach = _search_prompts(spec, prompts, fits, say)
     work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
     if sites is not None:
+        work = replace(work, n_prompts=-(-work.n_prompts // sites.n_engines))  # an engine's part of a trial
         recipe = SiteRecipe(spec, pair, work, own_scorer=own_scorer, reads_whole=sites.reads_whole)
         survey = sites.survey(recipe)
         dtypes, memory = survey.dtypes, survey.memory

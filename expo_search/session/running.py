@@ -117,7 +117,7 @@ class Running:
         self, watcher: Watcher, prompts: Sequence[Prompt], part: Part = "search", store: Store | None = None
     ) -> Objective:
         """An objective on some prompts, which are kept with the study, or with one beside it that is given."""
-        spec, plan = self.checked.spec, self.checked.memory
+        spec, plan, sites = self.checked.spec, self.checked.memory, self.checked.sites
         store = store or self.store
         store.put_prompts(part, prompts)
         return Objective(
@@ -132,6 +132,7 @@ class Running:
             guardrails=spec.guardrails,
             # a GPU's engine is a process of its own, which goes on while this one scores; a CPU's wants the same cores
             scores_beside=plan is not None and plan.gpu_memory_utilization is not None,
+            n_parallel=1 if sites is None else sites.n_parallel,
         )
 
     def close(self) -> None:

@@ -71,6 +71,11 @@ class Sites:
         self._nodes = [node for node in nodes if self.place.fits_on(node)]
 
     @property
+    def n_parallel(self) -> int:
+        """How many engines have devices of their own; on processors those of one node share its cores."""
+        return self.n_engines if self.place.gpus else min(self.n_engines, len(self._nodes))
+
+    @property
     def reads_whole(self) -> bool:
         """Whether there are files on other machines than this one, whose content may be another."""
         return {node.name for node in self._nodes} != {socket.gethostname()}
