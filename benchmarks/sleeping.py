@@ -37,10 +37,11 @@ class Times:
 
 
 class SleepingEngine:
-    """A `pool.actor` engine. `lengths`: tokens of each prompt's answer, by its id."""
+    """A `pool.actor` engine. `lengths`: tokens of each prompt's answer, by its id; `others`: at any alpha but 0."""
 
-    def __init__(self, times: Times, lengths: Mapping[str, int]) -> None:
-        self._times, self._lengths = times, lengths
+    def __init__(self, times: Times, lengths: Mapping[str, int], others: Mapping[str, int]) -> None:
+        self._times, self._at_0, self._others = times, lengths, others
+        self._lengths = lengths
         self._waiting: deque[Prompt] = deque()
         self._running: list[tuple[int, int, Prompt]] = []  # (step in which it ends, order, prompt)
         self._step = self._order = 0
@@ -51,6 +52,7 @@ class SleepingEngine:
         return self._times.batch
 
     def materialize(self, alpha: float) -> Switch:
+        self._lengths = self._others if alpha else self._at_0
         return Switch(alpha, 0.0, repr(alpha))
 
     def restart(self) -> None:
@@ -109,9 +111,10 @@ class SleepingRecipe:
 
     times: Times
     lengths: Mapping[str, int]
+    others: Mapping[str, int]
 
     def survey(self, n_engines: int) -> int:
         return n_engines
 
     def start(self, share: Share) -> Started:  # noqa: ARG002
-        return Started(SleepingEngine(self.times, self.lengths), SleepingScorer(self.times), "asleep")
+        return Started(SleepingEngine(self.times, self.lengths, self.others), SleepingScorer(self.times), "asleep")
