@@ -118,6 +118,17 @@ class LayeredModel(Model, Protocol):
         """How many layers it has."""
 
 
+@runtime_checkable
+class AheadModel(Model, Protocol):
+    """A model that can begin with the alpha that may come next, beside those answers that are wanted now."""
+
+    def answer_ahead(self, alpha: float, prompts: Sequence[Prompt], seed: int) -> None:
+        """Begin to answer these as `generate` would after `materialize(alpha)`; called before a `generate`.
+
+        The next `materialize` takes over what has come of it, where it is of this alpha, and else drops it.
+        """
+
+
 class Scorer(Protocol):
     """Something that rates answers."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,11 +18,11 @@ import fakes
 import pool_fakes
 import psutil
 import pytest
-from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 from pool_fakes import POISON, REFUSED, FakeRecipe, noted
 
 from expo_search.config.spec import SearchSpec
-from expo_search.contracts import BackgroundScorer, Completion, Prompt
+from expo_search.contracts import BackgroundScorer, Completion, Prompt, Watcher
 from expo_search.errors import EngineDied, EngineError, MaterializeError, PromptsError, RewardError
 from expo_search.evaluation.objective import Objective
 from expo_search.pool import cluster as cluster_module
@@ -163,6 +164,102 @@ class TestAnswers:
         assert len([item for item in items if isinstance(item, Completion)]) == 39
 
 
+class TestAhead:
+    """Half of the engines begin with the alpha that is expected next."""
+
+    def asked(self, folder: Path) -> Counter[tuple[float, str]]:
+        return Counter((float(alpha), id) for alpha, id, _ in noted(folder / "asked"))
+
+    def test_what_was_begun_is_taken_over_and_nothing_is_answered_twice(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(3, n_at_once=64), make_prompts(60)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts[:40], 0)
+        assert by_prompt(answered(pool, prompts[:40])) == texts(0.5, prompts[:40])
+        wait_for(lambda: len(noted(tmp_path / "asked")) == 80)
+        pids = {alpha: {pid for a, _, pid in noted(tmp_path / "asked") if float(a) == alpha} for alpha in (0.5, 1.0)}
+        assert (len(pids[0.5]), len(pids[1.0])) == (2, 1)
+        assert not pids[0.5] & pids[1.0]
+        assert pool.materialize(1.0).fingerprint == FakeModel().materialize(1.0).fingerprint
+        items = list(pool.generate(prompts, 0))
+        completions = [item for item in items if isinstance(item, Completion)]
+        assert by_prompt(completions) == texts(1.0, prompts)
+        assert sum(item for item in items if isinstance(item, int)) == sum(c.n_tokens for c in completions)
+        assert set(self.asked(tmp_path).values()) == {1}
+        assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts), "a second time they are answered anew"
+
+    def test_answers_that_are_under_way_go_on_while_the_others_switch(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(2, n_at_once=64, step_s=0.1), make_prompts(30)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts, 0)
+        first = pool.generate(prompts, 0)
+        next(item for item in first if isinstance(item, Completion))
+        first.close()  # type: ignore[attr-defined]
+        pool.materialize(1.0)
+        assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
+        assert {n for (alpha, _), n in self.asked(tmp_path).items() if alpha == 1.0} == {1}
+
+    @pytest.mark.parametrize("asked", ["another alpha", "other prompts", "another seed"])
+    def test_what_is_not_asked_for_is_dropped_and_its_tokens_are_counted(
+        self, start: Started, tmp_path: Path, asked: str
+    ) -> None:
+        pool, prompts = start(2, n_at_once=64), make_prompts(40)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts, 0)
+        n_before = sum(c.n_tokens for c in answered(pool, prompts))  # an answer is as long at every alpha
+        wait_for(lambda: len(noted(tmp_path / "asked")) == 80)
+        wait_for(lambda: all(e.n_prompts == 0 for e in pool.engines()))
+        alpha = 0.25 if asked == "another alpha" else 1.0
+        pool.materialize(alpha)
+        items = list(pool.generate(prompts[:30] if asked == "other prompts" else prompts, int(asked == "another seed")))
+        completions = [item for item in items if isinstance(item, Completion)]
+        assert by_prompt(completions) == texts(alpha, [c.prompt for c in completions])
+        n_tokens = sum(item for item in items if isinstance(item, int))
+        assert n_tokens == sum(c.n_tokens for c in completions) + n_before
+
+    def test_prompts_that_fill_the_engines_leave_none_for_it(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(2, n_at_once=8), make_prompts(9)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts, 0)
+        answered(pool, prompts)
+        assert {alpha for alpha, _ in self.asked(tmp_path)} == {0.5}
+
+    def test_one_engine_looks_at_nothing_ahead(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(1, n_at_once=64), make_prompts(9)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts, 0)
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        pool.materialize(1.0)
+        assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
+        assert set(self.asked(tmp_path).values()) == {1}
+
+    @pytest.mark.parametrize("fault", ["die", "fail"])
+    @pytest.mark.parametrize("n_lost", [1, 2])
+    def test_a_lost_engine_costs_time_alone(self, start: Started, tmp_path: Path, fault: str, n_lost: int) -> None:
+        pool, prompts = start(2, n_at_once=64, step_s=0.05), make_prompts(60)
+        pool.materialize(0.5)
+        pool.answer_ahead(1.0, prompts, 0)
+        (tmp_path / fault).touch()
+        items = pool.generate(prompts, 0)
+        first = next(item for item in items if isinstance(item, Completion))
+        if n_lost == 2:
+            (tmp_path / fault).touch()
+        assert by_prompt([first, *(i for i in items if isinstance(i, Completion))]) == texts(0.5, prompts)
+        pool.materialize(1.0)
+        assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
+
+    def test_an_alpha_that_cannot_be_set_is_told_when_it_is_asked_for(self, start: Started) -> None:
+        pool, prompts = start(2, n_at_once=64), make_prompts(9)
+        for asks in (False, True):
+            pool.materialize(0.5)
+            pool.answer_ahead(1000.0, prompts, 0)
+            assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+            if asks:
+                with pytest.raises(EngineError, match="at most 100"):
+                    pool.materialize(1000.0)
+        pool.materialize(0.25)
+        assert by_prompt(answered(pool, prompts)) == texts(0.25, prompts)
+
+
 class TestLosses:
     @pytest.mark.parametrize("fault", ["die", "fail", "hang"])
     def test_a_lost_engine_gives_its_prompts_back_and_joins_anew(
@@ -258,14 +355,49 @@ class TestRating:
             pool.score([Completion(p, "", 1, "stop") for p in prompts], lambda _: None)
 
 
-def searched(folder: Path, model: Any, scorer: Any, n_trials: int = 6) -> list[tuple[Any, ...]]:
+class KillingWatcher(FakeWatcher):
+    """Kills after so many answers."""
+
+    def __init__(self, n_answers: int) -> None:
+        super().__init__()
+        self._n_left = n_answers
+
+    def generated(self, n_tokens: int, n_completions: int) -> None:
+        self._n_left -= n_completions
+        if self._n_left < 0:
+            raise Killed
+        super().generated(n_tokens, n_completions)
+
+
+def searched(
+    folder: Path, model: Any, scorer: Any, n_trials: int = 6, watcher: Watcher | None = None
+) -> list[tuple[Any, ...]]:
     store = Store(f"sqlite:///{folder / 'study.db'}", "s")
     try:
-        objective = Objective(model, scorer, store, make_prompts(128), FakeWatcher())
+        objective = Objective(model, scorer, store, make_prompts(128), watcher or FakeWatcher())
         found = search(store, objective, SearchSpec(), n_trials)
         return [(e.trial, e.alpha, e.reward, e.gain, e.outcome, e.fingerprint) for e in found]
     finally:
         store.close()
+
+
+def test_a_search_that_looks_ahead_ends_as_one_that_does_not_also_where_it_is_killed(
+    start: Started, tmp_path: Path
+) -> None:
+    for name in ("one", "two", "killed"):
+        (tmp_path / name).mkdir()
+    alone = searched(tmp_path / "one", FakeModel(), FakeScorer())
+    pool = start(2, n_at_once=64)
+    assert searched(tmp_path / "two", pool, pool) == alone
+    order = [float(alpha) for alpha, _, _ in noted(tmp_path / "asked")]
+    asked = list(dict.fromkeys(order))
+    overlaps = [a for a, b in itertools.pairwise(asked) if order.index(b) < len(order) - order[::-1].index(a) - 1]
+    assert overlaps, "no alpha was begun before the one before it ended"
+    for n_answers in (140, 165, 200):
+        with pytest.raises(Killed):
+            searched(tmp_path / "killed", pool, pool, watcher=KillingWatcher(n_answers))
+        assert searched(tmp_path / "killed", pool, pool) == alone
+        (tmp_path / "killed" / "study.db").unlink()
 
 
 def test_a_search_with_three_engines_is_that_of_one(start: Started, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from expo_search.contracts import BackgroundScorer, Completion, Model, Part, Prompt, Scorer, Watcher
+from expo_search.contracts import AheadModel, BackgroundScorer, Completion, Model, Part, Prompt, Scorer, Watcher
 from expo_search.errors import EngineError
 from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
@@ -79,12 +79,18 @@ class Answering:
         self._scores_beside = scores_beside
 
     def ready(
-        self, trial: int, ends: Sequence[int], effort: Effort, expected: Mapping[int, int] | None = None
+        self,
+        trial: int,
+        ends: Sequence[int],
+        effort: Effort,
+        expected: Mapping[int, int] | None = None,
+        ahead: float | None = None,
     ) -> Generator[list[Stored], None, None]:
         """The answers to the first n prompts, by position and with rewards, for each n of `ends`, in that order.
 
         Goes on from what is stored. Closing it aborts what is running; `effort` counts up meanwhile. `expected`: how
-        many tokens the answers may have, by position, so that those which take longest do not begin last.
+        many tokens the answers may have, by position, so that those which take longest do not begin last. `ahead`: an
+        alpha that may be asked for the same prompts next, which a model with room for it may begin with.
 
         Raises:
             EngineError: the model left a prompt without an answer.
@@ -95,7 +101,7 @@ class Answering:
             while reached < len(ends) and state.is_answered(reached):
                 yield self._look(trial, state, reached, effort)
                 reached += 1
-            with closing(self._generated(trial, state, effort, expected or {})) as steps:
+            with closing(self._generated(trial, state, effort, expected or {}, ahead)) as steps:
                 for _ in steps:
                     self._score_beside(trial, reached, state, effort)
                     while reached < len(ends) and state.is_answered(reached):
@@ -134,13 +140,15 @@ class Answering:
                     state.rating[block] = self._scorer.begin([s.completion for s in state.unscored(block)])
 
     def _generated(
-        self, trial: int, state: _State, effort: Effort, expected: Mapping[int, int]
+        self, trial: int, state: _State, effort: Effort, expected: Mapping[int, int], ahead: float | None
     ) -> Generator[None, None, None]:
         """Generate what is missing for the last look; a step ends with some answers stored, or none."""
         order = handing_order(range(state.ends[-1]), state.ends[0], expected)
         positions = {self._prompts[i]: i for i in order if i not in state.answers}
         if not positions:
             return
+        if ahead is not None and isinstance(self._model, AheadModel):
+            self._model.answer_ahead(ahead, [self._prompts[i] for i in order], self._seed)
         fresh: dict[int, Completion] = {}
         flushed, since = time.monotonic(), time.perf_counter()
         try:

@@ -100,6 +100,7 @@ class Objective:
         others: Mapping[int, int] | None = None,
         best: int | None = None,
         n_most: int | None = None,
+        ahead: float | None = None,
         on_look: Callable[[Evaluation], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
@@ -109,6 +110,7 @@ class Objective:
             others: finished trials, whose covariances with this one are wanted, and over how many prompts they are.
             best: the trial to race against; CONTROL races against a gain of 0. None: there is no race.
             n_most: the prompts from which enough is learnt, taken up to a whole look; not of CONTROL.
+            ahead: the alpha that may be evaluated next, on as many prompts; a model with room may begin with it.
             on_look: gets what is known after each look of a race, and at the end.
             stop: asked after each look but the last.
 
@@ -127,7 +129,7 @@ class Objective:
         ends = _up_to(every_look, n_most) if is_partial and n_most is not None else every_look
         rival = self._finished_gains(best, len(self._prompts)) if racing and best not in (None, CONTROL) else {}
         outcome: Outcome = "complete"
-        with closing(self._answering.ready(trial, ends, run.effort, self._expected_lengths(trial))) as ready:
+        with closing(self._answering.ready(trial, ends, run.effort, self._expected_lengths(trial), ahead)) as ready:
             for answers in ready:
                 n = len(answers)
                 if racing or n == ends[-1]:

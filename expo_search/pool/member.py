@@ -19,7 +19,7 @@ from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied, ExpoError
 from expo_search.pool.actor import Recipe, Share, Worked
 from expo_search.pool.cluster import Cluster, EngineLost, Place, Spot
-from expo_search.pool.state import Board, Job, Run
+from expo_search.pool.state import Board, Job, Run, Wish
 
 _AHEAD = 2  # calls under way
 _WORK_S = 0.2  # of a call
@@ -171,20 +171,21 @@ class Member(threading.Thread):
         board = self._board
         if board.closed:
             raise _Closed
-        if self._run is not None and self._run is not board.run:  # it is over, or was ended
+        wish, run = board.of(self._index)
+        if self._run is not None and self._run is not run:  # it is over, or was ended
             self._run, n_left, self._mine = None, len(self._mine), []
             self._engine.n_prompts, self._engine.state, self._engine.tokens_per_s = 0, "idle", 0.0
             if n_left:
                 return self._abort
-        if board.wish is not None and board.wish.number != self._wish:
-            return self._collect if self._calls else self._switch
+        if wish is not None and wish.number != self._wish:
+            return self._collect if self._calls else partial(self._switch, wish)
         if len(self._calls) < _AHEAD:
             job = board.take_job()
             if job is not None:
                 return partial(self._rate, job)
             prompts = board.take_prompts(self._engine)
             if prompts or self._mine:
-                self._run = board.run
+                self._run = run
                 self._mine += prompts
                 self._engine.n_prompts, self._engine.state = len(self._mine), "answering"
                 return partial(self._work, prompts)
@@ -202,9 +203,7 @@ class Member(threading.Thread):
         assert run is not None, "set with the prompts"
         self._calls.append(_Call(self._call("work", prompts, run.seed, _WORK_S), run=run))
 
-    def _switch(self) -> None:
-        wish = self._board.wish
-        assert wish is not None, "seen before"
+    def _switch(self, wish: Wish) -> None:
         self._wish = wish.number
         try:
             switch = self._wait(self._call("materialize", wish.alpha), self._limit_s)
@@ -239,7 +238,7 @@ class Member(threading.Thread):
 
     def _deliver(self, run: Run, worked: Worked | None, fault: Exception | None) -> None:
         with self._board.changed:
-            if run is not self._board.run:
+            if run is not self._board.of(self._index)[1]:
                 return
             if worked is None:
                 assert fault is not None

@@ -2,6 +2,9 @@
 
 Each engine is at the same alpha, by equal fingerprints, and takes prompts as it has room. A lost one gives its prompts
 back to the others and is started anew beside them; a trial fails when none is left.
+
+Where the present prompts do not fill the engines, half of them may begin with the alpha that is expected next. What
+comes of it is kept until that alpha is set, and dropped where another one is: nobody sees a difference but in time.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class Pool:
             ExpoError: an engine does not start, or has other weights than the first one.
         """
         self._board = Board(n_engines)
-        self._n_wishes = 0
+        self._n_wishes = self._n_dropped_tokens = 0
+        self._begun: Run | None = None  # ahead of the alpha that is set now
 
         def member(index: int, is_first: bool) -> Member:
             return Member(
@@ -91,11 +95,17 @@ class Pool:
             EngineDied: none is left.
         """
         board = self._board
-        self._n_wishes += 1
-        wish = Wish(self._n_wishes, alpha)
         with board.changed:
-            board.wish = wish
-            board.changed.notify_all()
+            self._drop(self._begun)
+            if board.take_over(alpha):
+                self._begun = board.run
+            else:
+                self._drop(None if board.ahead is None else board.ahead.run)
+                board.run = board.ahead = self._begun = None
+                board.wish = self._new_wish(alpha)
+                board.changed.notify_all()
+            wish = board.wish
+            assert wish is not None, "just set"
 
         def is_over() -> bool:
             serving = {e.index for e in board.serving()}
@@ -104,12 +114,12 @@ class Pool:
         self._wait_until(is_over)
         with board.changed:
             for fault in wish.faults.values():
-                board.wish = None
+                board.wish = board.run = None
                 raise fault
             fingerprints = {s.fingerprint for s in wish.switches.values()}
             if len(fingerprints) > 1:
                 of = ", ".join(f"engine {i + 1}: {s.fingerprint}" for i, s in sorted(wish.switches.items()))
-                board.wish = None
+                board.wish = board.run = None
                 raise MaterializeError(
                     where=f"alpha {alpha:g}",
                     found=f"other weights in one engine than in another ({of})",
@@ -119,13 +129,28 @@ class Pool:
             wish.fingerprint = fingerprints.pop()
         return max(wish.switches.values(), key=lambda s: s.seconds)
 
-    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
-        """As `Model.generate`, by whichever engine has room for a prompt."""
-        run, n_left = Run(prompts, seed), len(prompts)
+    def answer_ahead(self, alpha: float, prompts: Sequence[Prompt], seed: int) -> None:
+        """As `AheadModel.answer_ahead`, by at most half of the engines; none where as many prompts fill the others."""
         with self._board.changed:
-            self._board.run = run
+            self._board.look_ahead(self._new_wish(alpha), Run(prompts, seed))
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        """As `Model.generate`, by whichever engine has room for a prompt; goes on with what was begun ahead.
+
+        Tokens that were begun ahead for nothing count with those of the next prompts.
+        """
+        n_left = len(prompts)
+        with self._board.changed:
+            begun, self._begun = self._begun, None
+            if begun is None or not begun.becomes(prompts, seed):
+                self._drop(begun)
+                begun = Run(prompts, seed)
+            run = self._board.run = begun
             self._board.changed.notify_all()
         try:
+            if self._n_dropped_tokens:
+                dropped, self._n_dropped_tokens = self._n_dropped_tokens, 0
+                yield dropped
             while n_left:
                 try:
                     item = run.items.get(timeout=_LOOK_S)
@@ -176,6 +201,14 @@ class Pool:
         for thread in self._members:
             if thread.ident is not None:
                 thread.join(_JOIN_S)
+
+    def _new_wish(self, alpha: float) -> Wish:
+        self._n_wishes += 1
+        return Wish(self._n_wishes, alpha)
+
+    def _drop(self, run: Run | None) -> None:
+        if run is not None:
+            self._n_dropped_tokens += run.n_tokens()
 
     def _wait_until(self, is_over: Callable[[], bool]) -> None:
         """Wait for the board's state.

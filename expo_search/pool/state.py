@@ -1,7 +1,8 @@
 """What the pool's caller wants and what its engines are at, shared by the threads that serve them.
 
 A thread an engine (`member.py`) takes from the board what its engine is to do: a switch of alpha that it has not made,
-answers to rate, prompts to answer. What an engine that is lost had taken is put back.
+answers to rate, prompts to answer. What an engine that is lost had taken is put back. A part of the engines may be at
+the alpha that is expected next (`Ahead`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from expo_search.contracts import Completion, Prompt, Switch
@@ -52,8 +53,25 @@ class Run:
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         self.waiting = deque(prompts)
         self.seed = seed
+        self._begun = set(prompts)
         self.items: SimpleQueue[Completion | int | BaseException] = SimpleQueue()
         self._n_returns: Counter[Prompt] = Counter()
+
+    def becomes(self, prompts: Sequence[Prompt], seed: int) -> bool:
+        """Take these prompts for one's own, those that began before among them; False where that cannot be."""
+        if seed != self.seed or not self._begun <= set(prompts):
+            return False
+        self.waiting.extend(p for p in prompts if p not in self._begun)
+        return True
+
+    def n_tokens(self) -> int:
+        """Tokens that were generated and have not been taken; its items are gone then."""
+        n = 0
+        with suppress(Empty):
+            while True:
+                item = self.items.get_nowait()
+                n += item if isinstance(item, int) else 0
+        return n
 
     def put_back(self, prompts: Sequence[Prompt], fault: BaseException) -> None:
         """Take prompts back from an engine that is lost; they are the next ones."""
@@ -87,6 +105,15 @@ class Wish:
     fingerprint: str | None = None
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """The alpha that may come next, its prompts, and the engines (by index) that are at it already."""
+
+    wish: Wish
+    run: Run
+    engines: frozenset[int]
+
+
 @dataclass
 class Job:
     """Answers to be rated together, so that no reward depends on how many engines there are."""
@@ -103,6 +130,7 @@ class Board:
         self.engines = [EngineState(i) for i in range(n_engines)]
         self.run: Run | None = None
         self.wish: Wish | None = None
+        self.ahead: Ahead | None = None
         self.closed = False
         self.fault: BaseException | None = None  # ends the pool: a first start that failed, or our own mistake
         self.last_loss: BaseException | None = None
@@ -119,6 +147,32 @@ class Board:
     def serving(self) -> list[EngineState]:
         """Those that are at work, or could be. The caller holds the lock."""
         return [e for e in self.engines if e.serves]
+
+    def of(self, index: int) -> tuple[Wish | None, Run | None]:
+        """The alpha that an engine is to be at, and whose prompts it answers. The caller holds the lock."""
+        if self.ahead is not None and index in self.ahead.engines:
+            return self.ahead.wish, self.ahead.run
+        return self.wish, self.run
+
+    def look_ahead(self, wish: Wish, run: Run) -> None:
+        """Have engines begin with what may come next: those that hold no prompts, at most half of all.
+
+        None, where as many prompts fill the other engines. The caller holds the lock.
+        """
+        serving = self.serving()
+        idle = [e.index for e in serving if not e.n_prompts]
+        begin = frozenset(idle[-(len(serving) // 2) :] if len(serving) > 1 else ())
+        if begin and len(run.waiting) <= sum(e.n_at_once for e in serving if e.index not in begin):
+            self.ahead = Ahead(wish, run, begin)
+            self.changed.notify_all()
+
+    def take_over(self, alpha: float) -> bool:
+        """Make what was begun ahead the present work, if it is of this alpha. The caller holds the lock."""
+        if self.ahead is None or self.ahead.wish.alpha != alpha:
+            return False
+        self.wish, self.run, self.ahead = self.ahead.wish, self.ahead.run, None
+        self.changed.notify_all()
+        return True
 
     def set(self, index: int, **state: Any) -> None:
         """Say what an engine is at."""
@@ -249,9 +303,10 @@ class Board:
     def take_prompts(self, engine: EngineState) -> list[Prompt]:
         """The next prompts for an engine: as many as keep it busy, and no more than its part of what there is to do.
 
-        The caller holds the lock. The part: what waits and what is under way, over the engines that serve.
+        The caller holds the lock. The part: what waits and what is under way, over the engines that do the same work.
         """
-        run, serving = self.run, self.serving()
+        run = self.of(engine.index)[1]
+        serving = [e for e in self.serving() if self.of(e.index)[1] is run]
         if run is None or not run.waiting:
             return []
         part = -(-(len(run.waiting) + sum(e.n_prompts for e in serving)) // len(serving))
@@ -266,6 +321,8 @@ class Board:
             if run is not None:
                 run.put_back(prompts, fault)
             self._jobs.extendleft(reversed(jobs))
+            if self.ahead is not None and {e.index for e in self.serving()} <= self.ahead.engines:
+                self.ahead = None  # what is wanted now has no other engines
             self.changed.notify_all()
 
     def _fail_jobs(self, fault: BaseException) -> None:

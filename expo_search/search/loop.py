@@ -17,7 +17,7 @@ from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
 from expo_search.search.budget import Budget, more
-from expo_search.search.proposal import expected_regret, settled
+from expo_search.search.proposal import doubled, expected_regret, settled
 from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
 from expo_search.search.samplers import make_sampler
 from expo_search.search.thorough import exploring, is_exhausted
@@ -75,13 +75,16 @@ def search(
             evaluated = evaluations(study)
             trial = _next_trial(study, spec, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
+            n_most = _n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough)
+            brackets = n_most is not None and len(evaluated) + 1 < n_trials
             evaluate = partial(
                 objective.evaluate,
                 stands_for(trial),
                 alpha,
                 others={e.trial: e.gain.n for e in evaluated},
                 best=rival(evaluated) if spec.racing else None,
-                n_most=_n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough),
+                n_most=n_most,
+                ahead=doubled(evaluated, alpha, bounds(spec, published_alpha)[1]) if brackets else None,
                 on_look=partial(report, trial),
                 stop=stop,
             )

@@ -110,6 +110,12 @@ def refine(trials: Sequence[Finished], low: float, high: float) -> float:
     return float(curve.alphas[places[int(np.argmax(worth + 1e-9 * curve.mean[places]))]])
 
 
+def doubled(trials: Sequence[Finished], alpha: float, high: float) -> float | None:
+    """What comes after an alpha that is evaluated now, if it is a step of the doubling, and not the last one."""
+    top = max([0.0, *(t.alpha for t in trials)])
+    return min(high, 2 * alpha) if top < alpha < high * (1 - 1e-9) else None
+
+
 def posterior(trials: Sequence[Finished], low: float, high: float) -> Fit:
     """The fit between the ends of what may be tried.
 
