@@ -25,7 +25,7 @@ def shape_sentence(shapes: Shapes) -> str:
     searched = next(a.gain for a in shapes.against if a.trial == shapes.best.trial)
     best = f"{shape_text(shapes.best)}, the best of {several}"
     looked = (
-        f"gain {searched.mean:+.4f} over uniform {alpha} on the search's {searched.n} prompts, for which it was picked"
+        f"gain {searched.mean:+.4f} over uniform {alpha} on the search's {searched.n} prompts, by which it was picked"
     )
     if shapes.confirmed is None:
         return f"Not confirmed: {best}: {looked}. Only fresh prompts can tell (--confirm N)."

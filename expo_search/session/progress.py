@@ -15,6 +15,7 @@ from rich.text import Text
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.pool.state import EngineState
 from expo_search.text import clean
+from expo_search.weights.shape import shape_of
 
 _LINE = (
     "trial {task.fields[trial]}  alpha {task.fields[alpha]}",
@@ -116,8 +117,10 @@ class Progress:
         engines = self._engines()
         n_lost = sum(not engine.serves for engine in engines)
         remark += f"  {n_lost} of {len(engines)} engines not there" if n_lost else ""
+        shape = shape_of(e.alpha)
+        at = f"alpha {e.alpha:8.4f}" if shape is None else str(shape)
         self.say(
-            f"[{self._n_finished}/{self._n_trials}] alpha {e.alpha:8.4f}  reward {e.reward.mean:8.4f}  {gain}"
+            f"[{self._n_finished}/{self._n_trials}] {at}  reward {e.reward.mean:8.4f}  {gain}"
             f"{remark}  {e.n_generated} tokens, {rate:.0f}/s  left {clock(self._left(0))} at most"
         )
 
