@@ -167,7 +167,7 @@ def pipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def small_memory(_: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(planning, "measure_machine", lambda: Machine(host_free=1 << 30))
+    patch.setattr(planning, "measure_machine", lambda *_: Machine(host_free=1 << 30))
 
 
 def two_cores(_: Path, patch: pytest.MonkeyPatch) -> None:

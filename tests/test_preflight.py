@@ -145,7 +145,7 @@ def test_the_memory_is_planned_anew_with_the_reward_model_loaded_and_a_notebooks
 ) -> None:
     gib = 1 << 30
     machine = Machine(64 * gib, gpu_free=70 * gib, gpu_total=80 * gib, gpu_held=5 * gib)  # the notebook's
-    monkeypatch.setattr(planning, "measure_machine", lambda: machine)
+    monkeypatch.setattr(planning, "measure_machine", lambda *_: machine)
     found = checked()
     assert found.memory is not None
     assert found.plan_again is not None
