@@ -11,7 +11,7 @@ import pytest
 from expo_search.config.presets import load_study
 from expo_search.config.spec import EngineSpec
 from expo_search.engine import start
-from expo_search.engine.start import check_batch_invariant, engine_settings
+from expo_search.engine.start import attention_settings, check_batch_invariant, engine_settings
 from expo_search.errors import EngineError
 from expo_search.session.preflight import check
 
@@ -63,6 +63,22 @@ def test_batch_invariance_is_vllms_own_switch_and_off_by_default(monkeypatch: py
     check_batch_invariant(invariant)
     monkeypatch.setattr(start, "compute_capability", lambda: pytest.fail("asked without need"))
     check_batch_invariant(EngineSpec())
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "cuda", "chosen"),
+    [
+        ({"kv_lora_rank": 512}, "float32", False, {"attention_backend": "CPU_MLA"}),
+        ({"kv_lora_rank": 512}, "float16", False, {"attention_backend": "CPU_MLA"}),
+        ({"kv_lora_rank": 512}, "bfloat16", False, {}),
+        ({"kv_lora_rank": 512}, "float32", True, {}),
+        ({"num_attention_heads": 4}, "float32", False, {}),
+    ],
+)
+def test_latent_attention_on_a_cpu_is_left_to_amx_in_bfloat16_alone(
+    config: dict[str, Any], dtype: str, cuda: bool, chosen: dict[str, str]
+) -> None:
+    assert attention_settings(config, dtype, cuda=cuda) == chosen
 
 
 @pytest.mark.parametrize(("capability", "found"), [(None, "no GPU"), ((7, 5), r"a GPU of compute capability 7\.5")])

@@ -9,7 +9,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -148,6 +148,16 @@ def engine_settings(
     }
 
 
+def attention_settings(config: Mapping[str, Any], dtype: str, *, cuda: bool) -> dict[str, Any]:
+    """`vllm.LLM` arguments for a model of this config.json that multiplies in `dtype`.
+
+    vLLM 0.32 takes AMX's kernels for multi-head latent attention on every processor that has AMX, whatever the dtype
+    (`CpuPlatform.get_attn_backend_cls`), and they hold bfloat16 alone (`AMXMLABackend.supported_dtypes`).
+    """
+    latent = config.get("kv_lora_rank") is not None
+    return {"attention_backend": "CPU_MLA"} if latent and dtype != "bfloat16" and not cuda else {}
+
+
 def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dtypes:
     """What the weights are in and what is multiplied in, on this machine. Loads torch.
 
@@ -209,7 +219,9 @@ def start_engine(spec: ModelSpec) -> LLM:
     check_vllm()
     from expo_search.engine.worker import loader  # registers the load format, as workers do with the extension
 
-    dtypes = dtypes_of(spec.engine, RewardSpec(), open_checkpoint(spec.aligned, role="aligned"))
+    aligned = open_checkpoint(spec.aligned, role="aligned")
+    dtypes = dtypes_of(spec.engine, RewardSpec(), aligned)
+    settings |= attention_settings(aligned.config, dtypes.engine, cuda=has_gpu())
     gc.collect()  # before freezing, so that what a dead engine left is freed
     gc.freeze()  # the objects of the imports, which vLLM's collections at its start need not go through
     try:
