@@ -65,8 +65,8 @@ def test_the_plan_is_the_measured_peak_of_the_largest_moment_of_a_layer(family: 
     itemsize = dtype.itemsize
     planned = activation_bytes(config.to_dict(), itemsize, batch_tokens=B * T, longest=T) / KEPT
     padded, whole = measured_peak(model, padded=True), measured_peak(model, padded=False)
-    # ids, positions and the head's output are not planned, a few bytes; nor what PyTorch's attention in bfloat16 packs of
-    # keys and values for AMX (1.04 seen), which the plan's allowance holds
+    # ids, positions and the head's output are not planned, a few bytes; nor what PyTorch's attention in bfloat16 packs
+    # of keys and values for AMX (1.04 seen), which the plan's allowance holds
     assert max(padded, whole) <= planned * (1.06 if torch.cpu._is_amx_tile_supported() else 1.03)
     if family != "deberta":
         # the mask, which a batch without padding lacks, is planned as a GPU's kernels copy it; the rest is to be met
