@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from expo_search.exporting.model_card import card
 from expo_search.exporting.provenance import provenance
 from expo_search.results.answer_files import outputs_file, rewards_file, trial_files, write_files
 from expo_search.results.bench_guardrails import losses
+from expo_search.results.curve.tax import tax_panels, tax_svg, terminal_tax
 from expo_search.results.html_report import write_report
 from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult
@@ -187,3 +189,44 @@ class TestFiles:
         (tmp_path / "f").write_text("")
         with pytest.raises(StudyError, match=r"--answers .*f, a file; expected a folder"):
             write_files({"a/b": b""}, tmp_path / "f" / "deeper", "--answers")
+
+
+def tax(*n_right: int, title: str = "GSM8K") -> BenchResult:
+    """GSM8K at alphas 0.1, 0.2, ..., with so many of 200 right, 100 at alpha = 0."""
+    compared = [c for i, n in enumerate(n_right) for c in bench((i + 1) / 10, n, title).compared]
+    return replace(bench(title=title), compared=compared)
+
+
+class TestTheTaxAsACurve:
+    def test_it_is_drawn_of_a_task_with_two_alphas(self) -> None:
+        assert tax_panels(tax(60)) == {}
+        assert tax_svg(tax(60)) == ""
+        assert terminal_tax(tax(60)) == ""
+        panels = tax_panels(tax(100, 60, 140))
+        assert [c.alpha for c in panels["gsm8k"]] == [0.1, 0.2, 0.3]
+        assert {c.metric for c in panels["gsm8k"]} == {"flexible"}, "what decides, alone"
+
+    def test_a_terminal_shows_losses_and_gains_apart_within_its_width(self) -> None:
+        picture = terminal_tax(tax(100, 60, 140), width=70)
+        assert max(map(len, picture.splitlines())) <= 70
+        assert [mark in picture for mark in "●▲▼"] == [True] * 3
+        assert "difference from alpha = 0 in points" in picture
+        assert picture.splitlines()[-1] == "● no evidence of a loss   ▲ a gain   ▼ a loss"
+
+    def test_scores_that_are_no_shares_are_no_points(self) -> None:
+        at = [replace(c, mean=7.2, control=7.5, low=-0.6, high=math.inf) for c in tax(60, 60).compared]
+        assert "in points" not in terminal_tax(replace(tax(), compared=at))
+        assert "<svg" in tax_svg(replace(tax(), compared=at))
+
+    def test_a_name_from_outside_is_no_markup_and_one_curve_gives_one_file(self) -> None:
+        svg = tax_svg(tax(60, 140, title="GSM8K <b>$x$"))
+        assert svg.startswith("<svg")
+        assert "<b>" not in svg
+        assert svg == tax_svg(tax(60, 140, title="GSM8K <b>$x$"))
+
+    def test_the_table_and_the_curve_stand_together(self) -> None:
+        console = Console(width=80)
+        with console.capture() as captured:
+            print_bench(console, tax(60, 140))
+        shown = captured.get()
+        assert shown.index("interval") < shown.index("▼") < shown.index("alpha = 0.1: GSM8K")

@@ -144,11 +144,15 @@ def dashboard(
 
 
 def print_bench(console: Console, bench: BenchResult) -> None:
-    """The table of a study's benchmarks, and a sentence for each task and alpha; nothing where there are none."""
+    """Of a study's benchmarks the table, the curve of each task, and a sentence for each task and alpha; or nothing."""
     from expo_search.results.bench_table import bench_table
+    from expo_search.results.curve.tax import terminal_tax
 
     if bench.tasks:
         console.print(bench_table(bench))
+        picture = terminal_tax(bench, width=min(100, console.width))
+        if picture:
+            console.print(Text(picture), soft_wrap=True)
     for sentence in bench.sentences():
         print_prose(console, sentence, style="bold")
 

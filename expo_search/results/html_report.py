@@ -24,6 +24,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
 from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
+from expo_search.results.curve.tax import tax_svg
 from expo_search.results.legend import IN_ORDER, legend
 from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import read_result
@@ -142,6 +143,7 @@ def _page(store: Store) -> Iterator[str]:
         in_order=IN_ORDER,
         seconds=stage_seconds(known),
         bench=_bench(study.bench),
+        tax=tax_svg(study.bench),
         bench_sentences=study.bench.sentences(),
         answers=(_answers(e, samples(store, e.trial), is_best=e is verdict.best) for e in _best_first(known, verdict)),
         settings=_settings((store.attributes.settings or Settings()).flat()),

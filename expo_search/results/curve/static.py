@@ -30,23 +30,35 @@ def curve_svg(
     evaluations: Sequence[Evaluation], verdict: Verdict, *, band: Band | None = None, title: str | None = None
 ) -> str:
     """The same as SVG: an `svg` element, letters drawn as paths, so that it needs no font and no network."""
-    svg = _render(evaluations, verdict, band, title, "svg").decode()
-    return svg[svg.index("<svg") :]
+    return svg_element(_render(evaluations, verdict, band, title, "svg"))
 
 
 def _render(
     evaluations: Sequence[Evaluation], verdict: Verdict, band: Band | None, title: str | None, kind: str
 ) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=150)  # not pyplot, which keeps figures alive
-    FigureCanvasAgg(figure)
     _draw(figure, Scene(evaluations, verdict, band), title)
+    return file_of(figure, kind)
+
+
+def file_of(figure: Figure, kind: str) -> bytes:
+    """A figure as "png" or "svg", without date and random ids: one curve gives one file."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
     out = io.BytesIO()
-    # without date and random ids, so that one curve gives one file
-    figure.savefig(out, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+    with rc_context({"svg.hashsalt": "expo-search"}):
+        figure.savefig(out, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
     return out.getvalue()
+
+
+def svg_element(file: bytes) -> str:
+    """Of an SVG file the element alone, which a page can hold."""
+    svg = file.decode()
+    return svg[svg.index("<svg") :]
 
 
 def _draw(figure: Figure, scene: Scene, title: str | None) -> None:
