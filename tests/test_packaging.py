@@ -46,7 +46,7 @@ def test_whatever_the_package_imports_is_a_dependency_or_in_an_extra_for_users()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = {canonical(d) for d in project["dependencies"]}
-    for_users = ("cpu", "gpu", "dashboard", "ray", "demo", "bench", "judge")
+    for_users = ("cpu", "gpu", "dashboard", "ray", "demo", "bench", "judge", "track")
     declared |= {canonical(d) for extra in for_users for d in extras[extra]}
     installed = packages_distributions()  # what is not installed here goes by the name that is imported
     undeclared = {

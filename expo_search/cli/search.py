@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
@@ -143,6 +143,14 @@ def search(
     ray_address: RayAddress = None,
     storage: Storage = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,..",
+            help="Write trials and verdict to mlflow, wandb or tensorboard too.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     log: Log = DEFAULT_LOG,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -202,6 +210,7 @@ def search(
         log,
         where,
         budget,
+        track=[] if track is None else [name.strip() for name in track.split(",")],
         quiet=quiet,
         as_json=as_json,
         no_menu=no_menu,
@@ -271,16 +280,19 @@ def _search(
     where: _Where,
     budget: Budget | None = None,
     *,
+    track: Sequence[str],
     quiet: bool,
     as_json: bool,
     no_menu: bool,
 ) -> None:
+    from expo_search.results.trackers.tracking import Tracking
+
     stopped = False
     with terminal(log) as (out, err):
         session = open_session(
             spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err), **where
         )
-        with session:
+        with session, Tracking(track, session.say) as tracking:
             if n_confirm is not None:
                 session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts
             if bench is not None:
@@ -297,12 +309,15 @@ def _search(
             else:
                 session.start()
                 with stop_on_signals(session.say) as stop, session.owned():
-                    session.search(n_trials, stop=stop, budget=budget)
+                    session.search(
+                        n_trials, stop=stop, budget=budget, on_trial=lambda _: tracking.update(session.result)
+                    )
                     _bench(session, bench, stop)
                     wanted = None if stop() else _to_confirm(session, n_confirm, budget)
                     if wanted is not None:
                         session.confirm(*wanted, stop=stop)
                     stopped = stop()
+            tracking.update(session.result)
             asks = not stopped and is_wanted(out, no_menu=no_menu, quiet=quiet, as_json=as_json)
             if asks:
                 print_result(out, session.result(), as_json=False)
