@@ -446,6 +446,7 @@ CASES = [
     Case("a pair that does not fit in memory", search(arithmetic="bfloat16"), ["1.0 GiB free", "sources"],
          small_memory),
     Case("no vLLM", search(), ["vllm: not installed", "pip install"], no_vllm),
+    Case("a tracker that is unknown", search(track="mlfow"), ["--track mlfow", "did you mean mlflow"]),
     Case("engines that are no number", search(engines="all"), ["--engines all: no whole number"]),
     Case("no engine at all", search(engines=0), ["--engines: 0", "at least 1"]),
     Case("more engines than GPUs or cores", search(engines=3), ["2 cores on 1 node", "--engines 2 or fewer"],
