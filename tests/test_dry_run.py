@@ -66,6 +66,14 @@ def test_without_a_stored_trial_no_time_is_made_up(home: Path) -> None:
     text = "\n".join(told.sentences())
     assert f"tokens: at most 1,920 (20 trials x {N_PROMPTS} prompts x 8 tokens)" in text
     assert "time: not known before a trial has run" in text
+    assert f"prompts: {N_PROMPTS}. Too few prompts to tell a gain below " in text
+    assert told.as_json()["least_gain_sd"] > 0.5
+
+
+@pytest.mark.usefixtures("home")
+def test_it_says_what_so_many_prompts_can_tell() -> None:
+    told = replace(forecast(check(spec(), URL, lambda _: None), 20), n_prompts=400)
+    assert told.sentences()[-1].startswith("prompts: 400. A gain of 0.16 standard deviations")
 
 
 def header(file: Path) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import pty
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeModel, FakeScorer
+from pseudo_terminal import on_a_terminal
 from rich.console import Console
 from twins import write_prompts
 
@@ -29,6 +27,7 @@ COMMAND = """
 import sys
 import expo_search.api
 from fakes import FakeModel, FakeScorer
+from pseudo_terminal import on_a_terminal
 real = expo_search.api.open_session
 def with_fakes(*words, **options):
     return real(*words, **(options | {"engines": None, "model": FakeModel(), "scorer": FakeScorer(noise=0.1)}))
@@ -87,37 +86,20 @@ def test_a_choice_that_fails_is_a_line_and_the_menu_goes_on(here: Path, monkeypa
     assert out.count("q quit") == 3
 
 
-def on_a_terminal(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
-    """The command's exit code and what it shows; `typed` once the menu asks."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(es.__file__).parent.parent)])
-        os.chdir(here)
-        os.execv(sys.executable, [sys.executable, "-c", COMMAND, *WORDS, *words])
-    shown, deadline = b"", time.monotonic() + 100
-    while time.monotonic() < deadline:
-        if not select.select([terminal], [], [], 1.0)[0]:
-            continue
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:  # Linux's end of a pseudo-terminal
-            break
-        shown += data
-        if typed and b"q quit" in shown:
-            os.write(terminal, typed)
-            typed = b""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()
+def searched(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
+    """A search on a terminal: exit code and what it shows; `typed` once the menu asks."""
+    return on_a_terminal(["-c", COMMAND, *WORDS, *words], here, until=b"q quit", typed=typed)
 
 
 @pytest.mark.parametrize("typed", [b"q\n", b"\x04", b"\x03"], ids=["quit", "ctrl-d", "ctrl-c"])
 def test_on_a_terminal_it_is_asked_and_leaving_is_no_failure(here: Path, typed: bytes) -> None:
-    code, shown = on_a_terminal(here, typed=typed)
+    code, shown = searched(here, typed=typed)
     assert code == 0, shown[-2000:]
     assert shown.count("q quit") == 1
 
 
 def test_without_a_menu_or_a_terminal_nothing_is_asked(here: Path) -> None:
-    code, shown = on_a_terminal(here, "--no-menu")
+    code, shown = searched(here, "--no-menu")
     assert code == 0, shown[-2000:]
     assert "q quit" not in shown
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(es.__file__).parent.parent)])

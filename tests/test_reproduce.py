@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeWatcher, make_evaluation
+from pseudo_terminal import on_a_terminal
 from test_build import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import edit, make_pair, make_reward_model, write_prompts
@@ -173,6 +175,14 @@ def test_the_first_prompts_alone_can_be_reproduced(exported: Path) -> None:
     assert again.same_weights
     assert f"on the first 6 of {origin['trial']['n_prompts']} prompts" in again.report()
     assert [step.partition(" ")[0] for step in said] == ["checking", "starting"]
+
+
+def test_on_a_terminal_no_library_speaks(exported: Path, tmp_path: Path) -> None:
+    code, shown = on_a_terminal(["-m", "expo_search", "reproduce", str(exported), "--n-prompts", "6"], tmp_path)
+    assert code == 0, shown[-2000:]
+    assert "weights: the same" in shown
+    # vLLM's, which a live line once let through, and Python's warnings
+    assert not re.search(r"INFO|WARNING|vllm\.|nanobind|Warning:", shown), shown
 
 
 @pytest.mark.parametrize("n", [1, 10_000])

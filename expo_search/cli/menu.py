@@ -110,9 +110,9 @@ class Menu:
 
     def _ask(self, text: str) -> str | None:
         """A line that was typed; None: no more, by Ctrl-D or Ctrl-C."""
-        self._out.file.write(text)  # Rich's own prompt reads and writes where the libraries' output goes
-        self._out.file.flush()
         try:
+            self._out.file.write(text)  # Rich's own prompt reads and writes where the libraries' output goes
+            self._out.file.flush()
             line = sys.stdin.readline()
         except KeyboardInterrupt:
             line = ""

@@ -24,6 +24,7 @@ from expo_search.engine.memory_plan import n_at_once
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.loop import evaluations
 from expo_search.session.preflight import Checked
+from expo_search.stats.selection import GAIN_UNIT, Power
 from expo_search.store.attributes import stored_attributes
 from expo_search.store.database import study_names
 from expo_search.store.settings import Settings
@@ -80,11 +81,12 @@ class Forecast:
             room = "" if self.free_bytes > self.export_bytes else ": too little"
             size, free = (f"{n / 1e9:.2f} GB" for n in (self.export_bytes, self.free_bytes))
             lines.append(f"export: {size} on the disk; {free} free in the working folder{room}")
-        return lines
+        told = Power(1.0, self.n_prompts).sentence(GAIN_UNIT)
+        return [*lines, f"prompts: {self.n_prompts}. {told}"]
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
-        return dict(vars(self))
+        return dict(vars(self)) | {"least_gain_sd": Power(1.0, self.n_prompts).least_gain}
 
 
 def forecast(checked: Checked, n_trials: int) -> Forecast:

@@ -65,6 +65,9 @@ def student(z: float, n: int) -> float:
     return float(t.ppf(1 - math.erfc(z / math.sqrt(2)) / 2, max(1, n - 1)))
 
 
+GAIN_UNIT = " standard deviations (of a prompt's gain)"  # before a search, which knows no other
+
+
 @dataclass(frozen=True)
 class Power:
     """What n prompts can tell.
@@ -112,4 +115,4 @@ class Power:
 def few_prompts(n: int) -> str | None:
     """What to say before a search on so few prompts that it may well miss its gain; None: they are not so few."""
     power = Power(1.0, n)
-    return power.sentence(" standard deviations (of a prompt's gain)") if power.is_too_small else None
+    return power.sentence(GAIN_UNIT) if power.is_too_small else None
