@@ -136,7 +136,7 @@ def barriers(folder: Path, *, small: bool) -> Figures:
     from expo_search.evaluation.reward_model import SequenceRewardModel
 
     found = checked(folder, small=small)
-    scorer = SequenceRewardModel(found.pair.reward_model.path, found.spec.reward)
+    scorer = SequenceRewardModel(found.pair.reward_source.path, found.spec.reward)
     prompts = found.search_prompts
     seconds, tokens = dict[str, float](), dict[str, int]()
     with closing(start_model(found, quiet)) as model:
@@ -171,7 +171,7 @@ def reward_model(folder: Path, *, small: bool) -> Figures:
     found = checked(folder, small=small)
     reward = found.spec.reward.model_copy(update={"batch_tokens": budget, "max_tokens": 512})
     spec = found.spec.model_copy(update={"reward": reward})
-    path = found.pair.reward_model.path
+    path = found.pair.reward_source.path
     found = check(spec, found.storage, quiet)
     planned = found.memory.device["reward model"] if found.memory else 0
     long = [

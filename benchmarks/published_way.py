@@ -103,7 +103,7 @@ def job_of(checked: Checked, alpha: float, folder: Path) -> dict[str, Any]:
         "alpha": alpha,
         "aligned": str(checked.pair.aligned.path),
         "sft": str(checked.pair.sft.path),
-        "reward_model": str(checked.pair.reward_model.path),
+        "reward_model": str(checked.pair.reward_source.path),
         "reward_dtype": dtypes.reward,
         "reward_tokens": spec.reward.max_tokens,
         "model": str(folder / "model"),

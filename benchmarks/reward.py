@@ -46,7 +46,7 @@ def main() -> None:
         prompts = load_prompts(str(studies_folder() / spec.prompts.source), spec.prompts.split, 0, print)[: options.n]
         answers = [*prompts[1:], prompts[0]]
         conversations = [Completion(p, a.text, 0, "stop") for p, a in zip(prompts, answers, strict=True)]
-    path = pair.reward_model.path
+    path = pair.reward_source.path
 
     def in_transformers(arithmetic: str) -> SequenceRewardModel:
         return SequenceRewardModel(path, spec.reward.model_copy(update={"arithmetic": arithmetic}))

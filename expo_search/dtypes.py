@@ -44,10 +44,10 @@ class Dtypes:
     engine: Float
     reward: Float
 
-    def sentence(self) -> str:
-        """As it is said when an engine starts."""
+    def sentence(self, *, rated: bool = True) -> str:
+        """As it is said when an engine starts. `rated`: by a reward model."""
         held = self.weights if self.engine == self.weights else f"{self.weights}, widened to {self.engine} to multiply"
-        return f"weights in {held}; reward model in {self.reward}"
+        return f"weights in {held}" + (f"; reward model in {self.reward}" if rated else "")
 
 
 def own_dtype(config: Mapping[str, Any]) -> str | None:

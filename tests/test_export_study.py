@@ -356,9 +356,9 @@ def test_an_export_says_that_it_was_not_verified_and_what_does_so(study: str, tm
 
 
 def test_what_resolving_the_pair_says_is_passed_on(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolve(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Pair:
+    def resolve(spec: PairSpec, *, say: Callable[[str], None], **options: Any) -> Pair:
         say("downloading 14 GB")
-        return resolve_pair(spec, trust_remote_code=trust_remote_code, say=say)
+        return resolve_pair(spec, say=say, **options)
 
     monkeypatch.setattr("expo_search.exporting.study.resolve_pair", resolve)
     said: list[str] = []

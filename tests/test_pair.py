@@ -45,7 +45,7 @@ def test_local_folders_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest
     pair = resolve_pair(
         spec(aligned=str(tmp_path / "x"), sft="./y", reward_model="z"), trust_remote_code=False, say=said.append
     )
-    assert [s.path for s in (pair.aligned, pair.sft, pair.reward_model)] == [tmp_path / n for n in ("x", "y", "z")]
+    assert [s.path for s in (pair.aligned, pair.sft, pair.reward_source)] == [tmp_path / n for n in ("x", "y", "z")]
     assert (pair.sft.id, pair.sft.revision) == ("./y", "local")
     assert said == []
 
@@ -109,7 +109,7 @@ def test_checkpoints_that_are_given_stand_before_a_presets_parts(tmp_path: Path)
     parts = PartsSpec(**INSTALLED | {"package": "no-such-package-expo"}, sha256="0" * 64)
     given = {"aligned": str(tmp_path), "sft": str(tmp_path), "reward_model": str(tmp_path)}
     pair = resolve_pair(PairSpec(parts=parts, **given), trust_remote_code=False, say=print)
-    assert pair.aligned.path == pair.sft.path == pair.reward_model.path == tmp_path
+    assert pair.aligned.path == pair.sft.path == pair.reward_source.path == tmp_path
     for role in given:  # the others must come from the parts, whose package is missing
         assert fault_of(PairSpec(parts=parts, **given | {role: None})).found == "not installed"
 

@@ -7,11 +7,8 @@ True and False are right and wrong. A higher number is better; of several metric
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -19,8 +16,10 @@ from typing import Any
 
 from expo_search.bench.data import load_rows
 from expo_search.bench.task import Item, Metric
+from expo_search.config.own_scorer import function_of
 from expo_search.contracts import Request
 from expo_search.errors import StudyError
+from expo_search.inputs.own_function import load_function
 from expo_search.store.bench_store import Answered, Score, Scores
 
 _MAX_TOKENS = 512
@@ -30,9 +29,9 @@ class OwnTask:
     """Prompts of a file, asked once each in the chat template, greedily; a row's `max_tokens` caps its answer."""
 
     def __init__(self, name: str, data: Mapping[str, Path]) -> None:
-        """`name`: `module:function`, which is found on Python's path and in the working directory."""
+        """`name`: `module:function` or `FILE.py:function`; see `inputs.own_function`."""
         self.name = self.title = name
-        self._scorer = _function(name)
+        self._scorer: Callable[[Mapping[str, Any], str], Any] = load_function(name)
         rows = load_rows(name, data.get(name), None, {"prompt": str})
         self.items: Sequence[Item] = [Item(str(i), row) for i, row in enumerate(rows.rows)]
         self.settings: Mapping[str, Any] = {
@@ -82,37 +81,8 @@ class OwnTask:
 
 
 def is_own(name: str) -> bool:
-    """Whether a task's name is that of a function, `module:function`."""
-    module, colon, function = name.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), function))
-
-
-def _function(name: str) -> Callable[[Mapping[str, Any], str], Any]:
-    """The function of a name `module:function`.
-
-    Raises:
-        StudyError: no such module or function; a module that cannot be imported.
-    """
-    module, _, function = name.partition(":")
-    here = os.getcwd()  # noqa: PTH109  a string, as Python's path has it
-    sys.path.insert(0, here)
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except Exception as fault:  # what it does when it is imported is somebody's own code
-        raise StudyError(
-            where=f"scorer {name}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
-            expected="a function module:function, on Python's path or in the working directory",
-            do="check the name",
-        ) from None
-    finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise StudyError(
-            where=f"scorer {name}", found=f"a {type(found).__name__}", expected="a function", do="check the name"
-        )
-    scorer: Callable[[Mapping[str, Any], str], Any] = found
-    return scorer
+    """Whether a task's name is that of a function, `module:function` or `FILE.py:function`."""
+    return function_of(name) is not None
 
 
 def _digest(function: Callable[..., Any]) -> str:

@@ -187,4 +187,5 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
     console.print("\nNext:")
-    print_steps(console, next_steps(result.name, result.url, verdict, has_bench=bool(result.bench.tasks)))
+    has = {"has_bench": bool(result.bench.tasks), "has_scorer": bool(result.scorer)}
+    print_steps(console, next_steps(result.name, result.url, verdict, **has))

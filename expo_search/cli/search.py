@@ -61,7 +61,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `config.options` in the place of its `**settings`, None where one is not given."""
 
     def parameter(option: Any) -> inspect.Parameter:
-        panel = PANELS[option.table]
+        panel = option.panel or PANELS[option.table]
         shown = typer.Option(option.flag, help=option.help, metavar=option.metavar, rich_help_panel=panel)
         if option.kind is bool:
             both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"

@@ -23,6 +23,7 @@ class Option:
         kind: str, int, float or bool; a bool has a `--no-` form.
         name: of the flag, where it is not the key's.
         also: further tables whose setting of that key it overrides.
+        panel: where the help shows it, if not where its table is.
     """
 
     table: str
@@ -32,6 +33,7 @@ class Option:
     metavar: str | None = None
     name: str = ""
     also: tuple[str, ...] = ()
+    panel: str = ""
 
     @property
     def parameter(self) -> str:
@@ -53,6 +55,10 @@ OPTIONS = (
     Option("pair", "aligned", str, "The checkpoint aligned from it.", _MODEL),
     Option("pair", "adapter", str, "A LoRA adapter: aligned is then --aligned with it merged in.", _MODEL),
     Option("pair", "reward_model", str, "A sequence classifier with one label.", _MODEL),
+    Option(
+        "reward", "scorer", str, "In the place of a reward model: module:function, FILE.py:function or a command.",
+        "SCORER", panel="Pair",
+    ),
     Option("prompts", "source", str, "JSONL or Parquet file, or Hub data set.", "FILE_OR_DATASET", "prompts"),
     Option("prompts", "n", int, "Prompts of the search.", None, "n_prompts"),
     Option("sampling", "max_tokens", int, "New tokens of an answer at most."),

@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expo_search.config.spec import StudySpec, check_spec
+from expo_search.config.own_scorer import beside
+from expo_search.config.spec import StudySpec, check_consent, check_spec
 from expo_search.errors import StudyError
 
 _PATHS = {"pair": ("aligned", "sft", "adapter", "reward_model"), "prompts": ("source",)}  # settings that may be one
@@ -48,7 +49,8 @@ def load_study(
     `overrides` is table -> key -> value, as in the file. The context cap of the pair is the engine's unless set.
 
     Raises:
-        StudyError: unknown preset; not TOML; every value that is not allowed, in one message.
+        StudyError: unknown preset; not TOML; every value that is not allowed, in one message; a scorer that the file
+            names, without consent to run it. One in the overrides is the caller's own.
     """
     where, data = "command line", dict[str, Any]()
     if file is not None:
@@ -75,7 +77,10 @@ def load_study(
     pair, engine = data.get("pair"), data.get("engine", {})
     if isinstance(pair, dict) and "max_model_len" in pair and isinstance(engine, dict):
         data["engine"] = {"max_model_len": pair["max_model_len"]} | engine
-    return check_spec(data, where)
+    spec = check_spec(data, where)
+    if (overrides or {}).get("reward", {}).get("scorer") is None:  # else the caller names it
+        check_consent(spec, where)
+    return spec
 
 
 def _preset_file(preset: str) -> Path:
@@ -118,6 +123,9 @@ def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
             value = values.get(key)
             if isinstance(value, str) and (value.startswith(("./", "../")) or _exists(folder / value)):
                 found[table] = dict(found[table]) | {key: os.path.normpath(folder / value)}
+    reward = data.get("reward")
+    if isinstance(reward, Mapping) and isinstance(reward.get("scorer"), str):
+        found["reward"] = dict(reward) | {"scorer": beside(reward["scorer"], folder)}
     return found
 
 

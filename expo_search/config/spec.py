@@ -12,7 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from expo_search.dtypes import Asked
 from expo_search.errors import StudyError
@@ -51,7 +60,7 @@ class PartsSpec(_Table):
 
 
 class PairSpec(_Table):
-    """The two checkpoints, how to talk to them, and the reward model that judges.
+    """The two checkpoints, how to talk to them, and the reward model that judges, where `[reward]` names no scorer.
 
     Attributes:
         adapter: a LoRA adapter in PEFT's format; the aligned model is then `aligned` with it merged in, and sft, if it
@@ -83,7 +92,7 @@ class PairSpec(_Table):
 
     @model_validator(mode="after")
     def _whole(self) -> PairSpec:
-        wanted = ("aligned", "reward_model") if self.adapter else ("aligned", "sft", "reward_model")
+        wanted = ("aligned",) if self.adapter else ("aligned", "sft")
         missing = [k for k in wanted if getattr(self, k) is None]
         if self.adapter and self.aligned is None:
             raise ValueError(
@@ -157,17 +166,28 @@ class GuardrailSpec(_Table):
 
 
 class RewardSpec(_Table):
-    """How the reward model is run: a conversation's cap and a batch's budget, both in tokens.
+    """How the reward model is run, a conversation's cap and a batch's budget in tokens, or what rates in its place.
 
     Attributes:
+        scorer: a scorer of one's own in the place of a reward model: `module:function`, `FILE.py:function`, or a
+            command; see docs/scorers.md. A study file that names one is run with `--trust-remote-code`.
+        timeout_s: seconds for one batch of a command's.
         backend: transformers in this process, or a vLLM engine of its own, whose rewards differ by rounding.
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
+    scorer: Annotated[str, Field(pattern=r"\S")] | None = None
+    timeout_s: Finite = Field(600, gt=0)
     backend: Literal["transformers", "vllm"] = "transformers"
     max_tokens: int = Field(4096, ge=16)
     batch_tokens: int = Field(16384, ge=16)
     arithmetic: Asked = "auto"
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> RewardSpec:
+        if self.scorer is not None and self.backend != "transformers":
+            raise ValueError(f"a scorer beside backend {self.backend!r}; expected one of them: a backend runs a model")
+        return self
 
 
 class EngineSpec(_Table):
@@ -211,9 +231,32 @@ class StudySpec(_Table):
     sampling: SamplingSpec = SamplingSpec()
     search: SearchSpec = SearchSpec()
     guardrails: GuardrailSpec = GuardrailSpec()
-    reward: RewardSpec = RewardSpec()
+    reward: RewardSpec = Field(RewardSpec(), validate_default=True)
     engine: EngineSpec = EngineSpec()
     trust_remote_code: bool = False
+
+    @field_validator("reward")
+    @classmethod
+    def _rates(cls, reward: RewardSpec, info: ValidationInfo) -> RewardSpec:
+        pair = info.data.get("pair")  # None: it has faults of its own, which are told
+        if pair is not None and pair.reward_model is None and pair.parts is None and reward.scorer is None:
+            raise ValueError("nothing that rates answers; expected a reward_model in [pair], or a scorer here")
+        return reward
+
+
+def check_consent(spec: StudySpec, where: str) -> None:
+    """Check that a scorer may run which somebody else may have named: in a file, or in a study of a database.
+
+    Raises:
+        StudyError: without `trust_remote_code`.
+    """
+    if spec.reward.scorer is not None and not spec.trust_remote_code:
+        raise StudyError(
+            where=where,
+            found=f"a scorer that runs on this machine ({spec.reward.scorer})",
+            expected="consent to run it",
+            do="look at it, then pass --trust-remote-code",
+        )
 
 
 def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_code: bool) -> StudySpec:

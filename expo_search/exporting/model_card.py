@@ -173,11 +173,11 @@ def trial_row(e: Evaluation) -> str:
 
 def _how(origin: Origin, *, verified: str | None) -> str:
     spec, sampling = origin.spec, origin.spec.sampling
-    prompts = spec.prompts.source.removeprefix("./")
+    prompts, (rated_by, name) = spec.prompts.source.removeprefix("./"), origin.rated_by
     rows = {
         "prompts": f"{spec.prompts.n} of {prompts}, hash {origin.settings.prompts.hash}",
         "objective": spec.search.objective,
-        "reward model": _shown(origin.pair.reward_model),
+        rated_by: name,
         "sampling": ", ".join(f"{key} {value}" for key, value in sampling.model_dump().items()),
         "seed": spec.search.seed,
         "fingerprint of the weights in the engine": origin.trial.fingerprint if origin.trial else "not evaluated",

@@ -18,7 +18,8 @@ from expo_search.bench.comparison import Compared
 from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import PROVENANCE
 from expo_search.config.options import DEFAULT_STORAGE
-from expo_search.config.spec import Finite, StudySpec
+from expo_search.config.own_scorer import shortened
+from expo_search.config.spec import Finite, RewardSpec, StudySpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.inputs.pair import pinned
@@ -100,11 +101,20 @@ class Origin:
         """The command line's option that allows remote code, if the study was given it; else empty."""
         return ["--trust-remote-code"] if self.spec.trust_remote_code else []
 
+    @property
+    def rated_by(self) -> tuple[str, str]:
+        """What rated the answers, its kind and its name."""
+        if self.pair.reward_model is None:
+            return "scorer", (self.spec.reward.scorer or "").removeprefix("./")
+        return "reward model", self.pair.reward_model.id.removeprefix("./")
+
 
 def provenance(origin: Origin) -> dict[str, Any]:
     """What `expo.json` holds; see `reproduce.py` for what is made of it."""
     confirmed = origin.verdict.confirmed
-    again = shlex.join(["expo-search", "reproduce", f"DIR/{PROVENANCE}", *origin.consent])
+    # a scorer that a file names asks for consent even where the search, which was given its name, did not
+    consent = origin.consent if origin.spec.reward.scorer is None else ["--trust-remote-code"]
+    again = shlex.join(["expo-search", "reproduce", f"DIR/{PROVENANCE}", *consent])
     return {
         "format": _FORMAT,
         "made_by": f"expo-search {__version__}",
@@ -294,7 +304,7 @@ def public(origin: Origin) -> Origin:
     if pair.base and pair.adapter:  # the search was asked for the base as `aligned`
         shown["aligned"] = replace(shown["aligned"], id=f"{shown['base'].id}+{shown['adapter'].id}")
         asked_as["aligned"] = "base"
-    ids = {field: shown[role].id for field, role in asked_as.items() if getattr(spec.pair, field) is not None}
+    ids = {field: shown[role].id for field, role in asked_as.items() if getattr(spec.pair, field) and role in shown}
     prompts = spec.prompts
     if _is_own_file(prompts.source):
         prompts = prompts.model_copy(update={"source": f"./{Path(prompts.source).name}"})
@@ -307,7 +317,9 @@ def public(origin: Origin) -> Origin:
     return replace(
         origin,
         pair=Pair(**shown),
-        spec=spec.model_copy(update={"pair": spec.pair.model_copy(update=ids), "prompts": prompts}),
+        spec=spec.model_copy(
+            update={"pair": spec.pair.model_copy(update=ids), "prompts": prompts, "reward": _public_reward(spec.reward)}
+        ),
         settings=Settings.from_flat(known | identities),
         verdict=replace(origin.verdict, again=""),
         storage=DEFAULT_STORAGE,
@@ -324,6 +336,10 @@ def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
         return "./" + "/".join(next(alone, parts[path][-1:]))
 
     return {path: name(path) for path in parts}
+
+
+def _public_reward(reward: RewardSpec) -> RewardSpec:
+    return reward if reward.scorer is None else reward.model_copy(update={"scorer": shortened(reward.scorer)})
 
 
 def _is_own_file(source: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from expo_search.config.spec import stored_spec
+from expo_search.config.spec import check_consent, stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
 from expo_search.errors import StudyError
@@ -125,6 +125,7 @@ def reproduce(
         )
     settings = Settings.from_flat(exported["settings"])
     spec = stored_spec(exported["spec"], name=str(exported["study"]), trust_remote_code=trust_remote_code)
+    check_consent(spec, f"study {exported['study']} in expo.json")
     spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
         with working("checking prompts, checkpoints and settings"):
@@ -133,7 +134,7 @@ def reproduce(
             settings,
             checked.settings,
             name=f"{exported['study']} in expo.json",
-            do="give what it was made with: sources, prompts and reward model, where they were",
+            do="give what it was made with: sources, prompts and what rates the answers, where they were",
         )
         with working("starting vLLM and its canary, loading the reward model"):
             running = start(checked, say)

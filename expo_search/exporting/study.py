@@ -149,7 +149,8 @@ def _origin(
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
-    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say)
+    rated = spec.reward.scorer is None
+    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say, with_reward=rated)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts, answers = store.prompts("search"), store

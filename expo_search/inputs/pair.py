@@ -29,10 +29,12 @@ def resolve_pair(
     say: Callable[[str], None],
     own_model: bool = True,
     own_scorer: bool = True,
+    with_reward: bool = True,
 ) -> Pair:
     """Find, fetch or build the three checkpoints. `say` gets a line before anything that takes long.
 
-    Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are.
+    Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are;
+    without `with_reward` the reward model's name is left alone.
 
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
@@ -40,7 +42,7 @@ def resolve_pair(
     given = (
         (spec.aligned, spec.aligned_revision, "aligned"),
         (spec.sft, spec.sft_revision, "sft"),
-        (spec.reward_model, spec.reward_revision, "reward model"),
+        (spec.reward_model if with_reward else None, spec.reward_revision, "reward model"),
     )
     is_own = {"aligned": own_model, "sft": own_model, "reward model": own_scorer}
     aligned, sft, reward_model = (
@@ -53,17 +55,18 @@ def resolve_pair(
     if spec.adapter and aligned and own_model:
         base, adapter = aligned, _resolve(spec.adapter, None, "adapter", trust_remote_code, say, "adapter_config.json")
         aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
-    if aligned and sft and reward_model:
+    if aligned and sft and (reward_model or not with_reward):
         return Pair(aligned, sft, reward_model, base, adapter)
-    assert spec.parts is not None, "PairSpec checks that all three are given where there are no parts"
+    assert spec.parts is not None, "StudySpec checks that all three are given where there are no parts"
     parts = shipped_pair(spec.parts, say)
-    return Pair(aligned or parts.aligned, sft or parts.sft, reward_model or parts.reward_model)
+    rated_by = (reward_model or parts.reward_model) if with_reward else None
+    return Pair(aligned or parts.aligned, sft or parts.sft, rated_by)
 
 
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     """A spec that names the exact Hub revisions of a resolved pair, since a branch may move later."""
     sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
-    revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s.on_hub}
+    revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s is not None and s.on_hub}
     return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions)})
 
 

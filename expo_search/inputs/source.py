@@ -26,17 +26,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Pair:
-    """The three checkpoints of a search, all local.
+    """The checkpoints of a search, all local.
 
     Attributes:
+        reward_model: None where a scorer rates in its place.
         base, adapter: where aligned is a base with an adapter merged in, those two.
     """
 
     aligned: Source
     sft: Source
-    reward_model: Source
+    reward_model: Source | None = None
     base: Source | None = None
     adapter: Source | None = None
+
+    @property
+    def reward_source(self) -> Source:
+        """The reward model, where one rates."""
+        assert self.reward_model is not None, "the caller knows that one rates"
+        return self.reward_model
 
 
 # roles whose code is run if it is trusted -> the setting of their revision; of the others only tensors are read

@@ -128,7 +128,8 @@ def _page(store: Store) -> Iterator[str]:
     """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
     known, verdict = study.evaluations, study.verdict
-    steps = next_steps(store.name, store.url, verdict, has_bench=bool(study.bench.tasks))
+    has = {"has_bench": bool(study.bench.tasks), "has_scorer": bool(study.scorer)}
+    steps = next_steps(store.name, store.url, verdict, **has)
     script = _asset("report.js")
     return _template().generate(
         name=store.name,

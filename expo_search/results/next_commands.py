@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, option_of
 from expo_search.config.presets import load_study, preset_names
-from expo_search.config.spec import SearchSpec, StudySpec
+from expo_search.config.spec import PairSpec, SearchSpec, StudySpec
 from expo_search.errors import ExpoError
 from expo_search.results.verdict import Verdict
 from expo_search.search.alpha_range import WIDEST
@@ -134,7 +134,7 @@ def _preset_of(spec: StudySpec) -> tuple[str | None, StudySpec]:
         if all(getattr(preset.pair, key) == getattr(spec.pair, key) for key in same):
             return stem, preset
     pair = {key: value for key in same if (value := getattr(spec.pair, key)) is not None}
-    return None, StudySpec.model_validate({"name": spec.name, "pair": pair})
+    return None, StudySpec.model_construct(name=spec.name, pair=PairSpec.model_validate(pair))
 
 
 def _written(value: object) -> str:
@@ -143,20 +143,28 @@ def _written(value: object) -> str:
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
-def next_steps(name: str, url: str, verdict: Verdict, *, has_bench: bool = False) -> list[tuple[str, str]]:
-    """(command, purpose) of what can be done with a study now. A password in the URL is not shown."""
+def next_steps(
+    name: str, url: str, verdict: Verdict, *, has_bench: bool = False, has_scorer: bool = False
+) -> list[tuple[str, str]]:
+    """(command, purpose) of what can be done with a study now. A password in the URL is not shown.
+
+    `has_scorer`: a scorer of the user's own rates, and what starts it asks for consent.
+    """
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
+    asks = " --trust-remote-code" if has_scorer else ""
     study = shlex.quote(name)
     steps = []
     if verdict.again:
         steps.append((verdict.again, "the same search, past the edge of its range"))
     if verdict.recommended is not None and verdict.confirmed is None:
-        steps.append((f"expo-search confirm {study}{at}", "measure the gain on prompts the search never saw"))
+        steps.append((f"expo-search confirm {study}{at}{asks}", "measure the gain on prompts the search never saw"))
     if verdict.recommended is not None and not has_bench:
-        steps.append((f"expo-search bench {study}{at}", "what the best alpha does where no reward model looks"))
+        steps.append((f"expo-search bench {study}{at}{asks}", "what the best alpha does where no reward model looks"))
     if verdict.recommended is not None:
         steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
-        steps.append((f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}", "answers side by side"))
+        steps.append(
+            (f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}{asks}", "answers side by side")
+        )
     steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
     steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
     steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))

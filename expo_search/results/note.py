@@ -37,7 +37,8 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
         lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
-    for command, purpose in next_steps(study.name, study.url, verdict, has_bench=bool(study.bench.tasks)):
+    has = {"has_bench": bool(study.bench.tasks), "has_scorer": bool(study.scorer)}
+    for command, purpose in next_steps(study.name, study.url, verdict, **has):
         lines += [f"    # {purpose}", f"    {clean(placeless(command))}"]
     if place:
         lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]

@@ -43,6 +43,7 @@ class StudyResult:
         limits: how much of a task's mean an alpha may lose (`[guardrails.bench]`); one that is shown to lose more is in
             no verdict.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
+        scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
     """
 
     name: str
@@ -54,12 +55,15 @@ class StudyResult:
     limits: Mapping[str, float] = field(default_factory=dict)
     standing: Standing = field(default_factory=Standing)
     goes_on: str = ""
+    scorer: str = ""
 
     @property
     def remarks(self) -> list[str]:
-        """For people, beside the verdict: how far an unfinished search is, and what a benchmark rules out."""
+        """For people, beside the verdict: how far an unfinished search is, what rates, what a benchmark rules out."""
         unfinished = self.standing.sentence(self.goes_on)
-        return [*([unfinished] if unfinished else []), *sentences(losses(self.bench, self.limits), self.limits)]
+        rated = f"Rated by the scorer {self.scorer}." if self.scorer else ""
+        ruled_out = sentences(losses(self.bench, self.limits), self.limits)
+        return [*filter(None, [unfinished, rated]), *ruled_out]
 
     @property
     def best(self) -> Evaluation | None:
@@ -103,7 +107,8 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     more.
     """
     known = [*evaluations(store.study), *([] if untold is None else [untold])]
-    spec = store.attributes.spec
+    kept = store.attributes
+    spec = kept.spec
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
     bench, limits = read_bench(BenchStore(store)), bench_limits(spec)
@@ -112,7 +117,8 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     standing = read_standing(store, spec, stopped=stopped)
     on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted)
     judged = replace(judged, again=again)
-    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on)
+    scorer = "" if kept.settings is None else kept.settings.reward.scorer
+    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer)
 
 
 def bench_limits(spec: Mapping[str, Any] | None) -> Mapping[str, float]:

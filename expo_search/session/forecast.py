@@ -38,7 +38,7 @@ _ALIKE: tuple[str, ...] = (
     "engine.arithmetic",
     "engine.tensor_parallel",
 )
-_ALIKE += ("reward.backend", "reward.arithmetic", "sampling.max_tokens")
+_ALIKE += ("reward.backend", "reward.arithmetic", "reward.scorer", "sampling.max_tokens")
 
 
 @dataclass(frozen=True)
@@ -172,5 +172,5 @@ def _trials(storage: str, name: str) -> tuple[int, _Alike | None]:
 
 
 def _alike(settings: Settings) -> list[object]:
-    flat = settings.flat()
+    flat = settings.flat_as_of_now()
     return [flat.get(key) for key in _ALIKE]

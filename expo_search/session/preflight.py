@@ -1,7 +1,7 @@
 """A spec -> `Checked`: what can be wrong with the input is found here, the faults that are cheapest to find first.
 
-Prompts, the two checkpoints' headers, the reward model's labels, the database, the settings of a study that is resumed,
-memory: all before an engine starts and before anything is written.
+Prompts, the two checkpoints' headers, the reward model's labels or the scorer in its place, the database, the settings
+of a study that is resumed, memory: all before an engine starts and before anything is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from expo_search.checkpoint.computed_weights import check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
 from expo_search.config.presets import studies_folder
-from expo_search.config.spec import StudySpec, stored_spec
+from expo_search.config.spec import StudySpec, check_consent, stored_spec
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import check_context, in_context, no_room
@@ -27,6 +27,7 @@ from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
+from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
@@ -58,6 +59,7 @@ class Checked:
         plan_again: the memory plan anew, with what is free when it is called.
         memory, plan_again, dtypes: of an engine of ours; None where another model answers.
         sites, recipe: where many engines run, and how they are started; None where one runs in this process.
+        scorer: what the study names in the place of a reward model, imported and tried out.
     """
 
     spec: StudySpec
@@ -73,6 +75,7 @@ class Checked:
     dtypes: Dtypes | None
     sites: Sites | None = None
     recipe: SiteRecipe | None = None
+    scorer: OwnScorer | None = None
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
@@ -95,8 +98,8 @@ def check(
     Args:
         adds: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
             is a fault as well.
-        own_model, own_scorer: whether our engine answers and our reward model rates; of what stands in their place
-            nothing is checked, and the spec's names of checkpoints are names alone.
+        own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
+            their place nothing is checked, and the spec's names of checkpoints are names alone.
         sites: where many engines of ours are to run, which are then asked for what this machine would be.
 
     Raises:
@@ -111,6 +114,8 @@ def check(
         check_batch_invariant(spec.engine)
     if spec.guardrails.bench:
         check_names(spec.guardrails.bench, "guardrails.bench")  # one of no task would rule nothing out
+    scorer = load_scorer(spec.reward) if own_scorer else None
+    has_reward = own_scorer and scorer is None
     if adds:
         check_storage(storage)
     wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else 2
@@ -118,10 +123,16 @@ def check(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
     )
     pair = resolve_pair(
-        spec.pair, trust_remote_code=spec.trust_remote_code, say=say, own_model=own_model, own_scorer=own_scorer
+        spec.pair,
+        trust_remote_code=spec.trust_remote_code,
+        say=say,
+        own_model=own_model,
+        own_scorer=own_scorer,
+        with_reward=spec.reward.scorer is None,
     )
-    if own_scorer:
-        refuse_language_model(pair.reward_model.path)
+    judge = pair.reward_model if has_reward else None  # with its files
+    if judge is not None:
+        refuse_language_model(judge.path)
     aligned = sft = reward = dtypes = None
     if own_model:
         aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
@@ -129,19 +140,19 @@ def check(
         if sites is None:  # else each of their machines checks its own devices
             check_ranks(spec.engine.tensor_parallel, aligned.config)
         _check_sources(aligned, sft, say)
-    if own_scorer:
-        check_labels(pair.reward_model.path, trust_remote_code=spec.trust_remote_code)
-        reward = open_checkpoint(pair.reward_model.path, role="reward model")
+    if judge is not None:
+        check_labels(judge.path, trust_remote_code=spec.trust_remote_code)
+        reward = open_checkpoint(judge.path, role="reward model")
     if aligned is not None:
         spec = in_context(spec, aligned.path)
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
-    reward_tokenizer = _tokenizer(pair.reward_model, spec, None) if own_scorer else None
+    reward_tokenizer = None if judge is None else _tokenizer(judge, spec, None)
     fits = _room_for_answers(spec, prompts, tokenizer)
     chosen, reach = _search_prompts(spec, prompts, fits, say)
     work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
     if sites is not None:
         work = replace(work, n_prompts=-(-work.n_prompts // sites.n_engines))  # an engine's part of a trial
-        recipe = SiteRecipe(spec, pair, work, own_scorer=own_scorer, reads_whole=sites.reads_whole)
+        recipe = SiteRecipe(spec, pair, work, own_scorer=has_reward, reads_whole=sites.reads_whole)
         survey = sites.survey(recipe)
         dtypes, memory = survey.dtypes, survey.memory
     elif aligned is not None:
@@ -156,6 +167,7 @@ def check(
         dtypes,
         template=None if tokenizer is None else tokenizer.chat_template,
         reward_template=None if reward_tokenizer is None else reward_tokenizer.chat_template,
+        scorer=None if scorer is None else scorer.identity,
     )
     stored = stored_attributes(storage, spec.name)
     if stored is not None and stored.settings is not None:
@@ -163,12 +175,16 @@ def check(
         compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
+    if scorer is not None:
+        scorer.try_out()  # which may load what it rates with, and then has its memory before ours is planned
     plan = None
     if sites is None and aligned is not None and sft is not None and dtypes is not None:
         memory, plan = plans(Needs.of(aligned, sft, reward, dtypes, spec.reward), spec, reward, work)
     if memory is not None:
         say(memory.sentence())
-    return Checked(spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe)
+    return Checked(
+        spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe, scorer
+    )
 
 
 def _workload(spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None) -> Workload:
@@ -252,14 +268,15 @@ def check_stored(
     own_scorer: bool = True,
     sites: Sites | None = None,
 ) -> Checked:
-    """As `check`, for the spec that a study's database keeps; consent to run remote code is asked for anew.
+    """As `check`, for the spec that a study's database keeps; consent to run code is asked for anew.
 
     It computes as its trials did, also where this machine would be better at something else.
     """
     stored = stored_attributes(storage, name) or StudyAttributes()
-    spec = computing_as(
-        stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code), stored.settings or Settings()
-    )
+    kept = stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code)
+    if own_scorer:
+        check_consent(kept, f"study {name}")
+    spec = computing_as(kept, stored.settings or Settings())
     return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites)
 
 

@@ -34,6 +34,8 @@ CONFIRM_SEED_STEP = 1_000_003  # a confirmation draws its answers with other see
 class Running:
     """What a checked study runs on. A model or a scorer that is given is used in the place of our own.
 
+    With many engines a scorer that is given, or that the study names, rates in this process.
+
     Raises (where a part is first asked for):
         ExpoError: an engine that does not start, weights that cannot be switched, weights that changed since.
     """
@@ -50,7 +52,8 @@ class Running:
         """`give_up`: see `VllmModel`."""
         self.checked = checked
         self._say, self._give_up = say, give_up
-        self._given_model, self._given_scorer = model, scorer
+        self._given_model = model
+        self._given_scorer: Scorer | None = checked.scorer if scorer is None else scorer
 
     @property
     def has_own_model(self) -> bool:
@@ -193,7 +196,7 @@ def start_model(
     spec, plan, dtypes = checked.spec, checked.memory, checked.dtypes
     assert plan is not None, "checked for an engine of ours"
     assert dtypes is not None, "checked for an engine of ours"
-    say(f"starting vLLM: {dtypes.sentence()}")
+    say(f"starting vLLM: {dtypes.sentence(rated=checked.scorer is None)}")
     model = VllmModel(model_spec(spec, checked.pair, plan, checked.plan_again), give_up)
     _accept(checked, model.sources, model.noise, model.canary_s, say)
     return model
@@ -207,7 +210,7 @@ def start_pool(checked: Checked, say: Callable[[str], None]) -> Pool:
     assert sites is not None, "checked for many engines"
     assert recipe is not None, "checked for many engines"
     assert dtypes is not None, "checked for many engines"
-    say(f"starting {sites.n_engines} vLLM engines: {dtypes.sentence()}")
+    say(f"starting {sites.n_engines} vLLM engines: {dtypes.sentence(rated=checked.scorer is None)}")
     limit_s = checked.spec.engine.timeout_s + 2 * GRACE_S  # the engine's own watchdog is first, and says more
     pool = Pool(sites.cluster, recipe, sites.place, sites.n_engines, limit_s=limit_s, say=say)
     facts = pool.facts

@@ -10,7 +10,7 @@ from expo_search.config.spec import StudySpec
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.inputs.prompts import prompts_hash
-from expo_search.inputs.source import LOCAL, Pair, Source
+from expo_search.inputs.source import LOCAL, PLUG_IN, Pair, Source
 from expo_search.store.settings import (
     EngineSettings,
     FilesSettings,
@@ -41,12 +41,14 @@ def study_settings(
     *,
     template: object,
     reward_template: object,
+    scorer: str | None = None,
 ) -> Settings:
     """All of them but the weights' fingerprints, which the engine finds.
 
     Args:
         aligned, sft, dtypes: None where another model than our engine answers; `reward`: where another scorer rates.
         template, reward_template: chat templates of aligned and of the reward model.
+        scorer: what identifies the scorer that the study names in the place of a reward model.
     """
     # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
     free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
@@ -59,7 +61,7 @@ def study_settings(
     )
     return (
         _model_settings(spec, pair, aligned, sft, dtypes, template)
-        .updated(_reward_settings(spec, pair, reward, dtypes, reward_template))
+        .updated(_reward_settings(spec, pair, reward, dtypes, reward_template, scorer))
         .updated(whole)
     )
 
@@ -92,11 +94,20 @@ def _model_settings(
 
 
 def _reward_settings(
-    spec: StudySpec, pair: Pair, reward: Checkpoint | None, dtypes: Dtypes | None, template: object
+    spec: StudySpec,
+    pair: Pair,
+    reward: Checkpoint | None,
+    dtypes: Dtypes | None,
+    template: object,
+    scorer: str | None,
 ) -> Settings:
+    if scorer is not None or pair.reward_model is None:
+        return Settings(reward=RewardSettings(scorer=scorer or f"{spec.reward.scorer}@{PLUG_IN}"))
     if reward is None:
-        return Settings(pair=PairSettings(reward_model=_name(pair.reward_model)))
-    kept = RewardSettings(backend=spec.reward.backend, max_tokens=spec.reward.max_tokens, chat_template=_hash(template))
+        return Settings(pair=PairSettings(reward_model=_name(pair.reward_model)), reward=RewardSettings(scorer=""))
+    kept = RewardSettings(
+        backend=spec.reward.backend, max_tokens=spec.reward.max_tokens, chat_template=_hash(template), scorer=""
+    )
     if dtypes is not None:
         kept = kept.model_copy(update={"arithmetic": dtypes.reward})
     return Settings(

@@ -149,11 +149,16 @@ class SiteRecipe:
     def _pair_here(self) -> Pair:
         spec = pinned(self.spec, self.pair).pair.model_copy(update=_paths(self.spec.pair, self.pair))
         return resolve_pair(
-            spec, trust_remote_code=self.spec.trust_remote_code, say=lambda _: None, own_scorer=self.own_scorer
+            spec,
+            trust_remote_code=self.spec.trust_remote_code,
+            say=lambda _: None,
+            own_scorer=self.own_scorer,
+            with_reward=self.pair.reward_model is not None,
         )
 
     def _checkpoints(self, pair: Pair) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
-        reward = open_checkpoint(pair.reward_model.path, role="reward model") if self.own_scorer else None
+        judge = pair.reward_model if self.own_scorer else None
+        reward = None if judge is None else open_checkpoint(judge.path, role="reward model")
         return open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft"), reward
 
 

@@ -40,7 +40,7 @@ def start_scorer(
         RewardError: it cannot be loaded.
         EngineError: the engine that serves it does not start.
     """
-    path = pair.reward_model.path
+    path = pair.reward_source.path
     if spec.reward.backend == "vllm":
         from expo_search.session.reward_engine import start_reward_engine
 

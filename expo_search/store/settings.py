@@ -14,7 +14,7 @@ from expo_search.errors import SettingsChanged
 
 Value = str | int | float | bool | list[Any] | None  # of one setting, as JSON has it
 # of studies that are older than the setting, but have others of its table: what there was then
-_BEFORE: dict[str, Value] = {"engine.batch_invariant": False, "reward.backend": "transformers"}
+_BEFORE: dict[str, Value] = {"engine.batch_invariant": False, "reward.backend": "transformers", "reward.scorer": ""}
 
 
 class _Table(BaseModel):
@@ -56,12 +56,13 @@ class PromptsSettings(_Table):
 
 
 class RewardSettings(_Table):
-    """How answers are rated; hash of the reward model's chat template."""
+    """How answers are rated; hash of the reward model's chat template. `scorer`: what rates in its place, or ""."""
 
     backend: str = ""
     max_tokens: int = 0
     arithmetic: str = ""
     chat_template: str = ""
+    scorer: str = ""
 
 
 class EngineSettings(_Table):

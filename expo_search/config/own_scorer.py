@@ -1,0 +1,68 @@
+"""How a study names a scorer of its own: `module:function`, `FILE.py:function`, or a command with its arguments.
+
+What looks like a function is one; anything else is a command, whose words are told apart as a shell does. No shell runs
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from expo_search.errors import StudyError
+
+FORMS = "module:function, FILE.py:function or a command"
+
+
+def function_of(named: str) -> tuple[str, str] | None:
+    """(module or file, function); None: it is a command."""
+    home, colon, name = named.rpartition(":")
+    is_home = home.endswith(".py") or all(part.isidentifier() for part in home.split("."))
+    return (home, name) if colon and name.isidentifier() and is_home else None
+
+
+def words_of(command: str) -> list[str]:
+    """Program and arguments of a command.
+
+    Raises:
+        StudyError: a quotation mark that is not closed.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as fault:
+        raise StudyError(
+            where=f"scorer {command}", found=str(fault).lower(), expected=FORMS, do="see to its quotation marks"
+        ) from None
+
+
+def beside(named: str, folder: Path) -> str:
+    """A study file's scorer, with those files that lie in its `folder` named as they lie from the working folder."""
+    function = function_of(named)
+    if function is not None:
+        home, name = function
+        return f"{os.path.normpath(folder / home)}:{name}" if home.endswith(".py") else named
+    words = words_of(named)
+    # a program without a slash is looked for on PATH, as in a shell
+    placed = [_placed(word, folder) if i or "/" in word else word for i, word in enumerate(words)]
+    return named if placed == words else shlex.join(placed)
+
+
+def _placed(word: str, folder: Path) -> str:
+    try:
+        is_there = (folder / word).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    path = os.path.normpath(folder / word) if is_there else word
+    return path if "/" in path or not is_there else f"./{path}"
+
+
+def shortened(named: str) -> str:
+    """Without the folders of this machine: files are named `./NAME`."""
+    function = function_of(named)
+    if function is not None:
+        home, name = function
+        return f"./{Path(home).name}:{name}" if home.endswith(".py") else named
+    words = words_of(named)
+    short = [f"./{Path(word).name}" if "/" in word and Path(word).is_file() else word for word in words]
+    return named if short == words else shlex.join(short)
