@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE, DEFAULT_TRIALS
-from expo_search.contracts import Model, Prompt, Scorer
+from expo_search.contracts import Model, Part, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
 from expo_search.text import storable
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from expo_search.config.spec import StudySpec
     from expo_search.evaluation.compare import Comparison
     from expo_search.evaluation.result import Evaluation
+    from expo_search.evaluation.second_judge import Check
     from expo_search.results.dashboard_updates import DashboardUpdates
     from expo_search.results.study_results import StudyResult
     from expo_search.search.budget import Budget
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from expo_search.session.benchmarks import Benchmarks
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
+    from expo_search.session.second_judge import Judge
     from expo_search.store.study_store import Store
 
 
@@ -135,6 +137,7 @@ class Session:
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         self._own_model = model is None
+        self._judge: Judge | None = None
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self._artifacts = self._checked_place(artifacts)
@@ -343,7 +346,8 @@ class Session:
             stop: as in `search`.
 
         Returns:
-            What was measured, which is kept with the study; None: it was asked to stop before the end.
+            What was measured, which is kept with the study; None: it was asked to stop before the end. On prompts on
+            which that trial is confirmed already, what is kept; nothing is started then.
 
         Raises:
             StudyError: no trial to confirm.
@@ -355,6 +359,10 @@ class Session:
         fresh = self.checked.confirm_prompts(n_prompts)
         if trial is None:
             trial = self._recommended()
+        there = self.confirmed(trial, n_prompts)
+        if there is not None:
+            self.say(f"study {self.name}: alpha = {trial.alpha:.4g} is confirmed on these {there.n} fresh prompts")
+            return there
         self.start()
         store = self.running.store
         self.say(f"confirming alpha = {trial.alpha:.4g} on {len(fresh)} fresh prompts")
@@ -367,13 +375,83 @@ class Session:
             self._dashboard().refresh()
         return measured
 
-    def unconfirmed(self, n_prompts: int) -> Evaluation | None:
-        """The recommended trial, unless it is confirmed on these n_prompts fresh prompts already."""
+    def confirmed(self, trial: Evaluation, n_prompts: int | None = None) -> Confirmation | None:
+        """A trial's confirmation on these fresh prompts; None: there is none on just these. Starts nothing."""
         from expo_search.inputs.prompts import prompts_hash
 
-        verdict = self.result().verdict
+        there = self.result().confirmations.get(trial.trial)
         fresh = prompts_hash(self.checked.confirm_prompts(n_prompts))
-        return None if verdict.confirmed is not None and verdict.confirmed.prompts == fresh else verdict.best
+        return there if there is not None and there.prompts == fresh else None
+
+    def unconfirmed(self, n_prompts: int) -> Evaluation | None:
+        """The recommended trial, unless it is confirmed on these n_prompts fresh prompts already."""
+        best = self.result().verdict.best
+        return None if best is None or self.confirmed(best, n_prompts) is not None else best
+
+    def find_judge(self, model: str | None = None, *, scorer: Scorer | None = None) -> str | None:
+        """Find a second judge for `check`, and see that it can be one; its name, or None where none is asked for.
+
+        Call it before anything is started: the memory is then planned so that it has room.
+
+        Args:
+            model: a reward model, a folder or Hub id; the one that the spec names, by default.
+            scorer: rates in its place, as that of `open_session`; `model` is then a name for it.
+
+        Raises:
+            ExpoError: it is not there, is no whole reward model, or is the one that the search uses; no room for it.
+        """
+        from expo_search.session.second_judge import find_judge
+
+        with self.working("checking the second judge"):
+            self._judge, checked = find_judge(self.checked, model, scorer, self.say)
+        self.checked = self.running.checked = checked
+        return None if self._judge is None else self._judge.name
+
+    def check(self, trial: Evaluation | None = None, *, stop: Callable[[], bool] = lambda: False) -> Check | None:
+        """Have the second judge (`find_judge`) rate a trial's stored answers and those at alpha = 0, and compare.
+
+        They are those of the trial's confirmation where it has one, else those of the search. No engine is started and
+        no token generated, and what is rated already is not rated again.
+
+        Args:
+            trial: the recommended one by default.
+            stop: asked after each block of answers; what is rated by then is kept.
+
+        Returns:
+            What is then kept with the study; None: no judge was found, no alpha is recommended, or it was stopped.
+
+        Raises:
+            RewardError: the judge cannot be loaded, or gives a reward that is not finite.
+            StoreError: another process holds the study, and something is to be rated.
+        """
+        from expo_search.evaluation.second_judge import is_rated, read_check
+        from expo_search.session.running import pin
+        from expo_search.session.second_judge import judge_answers
+        from expo_search.store.study_store import Store
+
+        result, judge = self.result(), self._judge
+        trial = trial or result.verdict.recommended
+        if judge is None:
+            return None
+        if trial is None:
+            self.say(f"study {self.name}: no alpha that is better than 0, so nothing to check with {judge.name}")
+            return None
+        fresh = result.confirmations.get(trial.trial)
+        part: Part = "search" if fresh is None else "confirm"
+        n = trial.gain.n if fresh is None else fresh.n
+        opened = vars(self.running).get("store")  # with an engine, where one was started
+        store = opened or Store(self.checked.storage, self.name, say=self.say)
+        try:
+            if not is_rated(store, judge.key, trial.trial, part, n):
+                with store.owned(), self.working(f"{judge.name} rates stored answers") as doing:
+                    pin(store, self.checked)  # which names the judge
+                    if not judge_answers(self.running, store, judge, trial.trial, part, n, doing, stop):
+                        return None
+                self._dashboard(store).refresh()
+            return read_check(store, judge.key, trial.trial, trial.alpha, part, n, self.spec.search.objective)
+        finally:
+            if opened is None:
+                store.close()
 
     def shape(
         self,
@@ -669,12 +747,12 @@ class Session:
         check_place(place)
         return place
 
-    def _dashboard(self) -> DashboardUpdates:
+    def _dashboard(self, store: Store | None = None) -> DashboardUpdates:
         from expo_search.results.artifacts import default_place
         from expo_search.results.dashboard_updates import DashboardUpdates
         from expo_search.store.attributes import StudyAttributes
 
-        store = self.running.store
+        store = store or self.running.store
         store.keep(StudyAttributes(artifacts=self._artifacts))
         return DashboardUpdates(store, store.attributes.artifacts or default_place(store.url), self.say)
 

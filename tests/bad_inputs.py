@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from twins import edit, make_reward_model, make_tokenizer
+from twins import drop, edit, make_reward_model, make_tokenizer
 
 from expo_search.bench import alpaca_judge, harness_package
 from expo_search.config.options import overrides
@@ -113,6 +113,11 @@ def other_shape(folder: Path, _: pytest.MonkeyPatch) -> None:
 def two_labels(folder: Path, _: pytest.MonkeyPatch) -> None:
     shutil.rmtree(folder / "reward")
     make_reward_model(folder / "reward", labels=2)
+
+
+def headless_judge(folder: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "reward", folder / "judge")
+    drop(folder / "judge", "score.weight")
 
 
 def template(text: str | None) -> Spoil:
@@ -464,6 +469,14 @@ CASES = [
     Case("a page in place of a pipe", ["report", "mine", "--out", "pipe", "--force"],
          ["--out pipe: something that is no file"], pipe),
     Case("the same checkpoint twice", search(sft="aligned"), ["aligned and sft hold the same weights"]),
+    Case("a second judge that is the search's own", search(check_reward_model="./reward/"),
+         ["--check-reward-model ./reward/: the reward model that the search uses", "expected another one"]),
+    Case("a second judge that is a language model", search(check_reward_model="aligned"),
+         ["reward model", "LlamaForCausalLM, a language model: it has no score head"]),
+    Case("a second judge without its score head", search(check_reward_model="judge"),
+         ["judge: no weights for score.weight"], headless_judge),
+    Case("a second judge that is not there", search(check_reward_model="./judge"),
+         ["check reward model ./judge: no such folder"]),
     # the machine
     Case("sources on a GPU that is not there", search(sources="gpu"), ["--sources gpu: no GPU"], small_memory),
     Case("a pair that does not fit in memory", search(arithmetic="bfloat16"), ["1.0 GiB free", "sources"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twins import make_pair, make_reward_model, write_prompts
+from twins import edit, make_pair, make_reward_model, write_prompts
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.engine.model import VllmModel
@@ -125,3 +125,22 @@ def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[s
     # what is confirmed already needs no engine
     _, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--confirm", "4")
     assert "starting vLLM" not in err
+
+
+def test_a_second_judge_rates_stored_answers_without_an_engine(home: Path, searched: dict[str, Any]) -> None:
+    make_reward_model(home / "judge")
+    edit(home / "judge", lambda name, t: -t if "score" in name else t)
+    whole, judge = ["--storage", "sqlite:///whole.db"], ["--check-reward-model", "judge"]
+    out, err = run(home, "confirm", *whole, *judge, "--json")
+    assert "starting vLLM" not in err, "they are answered by now"
+    confirmed = json.loads(out)
+    # the judge is the study's reward model with its head turned round
+    assert confirmed["check"]["gain"] == pytest.approx(-confirmed["difference"], abs=1e-6)
+    assert (confirmed["check"]["judge"], confirmed["check"]["prompts"], confirmed["check"]["n"]) == (
+        "judge",
+        "fresh",
+        4,
+    )
+    again, err = run(home, "confirm", *whole, "--json")
+    assert "starting vLLM" not in err, "what is kept is printed"
+    assert json.loads(again) == confirmed, "the study has kept its judge"

@@ -170,6 +170,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     if as_json:
         numbers = summary(result.name, known, verdict, result.bench, result.remarks)
         numbers["confirmations"] = [confirmation_json(c) for c in result.confirmations.values()]
+        numbers["checks"] = [check.as_json() for check in result.checks]
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
     table = terminal.trial_table(known, verdict, console.width, result.standing.left)
@@ -184,6 +185,8 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     for confirmation in result.confirmations.values():
         if confirmation is not verdict.confirmed:  # of another alpha than the verdict's
             print_prose(console, f"Confirmed too: {confirmation_sentence(confirmation)}")
+    for sentence in result.other_checks:
+        print_prose(console, sentence)
     print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
     console.print("\nNext:")

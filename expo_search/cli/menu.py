@@ -76,12 +76,16 @@ class Menu:
         yield _Choice("report", lambda: self._report(result))
 
     def _confirm(self) -> None:
+        from expo_search.results.second_judge import check_sentence
         from expo_search.results.verdict import confirmation_sentence
 
         with stop_on_signals(self._session.say) as stop:
             confirmation = self._session.confirm(stop=stop)
+            check = None if confirmation is None else self._session.check(stop=stop)
         if confirmation is not None:
             print_prose(self._out, confirmation_sentence(confirmation), style="bold")
+        if check is not None:
+            print_prose(self._out, check_sentence(check))
 
     def _compare(self, alpha: float) -> None:
         checked = self._session.checked

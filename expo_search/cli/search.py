@@ -258,6 +258,7 @@ def _forecast(
             session.checked.confirm_prompts(n_confirm, "--confirm")
         if bench is not None:
             session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
+        session.find_judge()
         expected = forecast(session.checked, n_trials)
         if as_json:
             plan = session.checked.memory
@@ -297,6 +298,7 @@ def _search(
                 session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts
             if bench is not None:
                 session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
+            session.find_judge()
             if budget is not None:
                 reserve = n_confirm or min(session.n_fresh(), len(session.checked.search_prompts) // 2)
                 budget = replace(budget, n_confirm=reserve)
@@ -305,6 +307,8 @@ def _search(
                 session.search(n_trials, budget=budget)  # says why there is nothing left to do
                 with stop_on_signals(session.say) as stop:
                     _bench(session, bench, stop)
+                    if not stop():
+                        session.check(stop=stop)
                     stopped = stop()
             else:
                 session.start()
@@ -316,6 +320,8 @@ def _search(
                     wanted = None if stop() else _to_confirm(session, n_confirm, budget)
                     if wanted is not None:
                         session.confirm(*wanted, stop=stop)
+                    if not stop():
+                        session.check(stop=stop)
                     stopped = stop()
             tracking.update(session.result)
             asks = not stopped and is_wanted(out, no_menu=no_menu, quiet=quiet, as_json=as_json)
@@ -355,6 +361,10 @@ def confirm_winner(
     study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
     n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
+    check_reward_model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_ID", help="A reward model that the search never used rates the same answers."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     engines: Engines = None,
     ray_address: RayAddress = None,
@@ -364,6 +374,7 @@ def confirm_winner(
     as_json: Json = False,
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
+    from expo_search.results.second_judge import check_sentence
     from expo_search.results.summary_json import confirmation_json
     from expo_search.results.verdict import confirmation_sentence, trial_at
 
@@ -382,14 +393,21 @@ def confirm_winner(
         )
         with session:
             winner = trial_at(session.result().evaluations, alpha, name)
-            session.checked.confirm_prompts(n_prompts)
-            session.start()
+            is_there = session.confirmed(winner, n_prompts) is not None
+            judge, check = session.find_judge(check_reward_model), None
+            if not is_there:
+                session.start()
             with stop_on_signals(session.say) as stop:
                 confirmation = session.confirm(winner, n_prompts, stop=stop)
-        if confirmation is None:
+                if confirmation is not None and not stop():
+                    check = session.check(winner, stop=stop)
+        if confirmation is None or (judge is not None and check is None):
             session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)
         if as_json:
-            out.print(Text(json.dumps(confirmation_json(confirmation), indent=2)), soft_wrap=True)
-        else:
-            print_prose(out, confirmation_sentence(confirmation), style="bold")
+            told = confirmation_json(confirmation) | ({} if check is None else {"check": check.as_json()})
+            out.print(Text(json.dumps(told, indent=2)), soft_wrap=True)
+            return
+        print_prose(out, confirmation_sentence(confirmation), style="bold")
+        if check is not None:
+            print_prose(out, check_sentence(check))

@@ -59,6 +59,7 @@ OPTIONS = (
         "reward", "scorer", str, "In the place of a reward model: module:function, FILE.py:function or a command.",
         "SCORER", panel="Pair",
     ),
+    Option("pair", "check_reward_model", str, "Another reward model, which judges the winner at the end.", _MODEL),
     Option("prompts", "source", str, "JSONL or Parquet file, or Hub data set.", "FILE_OR_DATASET", "prompts"),
     Option("prompts", "n", int, "Prompts of the search.", None, "n_prompts"),
     Option("sampling", "max_tokens", int, "New tokens of an answer at most."),

@@ -18,7 +18,8 @@ from expo_search.config.own_scorer import beside
 from expo_search.config.spec import StudySpec, check_consent, check_spec
 from expo_search.errors import StudyError
 
-_PATHS = {"pair": ("aligned", "sft", "adapter", "reward_model"), "prompts": ("source",)}  # settings that may be one
+_MODELS = ("aligned", "sft", "adapter", "reward_model", "check_reward_model")
+_PATHS = {"pair": _MODELS, "prompts": ("source",)}  # settings that may be one
 
 
 def studies_folder() -> Path:

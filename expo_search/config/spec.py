@@ -65,6 +65,7 @@ class PairSpec(_Table):
     Attributes:
         adapter: a LoRA adapter in PEFT's format; the aligned model is then `aligned` with it merged in, and sft, if it
             is not given, is `aligned` without it.
+        check_reward_model: a second judge, which rates the winner's answers at the end; the search never uses it.
         stop_token_ids, stop_strings: ends of an answer beyond what the checkpoint's generation config names.
         chat_template: a Jinja template for an aligned checkpoint that brings none.
         max_model_len: cap of the context, in tokens.
@@ -78,6 +79,8 @@ class PairSpec(_Table):
     sft_revision: str | None = None
     reward_model: str | None = None
     reward_revision: str | None = None
+    check_reward_model: str | None = None
+    check_reward_revision: str | None = None
     parts: PartsSpec | None = None
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()

@@ -148,6 +148,15 @@ def load_classifier(path: Path, *, trust_remote_code: bool, **options: Any) -> A
     return model
 
 
+def check_whole(path: Path, *, trust_remote_code: bool) -> None:
+    """Check that a folder holds a whole reward model, by its config and the names of its weights; reads no weight.
+
+    Raises:
+        RewardError: as `load_classifier`.
+    """
+    load_classifier(path, trust_remote_code=trust_remote_code, device_map="meta")
+
+
 def _refuse_random_weights(path: Path, loading: dict[str, Any]) -> None:
     """Refuse a file without all weights: transformers would make up the rest at random, such as a missing head."""
     lacking = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})

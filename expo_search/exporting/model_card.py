@@ -17,6 +17,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
 from expo_search.results.bench_table import bench_rows
+from expo_search.results.second_judge import check_sentence
 from expo_search.text import markdown, one_line
 from expo_search.version import __version__
 
@@ -148,6 +149,7 @@ def _why(origin: Origin) -> str:
             f"{origin.verdict.alpha:.4g}: gain {e.gain.mean:+.4f} against alpha = 0, 95 % interval "
             f"[{e.gain.low:+.4f}, {e.gain.high:+.4f}] of this alpha alone, on {n} prompts.{shown}"
         )
+    lines += [markdown(check_sentence(check)) for check in origin.checks]
     if e.broken:
         lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")
     if e.stopped_early:
@@ -202,6 +204,14 @@ def _not_verified(origin: Origin) -> str:
 def _limits(origin: Origin) -> str:
     stops = origin.spec.pair.stop_strings
     points = [
+        *(
+            [
+                "The gain is **likely the search's own reward model's alone**: another one, which the search never "
+                "used, does not see it."
+            ]
+            if any(check.is_over_optimised for check in origin.checks)
+            else []
+        ),
         "A reward model's mean is not quality: reward models like long answers, and answers grow with alpha. Compare "
         "lengths and cut-off shares above.",
         "Only what the prompts ask for"

@@ -22,6 +22,7 @@ from expo_search.config.own_scorer import shortened
 from expo_search.config.spec import Finite, RewardSpec, StudySpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
+from expo_search.evaluation.second_judge import Check
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import LOCAL, Pair, Source
 from expo_search.results.summary_json import as_json, confirmation_json
@@ -52,6 +53,7 @@ class Origin:
         storage: URL of the study's database.
         bench: what the study's alphas do on tasks that no reward model sees.
         filters: of mergekit, for an alpha with a shape: parts of weights' names, with their factor of alpha.
+        checks: what second judges make of the trial.
         shape_sentence: what is known of the shape against the one alpha; empty without a shape.
     """
 
@@ -74,6 +76,7 @@ class Origin:
     bench: BenchResult = field(default_factory=BenchResult)
     filters: Sequence[tuple[str, float]] = ()
     shape_sentence: str = ""
+    checks: Sequence[Check] = ()
 
     @property
     def shape(self) -> Shape | None:
@@ -138,12 +141,13 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "study": origin.study,
         "verdict": {"word": origin.verdict.word, "sentence": origin.verdict.sentence()},
         "confirmation": confirmed and confirmation_json(confirmed),
+        "checks": [check.as_json() for check in origin.checks],
         "trial": origin.trial and as_json(origin.trial),
         "control": as_json(origin.control),
         "bench": [c.as_json() for c in origin.compared],
         "answers": {"trial": _answers(origin.answers), "control": _answers(origin.control_answers)},
         "settings": origin.settings.flat(),
-        "spec": pinned(origin.spec, origin.pair).model_dump(mode="json"),
+        "spec": _without_judge(pinned(origin.spec, origin.pair)).model_dump(mode="json"),
         "evaluated_on": dict(origin.evaluated_on),
         "commands": {"export": origin.command} | ({"evaluate again": again} if origin.trial else {}),
     }
@@ -260,6 +264,12 @@ def _faults(faults: ValidationError) -> str:
             message = error["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
             texts.append(f"{place}: {message} (found {reprlib.repr(error['input'])})")
     return "; ".join(texts[:_FAULTS_MAX]) + ("; ..." if len(texts) > _FAULTS_MAX else "")
+
+
+def _without_judge(spec: StudySpec) -> StudySpec:
+    """A spec without the second judge, which has no part in the weights and their evaluation."""
+    none = {"check_reward_model": None, "check_reward_revision": None}
+    return spec.model_copy(update={"pair": spec.pair.model_copy(update=none)})
 
 
 def text_hash(text: str) -> str:

@@ -30,6 +30,7 @@ from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses, that_may_win
+from expo_search.results.second_judge import read_checks
 from expo_search.results.shapes import shape_sentence
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
 from expo_search.search.confirm import confirmations
@@ -139,7 +140,9 @@ def _origin(
     finished = evaluations(store.study)
     bench = read_bench(BenchStore(store))
     able = that_may_win(finished, losses(bench, spec.guardrails.bench))
-    judged = verdict(able, confirmations(store), search=spec.search)
+    confirmed = confirmations(store)
+    judged = verdict(able, confirmed, search=spec.search)
+    checks = read_checks(store, finished, confirmed, judged.objective)
     alpha, trial = _choose(finished, judged, wanted, name)
     found = _shapes(storage, name, wanted, judged, spec)
     if found is not None and found.best is not None:
@@ -181,6 +184,7 @@ def _origin(
         bench=bench,
         filters=[] if shape is None else shape.filters(aligned.tensors),
         shape_sentence="" if found is None else shape_sentence(found),
+        checks=[c for c in checks if found is None and trial is not None and c.trial == trial.trial],
     )
     store.close()
     if answers is not store:

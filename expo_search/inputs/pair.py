@@ -63,6 +63,13 @@ def resolve_pair(
     return Pair(aligned or parts.aligned, sft or parts.sft, rated_by)
 
 
+def resolve_check_model(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
+    """Find or fetch the second judge that a spec names. Raises as `resolve_pair`."""
+    assert spec.check_reward_model is not None
+    id, revision = spec.check_reward_model, spec.check_reward_revision
+    return _resolve(id, revision, "check reward model", trust_remote_code, say)
+
+
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     """A spec that names the exact Hub revisions of a resolved pair, since a branch may move later."""
     sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}

@@ -48,3 +48,4 @@ class Pair:
 
 # roles whose code is run if it is trusted -> the setting of their revision; of the others only tensors are read
 CODE_REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}
+CODE_REVISIONS |= {"check reward model": "check_reward_revision"}

@@ -137,7 +137,7 @@ def _page(store: Store) -> Iterator[str]:
         style=_asset("report.css"),
         script=script,
         verdict=" ".join([verdict.sentence(), *study.remarks]),
-        confirmations=[confirmation_sentence(c) for c in study.confirmations.values()],
+        confirmations=[*(confirmation_sentence(c) for c in study.confirmations.values()), *study.other_checks],
         curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
         trials=trial_table(known, verdict),
         legend=legend(known, verdict),

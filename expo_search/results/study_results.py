@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from expo_search.bench.result import BenchResult, read_bench
 from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation
+from expo_search.evaluation.second_judge import Check
 from expo_search.results.bench_guardrails import losses, sentences, that_may_win
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import go_on, search_again
+from expo_search.results.second_judge import check_sentence, read_checks
 from expo_search.results.terminal import cells
 from expo_search.results.trials_csv import trial_row
 from expo_search.results.verdict import Verdict, verdict
@@ -42,6 +44,7 @@ class StudyResult:
         bench: what its alphas do on tasks that no reward model sees.
         limits: how much of a task's mean an alpha may lose (`[guardrails.bench]`); one that is shown to lose more is in
             no verdict.
+        checks: what second judges make of its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
     """
@@ -56,14 +59,25 @@ class StudyResult:
     standing: Standing = field(default_factory=Standing)
     goes_on: str = ""
     scorer: str = ""
+    checks: Sequence[Check] = ()
 
     @property
     def remarks(self) -> list[str]:
-        """For people, beside the verdict: how far an unfinished search is, what rates, what a benchmark rules out."""
+        """For people, beside the verdict.
+
+        What second judges make of its alpha, how far an unfinished search is, what rates, what a benchmark rules out.
+        """
+        checked = [check_sentence(c) for c in self.checks if self.best is not None and c.trial == self.best.trial]
         unfinished = self.standing.sentence(self.goes_on)
         rated = f"Rated by the scorer {self.scorer}." if self.scorer else ""
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
-        return [*filter(None, [unfinished, rated]), *ruled_out]
+        return [*checked, *filter(None, [unfinished, rated]), *ruled_out]
+
+    @property
+    def other_checks(self) -> list[str]:
+        """For people, what second judges make of other trials than the verdict's."""
+        others = [c for c in self.checks if self.best is None or c.trial != self.best.trial]
+        return [f"alpha = {c.alpha:.4g}: {check_sentence(c)}" for c in others]
 
     @property
     def best(self) -> Evaluation | None:
@@ -118,7 +132,8 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted)
     judged = replace(judged, again=again)
     scorer = "" if kept.settings is None else kept.settings.reward.scorer
-    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer)
+    checks = read_checks(store, known, confirmed, judged.objective)
+    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks)
 
 
 def bench_limits(spec: Mapping[str, Any] | None) -> Mapping[str, float]:

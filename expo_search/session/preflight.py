@@ -58,6 +58,7 @@ class Checked:
         fits: whether a prompt leaves room for a whole answer in the context.
         plan_again: the memory plan anew, with what is free when it is called.
         memory, plan_again, dtypes: of an engine of ours; None where another model answers.
+        work: what an engine answers of a trial.
         sites, recipe: where many engines run, and how they are started; None where one runs in this process.
         scorer: what the study names in the place of a reward model, imported and tried out.
     """
@@ -76,6 +77,7 @@ class Checked:
     sites: Sites | None = None
     recipe: SiteRecipe | None = None
     scorer: OwnScorer | None = None
+    work: Workload | None = None
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
@@ -183,7 +185,7 @@ def check(
     if memory is not None:
         say(memory.sentence())
     return Checked(
-        spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe, scorer
+        spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe, scorer, work
     )
 
 

@@ -138,6 +138,15 @@ class Running:
             n_parallel=1 if sites is None else sites.n_parallel,
         )
 
+    def let_scorer_go(self) -> None:
+        """Free the reward model, and many engines, each of which has one; they start again where next asked for."""
+        started = vars(self)
+        started.pop("scorer", None)
+        for name in ("_own_scorer", "pool"):
+            part = started.pop(name, None)
+            if part is not None:
+                part.close()
+
     def close(self) -> None:
         """Stop our engine, let go of reward model and database."""
         started = vars(self)

@@ -103,15 +103,22 @@ def _reward_settings(
 ) -> Settings:
     if scorer is not None or pair.reward_model is None:
         return Settings(reward=RewardSettings(scorer=scorer or f"{spec.reward.scorer}@{PLUG_IN}"))
+    return reward_settings(spec, pair.reward_model, reward, dtypes, template)
+
+
+def reward_settings(
+    spec: StudySpec, source: Source, reward: Checkpoint | None, dtypes: Dtypes | None, template: object
+) -> Settings:
+    """What identifies the rewards of a reward model. `reward`: its checkpoint, None where the caller's scorer rates."""
     if reward is None:
-        return Settings(pair=PairSettings(reward_model=_name(pair.reward_model)), reward=RewardSettings(scorer=""))
+        return Settings(pair=PairSettings(reward_model=_name(source)), reward=RewardSettings(scorer=""))
     kept = RewardSettings(
         backend=spec.reward.backend, max_tokens=spec.reward.max_tokens, chat_template=_hash(template), scorer=""
     )
     if dtypes is not None:
         kept = kept.model_copy(update={"arithmetic": dtypes.reward})
     return Settings(
-        pair=PairSettings(reward_model=_identity(pair.reward_model, reward)),
+        pair=PairSettings(reward_model=_identity(source, reward)),
         files=FilesSettings(reward_model=reward.sample_hash),
         reward=kept,
     )

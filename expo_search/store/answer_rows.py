@@ -20,7 +20,7 @@ from expo_search.store.database import store_faults
 from expo_search.store.lock import StudyLock
 from expo_search.store.recent import AnswerRow, Recent
 from expo_search.store.server import Patience
-from expo_search.store.tables import CompletionRow, PromptRow, SwitchRow
+from expo_search.store.tables import CheckRewardRow, CompletionRow, PromptRow, SwitchRow
 from expo_search.text import storable
 
 T = TypeVar("T")
@@ -204,7 +204,7 @@ class AnswerTables:
         """Forget a part's prompts and answers (another confirmation, with other prompts)."""
 
         def forget(session: Session) -> None:
-            for table in (PromptRow, CompletionRow, SwitchRow):
+            for table in (PromptRow, CompletionRow, SwitchRow, CheckRewardRow):
                 session.execute(sa.delete(table).where(table.study_id == self._study_id, table.part == part))
 
         self._write_now(forget)

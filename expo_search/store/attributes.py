@@ -32,6 +32,7 @@ class StudyAttributes:
         wanted: finished trials that the last search was asked for.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
         shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
+        judges: names of the second judges that have rated answers, by key (see `session/second_judge.py`).
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
 
@@ -42,6 +43,7 @@ class StudyAttributes:
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
     first_step: float | None = None
     shapes: Mapping[str, Any] | None = None
+    judges: Mapping[str, str] | None = None
     artifacts: str | None = None
     wanted: int | None = None
 

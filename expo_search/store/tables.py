@@ -53,6 +53,18 @@ class SwitchRow(Base):
     fingerprint: Mapped[str] = mapped_column(_TEXT)
 
 
+class CheckRewardRow(Base):
+    """The reward that a second judge gives a stored answer; `judge` is its key (see `session/second_judge.py`)."""
+
+    __tablename__ = "expo_check_rewards"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    judge: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    trial: Mapped[int] = mapped_column(primary_key=True)
+    part: Mapped[str] = mapped_column(sa.String(16), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    reward: Mapped[float] = mapped_column(sa.Double)
+
+
 class LockRow(Base):
     """Who searches in a study just now: one process writes (see `lock.py`)."""
 

@@ -1,0 +1,166 @@
+"""A second judge: found and checked before an engine starts, loaded once nothing else needs the memory, then asked.
+
+What it is asked are stored answers (`evaluation/second_judge.py`), so no token is generated and no engine started for
+it. One reward model is loaded at a time: the study's own is let go before, and loaded again where it is next needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
+from expo_search.contracts import Part, Scorer
+from expo_search.engine.needs import Needs
+from expo_search.errors import RewardError
+from expo_search.evaluation.reward_model import check_whole
+from expo_search.evaluation.second_judge import rate
+from expo_search.inputs.chat_template import load_tokenizer
+from expo_search.inputs.pair import resolve_check_model
+from expo_search.inputs.source import PLUG_IN, Source
+from expo_search.session.planning import plans
+from expo_search.session.preflight import Checked
+from expo_search.session.running import Running
+from expo_search.session.settings import reward_settings
+from expo_search.session.starting import start_scorer
+from expo_search.store.check_store import CheckStore
+from expo_search.store.study_store import Store
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A second judge that was found good.
+
+    Attributes:
+        key: of its rewards in the database: another one for other weights, template or arithmetic.
+        name: as people are told it: a Hub id, or a folder's last part.
+        source: its checkpoint, or what rates in its place.
+    """
+
+    key: str
+    name: str
+    source: Source | Scorer
+
+
+def find_judge(
+    checked: Checked,
+    model: str | None,
+    scorer: Scorer | None,
+    say: Callable[[str], None],
+) -> tuple[Judge | None, Checked]:
+    """The second judge that is asked for, or that the study's spec names; None where there is none.
+
+    Reads headers, config and tokenizer, no weights.
+
+    Args:
+        model: a folder or Hub id, in the place of the spec's. scorer: rates in its place; `model` is then its name.
+
+    Returns:
+        The judge, and the study with it: its spec names it, and the memory plan has room for it.
+
+    Raises:
+        ExpoError: a folder or repository that is not there, no scalar reward model, one without its score head; the
+            study's own; no room for it.
+    """
+    asked = (
+        checked.spec.pair
+        if model is None
+        else checked.spec.pair.model_copy(update={"check_reward_model": model, "check_reward_revision": None})
+    )
+    id = asked.check_reward_model
+    if id is None:
+        return None, checked
+    spec = checked.spec.model_copy(update={"pair": asked})
+    if id == spec.pair.reward_model and asked.check_reward_revision in (None, asked.reward_revision):
+        raise _own_again(id)
+    checked = replace(checked, spec=spec)
+    if scorer is not None:
+        key = hashlib.sha256(f"{id}@{PLUG_IN}".encode()).hexdigest()[:16]
+        return Judge(key, id, scorer), checked
+    trust = spec.trust_remote_code
+    source = resolve_check_model(asked, trust_remote_code=trust, say=say)
+    check_whole(source.path, trust_remote_code=trust)
+    checkpoint = open_checkpoint(source.path, role="check reward model")
+    own = _own_checkpoint(checked)
+    if own is not None and checkpoint.is_same_as(own):
+        raise _own_again(id)
+    template = load_tokenizer(str(source.path), trust_remote_code=trust).chat_template
+    made = reward_settings(spec, source, checkpoint, checked.dtypes, template).flat()
+    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    if source.on_hub:  # a branch may move
+        pair = asked.model_copy(update={"check_reward_revision": source.revision})
+        checked = replace(checked, spec=spec.model_copy(update={"pair": pair}))
+    judge = Judge(key, source.id if source.on_hub else source.path.name, source)
+    return judge, _with_room(checked, checkpoint, own, say)
+
+
+def _own_again(id: str) -> RewardError:
+    return RewardError(
+        where=f"--check-reward-model {id}",
+        found="the reward model that the search uses",
+        expected="another one, which the search never used",
+        do="give another reward model, or leave it out",
+    )
+
+
+def _own_checkpoint(checked: Checked) -> Checkpoint | None:
+    """The study's own reward model; None where a scorer rates in its place."""
+    source = checked.pair.reward_model
+    return None if source is None or source.revision == PLUG_IN else open_checkpoint(source.path, role="reward model")
+
+
+def _with_room(checked: Checked, judge: Checkpoint, reward: Checkpoint | None, say: Callable[[str], None]) -> Checked:
+    """The memory planned for the larger of the two reward models, of which one is loaded at a time.
+
+    Many engines are gone before the judge is loaded (`Running.let_scorer_go`), so their plan stays.
+    """
+    spec, dtypes, work = checked.spec, checked.dtypes, checked.work
+    if checked.memory is None or checked.sites is not None or dtypes is None or work is None:
+        return checked
+    pair = checked.pair
+    aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
+    needs, own = (Needs.of(aligned, sft, model, dtypes, spec.reward) for model in (judge, reward))
+    if needs.reward_model + needs.reward_activations <= own.reward_model + own.reward_activations:
+        return checked
+    memory, again = plans(needs, spec, judge, work)
+    say(f"{memory.sentence()} (the second judge is the larger reward model)")
+    return replace(checked, memory=memory, plan_again=again)
+
+
+def judge_answers(
+    running: Running,
+    store: Store,
+    judge: Judge,
+    trial: int,
+    part: Part,
+    n: int,
+    doing: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Load the judge, have it rate what it has not of a trial and of alpha = 0, and keep it; whether it got to the end.
+
+    `doing`: gets a line on what is done.
+
+    Raises:
+        RewardError: it cannot be loaded, or a reward that is not finite. What was rated before is kept.
+    """
+    CheckStore(store).name(judge.key, judge.name)
+    scored = 0
+
+    def on_scored(more: int) -> None:
+        nonlocal scored
+        scored += more
+        doing(f"{judge.name} rates stored answers: {scored}")
+
+    if not isinstance(judge.source, Source):
+        return rate(store, judge.key, judge.source, trial, part, n, on_scored, stop)
+    running.let_scorer_go()
+    doing(f"loading {judge.name}")
+    checked = running.checked
+    scorer = start_scorer(checked.spec, replace(checked.pair, reward_model=judge.source), checked.memory, None)
+    try:
+        return rate(store, judge.key, scorer, trial, part, n, on_scored, stop)
+    finally:
+        scorer.close()
