@@ -525,6 +525,7 @@ class Session:
                 stop=stop,
             )
             found = read_shapes(store, objective_kind)
+            self._dashboard().refresh()
             if stop() or fresh is None or found.best is None or found.is_confirmed_on(len(fresh)):
                 return found
             self.say(f"confirming the best shape on {len(fresh)} fresh prompts")
@@ -533,6 +534,7 @@ class Session:
                 confirm_shape(store, running.store, confirming, found.best, fresh, stop, self._engine_failed)
             except Stopped:
                 return found
+            self._dashboard().refresh()
             return read_shapes(store, objective_kind)
 
     def compare(self, alphas: Sequence[float], prompts: Sequence[str | Prompt]) -> Comparison:

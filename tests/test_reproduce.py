@@ -21,6 +21,7 @@ from test_build import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import edit, make_pair, make_reward_model, write_prompts
 
+from expo_search.api import open_session
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.engine.start import ModelSpec
@@ -31,11 +32,14 @@ from expo_search.exporting.reproduce import Reproduction, check_n_prompts, repro
 from expo_search.exporting.study import Wanted, export_study
 from expo_search.exporting.verify import engine_dtype, verify
 from expo_search.inputs.chat_template import encode_chat
+from expo_search.search.confirm import Confirmation
 from expo_search.search.loop import evaluations, search
 from expo_search.session.preflight import check
 from expo_search.session.running import start
 from expo_search.stats.paired import Estimate
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.study_store import Store
+from expo_search.weights.shape import Shape, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +187,34 @@ def test_on_a_terminal_no_library_speaks(exported: Path, tmp_path: Path) -> None
     assert "weights: the same" in shown
     # vLLM's, which a live line once let through, and Python's warnings
     assert not re.search(r"INFO|WARNING|vllm\.|nanobind|Warning:", shown), shown
+
+
+@pytest.mark.slow  # four engines
+def test_a_shape_is_searched_exported_verified_and_reproduced_to_the_bit(home: Path, tmp_path: Path) -> None:
+    spec, here = study_spec(home), f"sqlite:///{tmp_path / 'shapes.db'}"
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update={"racing": False})})
+    with open_session(spec, here, quiet=True) as session:
+        best = session.search(2).best
+        assert best is not None
+        # a random reward model sees no gain: a confirmation that was never made says that there is one
+        gain = Confirmation(best.trial, best.alpha, 0.5, 0.1, 6, "", 1.0, 0.5)
+        session.running.store.keep(StudyAttributes(confirmed={str(best.trial): gain.attributes()}))
+        found = next(s for n in range(1, 12) if (s := session.shape("depth", n)).best is not None)
+    assert found.best is not None
+    assert shape_of(found.best.alpha) is not None
+    said: list[str] = []
+    wanted = Wanted(tmp_path / "out", shape="depth", force=True, verify=True)
+    export_study(here, "tiny", wanted, said.append, lambda *_: None)
+    assert f"verified: fingerprint {found.best.fingerprint} and 8 of the trial's 18 answers, the same" in said
+    origin = read_provenance(tmp_path / "out")
+    assert Shape.from_json(origin["shape"]) == shape_of(found.best.alpha)
+    again = reproduce(origin, FakeWatcher(), lambda _: None, trust_remote_code=False)
+    assert (again.grade, again.n_same, again.n) == ("identical", 18, 18)
+    assert again.again.fingerprint == found.best.fingerprint
+    assert again.again.reward == found.best.reward
+    # a plain alpha of the same size makes other weights
+    plain = reproduce(origin | {"shape": None}, FakeWatcher(), lambda _: None, trust_remote_code=False, n_prompts=2)
+    assert plain.grade == "different"
 
 
 @pytest.mark.parametrize("n", [1, 10_000])

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from fakes import BEST, FakeLayeredModel, FakeModel, FakeScorer, Killed
+from optuna_dashboard import get_note
 from twins import write_prompts
+from typer.testing import CliRunner
 
 import expo_search as es
+from expo_search.cli.main import app
 from expo_search.errors import EngineDied, StudyError
+from expo_search.results.html_report import write_report
 from expo_search.results.shapes import shape_sentence, shapes_json
 from expo_search.search.shapes import UNIFORM, Shapes
 from expo_search.stats.paired import estimate
 from expo_search.store.database import study_names
 from expo_search.store.study_store import Store
+from expo_search.text import markdown_spans
 from expo_search.weights.shape import ShapedAlpha
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -89,8 +97,8 @@ def test_a_shape_that_gains_is_found_and_shown_on_fresh_prompts(
     new = model.asked[n_before:]
     assert len(set(new)) == len(new) == 9 * 32 + 3 * 16
     assert sum(not isinstance(alpha, ShapedAlpha) for alpha, _ in new) == 2 * 16
-    # the study that it starts from is as it was, and the only one that is listed
-    assert es.open_study(url, "mine") == before
+    # the study that it starts from is as it was but for naming this one, and the only one that is listed
+    assert replace(es.open_study(url, "mine"), shapes=()) == before
     assert study_names(url) == ["mine"]
     assert shape_sentence(found).startswith("Better than one alpha for all: depth (scale ")
     assert shapes_json(found)["confirmed"]["gain"] == found.confirmed.gain.mean
@@ -192,3 +200,57 @@ def test_without_a_winner_or_layers_it_is_refused_in_one_line(spec: es.StudySpec
         session.search(n_trials=1)
         with pytest.raises(StudyError, match="expected an alpha that is better than 0"):
             session.shape("depth")
+
+
+class TestBesideItsStudy:
+    """What a study says about the searches for a shape that start from it."""
+
+    @pytest.mark.parametrize(("bend", "word"), [(hill, "better"), (dale, "uniform is as good")])
+    def test_it_has_their_verdicts_in_show_json_report_and_note(
+        self, spec: es.StudySpec, url: str, model: FakeLayeredModel, bend: Bend, word: str, tmp_path: Path
+    ) -> None:
+        with opened(spec, url, model, bend) as session:
+            found = session.shape("depth", 6, 16)
+        told = f"An alpha for each weight (depth): {shape_sentence(found)}"
+        result = es.open_study(url, "mine")
+        assert (list(result.shapes), found.word) == ([found], word)
+        assert told in result.remarks
+        shown = CliRunner().invoke(app, ["show", "mine", "--storage", url])
+        assert " ".join(told.split()) in " ".join(shown.output.split())
+        step = "expo-search export mine --shape depth --out DIR"
+        assert (step in shown.output) == (word == "better")
+        numbers = json.loads(CliRunner().invoke(app, ["show", "mine", "--storage", url, "--json"]).output)
+        assert [s["verdict"] for s in numbers["shapes"]] == [{"word": word, "sentence": shape_sentence(found)}]
+        store = Store(url, "mine", read_only=True)
+        write_report(store, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert "An alpha for each weight</h2>" in page
+        assert page.count('<td data-head="over uniform">') == len(found.trials)
+        assert markdown_spans(told) in get_note(store.study)
+
+    def test_every_kind_is_named_once_however_often_it_goes_on(
+        self, spec: es.StudySpec, url: str, model: FakeLayeredModel
+    ) -> None:
+        with opened(spec, url, model) as session:
+            for kind, n in (("depth", 1), ("attn-mlp", 1), ("depth", 2)):
+                session.shape(kind, n)
+        assert [(s.beginning.kind, s.n_shapes) for s in es.open_study(url, "mine").shapes] == [
+            ("depth", 2), ("attn-mlp", 1),
+        ]  # fmt: skip
+
+    def test_one_that_is_no_more_is_left_out(self, spec: es.StudySpec, url: str, model: FakeLayeredModel) -> None:
+        with opened(spec, url, model) as session:
+            found = session.shape("depth", 1)
+        optuna.delete_study(study_name=found.beginning.name, storage=url)
+        assert list(es.open_study(url, "mine").shapes) == []
+
+    def test_one_from_an_earlier_winner_is_in_json_and_the_report_and_not_beside_the_verdict(
+        self, spec: es.StudySpec, url: str, model: FakeLayeredModel
+    ) -> None:
+        with opened(spec, url, model) as session:
+            found = session.shape("depth", 1)
+        result = es.open_study(url, "mine")
+        assert len(result.remarks) == 1
+        other = next(e for e in result.evaluations if e.trial not in (0, found.beginning.trial))
+        later = replace(result, verdict=replace(result.verdict, best=other))
+        assert (later.remarks, later.better_shapes) == ([], [])

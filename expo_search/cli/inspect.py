@@ -162,7 +162,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     from expo_search.results import terminal
     from expo_search.results.curve.terminal import terminal_curve
     from expo_search.results.legend import legend
-    from expo_search.results.next_commands import next_steps
+    from expo_search.results.shapes import shapes_json
     from expo_search.results.summary_json import confirmation_json, summary
     from expo_search.results.verdict import confirmation_sentence
 
@@ -171,6 +171,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         numbers = summary(result.name, known, verdict, result.bench, result.remarks)
         numbers["confirmations"] = [confirmation_json(c) for c in result.confirmations.values()]
         numbers["checks"] = [check.as_json() for check in result.checks]
+        numbers["shapes"] = [shapes_json(shapes) for shapes in result.shapes]
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
     table = terminal.trial_table(known, verdict, console.width, result.standing.left)
@@ -190,5 +191,4 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
     console.print("\nNext:")
-    has = {"has_bench": bool(result.bench.tasks), "has_scorer": bool(result.scorer)}
-    print_steps(console, next_steps(result.name, result.url, verdict, **has))
+    print_steps(console, result.next_steps)

@@ -26,10 +26,12 @@ from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.curve.tax import tax_svg
 from expo_search.results.legend import IN_ORDER, legend
-from expo_search.results.next_commands import next_steps
+from expo_search.results.shapes import HEADS as SHAPE_HEADS
+from expo_search.results.shapes import shape_remark, shape_rows
 from expo_search.results.study_results import read_result
 from expo_search.results.terminal import stage_seconds
 from expo_search.results.verdict import Verdict, confirmation_sentence
+from expo_search.search.shapes import Shapes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 from expo_search.text import clean, cut, spans
@@ -128,8 +130,6 @@ def _page(store: Store) -> Iterator[str]:
     """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
     known, verdict = study.evaluations, study.verdict
-    has = {"has_bench": bool(study.bench.tasks), "has_scorer": bool(study.scorer)}
-    steps = next_steps(store.name, store.url, verdict, **has)
     script = _asset("report.js")
     return _template().generate(
         name=store.name,
@@ -146,9 +146,10 @@ def _page(store: Store) -> Iterator[str]:
         bench=_bench(study.bench),
         tax=tax_svg(study.bench),
         bench_sentences=study.bench.sentences(),
+        shapes=[(shape_remark(s), _shapes(s)) for s in study.shapes],
         answers=(_answers(e, samples(store, e.trial), is_best=e is verdict.best) for e in _best_first(known, verdict)),
         settings=_settings((store.attributes.settings or Settings()).flat()),
-        commands=[command for command, _ in steps],
+        commands=[command for command, _ in study.next_steps],
         version=__version__,
     )
 
@@ -256,6 +257,13 @@ def _bench(bench: BenchResult) -> Table | None:
     """A row a metric and alpha; None where nothing was answered."""
     rows = bench_rows(bench)
     return Table("numbers", list(rows[0]), [Row(list(row.values())) for row in rows]) if rows else None
+
+
+def _shapes(shapes: Shapes) -> Table:
+    """A row a trial of a search for a shape; the best shape is marked."""
+    rows = zip(shapes.trials, shape_rows(shapes), strict=True)
+    marked = [Row(list(row.values()), "best" if e is shapes.best else "") for e, row in rows]
+    return Table("numbers", SHAPE_HEADS, marked)
 
 
 def _settings(settings: Mapping[str, Any]) -> Table:

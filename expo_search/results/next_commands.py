@@ -7,7 +7,7 @@ its pair, or from the defaults. What no option can say came from a study file, w
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -144,11 +144,18 @@ def _written(value: object) -> str:
 
 
 def next_steps(
-    name: str, url: str, verdict: Verdict, *, has_bench: bool = False, has_scorer: bool = False
+    name: str,
+    url: str,
+    verdict: Verdict,
+    *,
+    has_bench: bool = False,
+    has_scorer: bool = False,
+    shapes: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """(command, purpose) of what can be done with a study now. A password in the URL is not shown.
 
-    `has_scorer`: a scorer of the user's own rates, and what starts it asks for consent.
+    `has_scorer`: a scorer of the user's own rates, and what starts it asks for consent. `shapes`: kinds of those that
+    are shown to be better than the recommended alpha for all weights.
     """
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
     asks = " --trust-remote-code" if has_scorer else ""
@@ -162,6 +169,9 @@ def next_steps(
         steps.append((f"expo-search bench {study}{at}{asks}", "what the best alpha does where no reward model looks"))
     if verdict.recommended is not None:
         steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
+        for kind in shapes:
+            spread = f"expo-search export {study} --shape {kind} --out DIR{at}"
+            steps.append((spread, "the same with an alpha for each weight, which is better"))
         steps.append(
             (f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}{asks}", "answers side by side")
         )

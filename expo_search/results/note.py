@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.legend import legend
-from expo_search.results.next_commands import next_steps
 from expo_search.results.study_results import StudyResult
 from expo_search.text import clean, markdown, markdown_spans, shown
 
@@ -37,8 +36,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
         lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
-    has = {"has_bench": bool(study.bench.tasks), "has_scorer": bool(study.scorer)}
-    for command, purpose in next_steps(study.name, study.url, verdict, **has):
+    for command, purpose in study.next_steps:
         lines += [f"    # {purpose}", f"    {clean(placeless(command))}"]
     if place:
         lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]

@@ -11,7 +11,7 @@ from expo_search.stats.paired import Estimate
 if TYPE_CHECKING:
     from rich.table import Table
 
-_HEADS = ("trial", "shape", "reward", "over alpha = 0", "over uniform", "95 % interval", "prompts", "")
+HEADS = ("trial", "shape", "reward", "over alpha = 0", "over uniform", "95 % interval", "prompts", "")
 
 
 def shape_sentence(shapes: Shapes) -> str:
@@ -42,19 +42,31 @@ def shape_sentence(shapes: Shapes) -> str:
     )
 
 
-def shape_table(shapes: Shapes) -> Table:
-    """A row a trial: alpha = 0, the uniform alpha, then the shapes; the best one is bold."""
-    from rich.table import Table
+def shape_remark(shapes: Shapes) -> str:
+    """The verdict as it stands beside that of the study that it starts from."""
+    return f"An alpha for each weight ({shapes.beginning.kind}): {shape_sentence(shapes)}"
 
-    table = Table(box=None, pad_edge=False)
-    for head in _HEADS:
-        table.add_column(head, justify="left" if head in ("shape", "") else "right")
-    against = {a.trial: a for a in shapes.against}
+
+def shape_rows(shapes: Shapes) -> list[dict[str, str]]:
+    """A row a trial, by heading: alpha = 0, the uniform alpha, then the shapes."""
+    against, rows = {a.trial: a for a in shapes.against}, []
     for e in shapes.trials:
         over = against.get(e.trial)
         own = ["", ""] if over is None else [f"{over.gain.mean:+.4f}", f"[{over.gain.low:+.4f}, {over.gain.high:+.4f}]"]
         cells = [str(e.trial), shape_text(e), f"{e.reward.mean:.4f}", f"{e.gain.mean:+.4f}" if e.trial else ""]
-        table.add_row(*cells, *own, str(e.reward.n), e.remark, style="bold" if e is shapes.best else None)
+        rows.append(dict(zip(HEADS, [*cells, *own, str(e.reward.n), e.remark], strict=True)))
+    return rows
+
+
+def shape_table(shapes: Shapes) -> Table:
+    """`shape_rows` for a terminal; the best shape is bold."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head in HEADS:
+        table.add_column(head, justify="left" if head in ("shape", "") else "right")
+    for e, row in zip(shapes.trials, shape_rows(shapes), strict=True):
+        table.add_row(*row.values(), style="bold" if e is shapes.best else None)
     return table
 
 

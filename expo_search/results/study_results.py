@@ -14,14 +14,16 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.results.bench_guardrails import losses, sentences, that_may_win
 from expo_search.results.curve.layout import Band
-from expo_search.results.next_commands import go_on, search_again
+from expo_search.results.next_commands import go_on, next_steps, search_again
 from expo_search.results.second_judge import check_sentence, read_checks
+from expo_search.results.shapes import shape_remark
 from expo_search.results.terminal import cells
 from expo_search.results.trials_csv import trial_row
 from expo_search.results.verdict import Verdict, verdict
 from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
+from expo_search.search.shapes import Shapes, shapes_from
 from expo_search.search.standing import Standing, read_standing
 from expo_search.stats.gain_curve import collapsed
 from expo_search.store.bench_store import BenchStore
@@ -45,6 +47,7 @@ class StudyResult:
         limits: how much of a task's mean an alpha may lose (`[guardrails.bench]`); one that is shown to lose more is in
             no verdict.
         checks: what second judges make of its trials.
+        shapes: the searches for an alpha for each weight that start from its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
     """
@@ -60,18 +63,34 @@ class StudyResult:
     goes_on: str = ""
     scorer: str = ""
     checks: Sequence[Check] = ()
+    shapes: Sequence[Shapes] = ()
 
     @property
     def remarks(self) -> list[str]:
         """For people, beside the verdict.
 
-        What second judges make of its alpha, how far an unfinished search is, what rates, what a benchmark rules out.
+        What second judges make of its alpha, whether a shape of it beats it, how far an unfinished search is, what
+        rates, what a benchmark rules out.
         """
-        checked = [check_sentence(c) for c in self.checks if self.best is not None and c.trial == self.best.trial]
+        best = None if self.best is None else self.best.trial
+        checked = [check_sentence(c) for c in self.checks if c.trial == best]
+        shaped = [shape_remark(s) for s in self.shapes if s.beginning.trial == best]
         unfinished = self.standing.sentence(self.goes_on)
         rated = f"Rated by the scorer {self.scorer}." if self.scorer else ""
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
-        return [*checked, *filter(None, [unfinished, rated]), *ruled_out]
+        return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out]
+
+    @property
+    def better_shapes(self) -> list[str]:
+        """Kinds of shapes that are shown to be better than the recommended alpha, which all weights have."""
+        trial = None if self.verdict.recommended is None else self.verdict.recommended.trial
+        return [s.beginning.kind for s in self.shapes if s.beginning.trial == trial and s.is_better]
+
+    @property
+    def next_steps(self) -> list[tuple[str, str]]:
+        """(command, purpose) of what can be done with it now."""
+        has = {"has_bench": bool(self.bench.tasks), "has_scorer": bool(self.scorer)}
+        return next_steps(self.name, self.url, self.verdict, **has, shapes=self.better_shapes)
 
     @property
     def other_checks(self) -> list[str]:
@@ -133,7 +152,10 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     judged = replace(judged, again=again)
     scorer = "" if kept.settings is None else kept.settings.reward.scorer
     checks = read_checks(store, known, confirmed, judged.objective)
-    return StudyResult(store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks)
+    shapes = shapes_from(store, judged.objective)
+    return StudyResult(
+        store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks, shapes
+    )
 
 
 def bench_limits(spec: Mapping[str, Any] | None) -> Mapping[str, float]:

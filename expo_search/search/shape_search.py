@@ -46,6 +46,8 @@ _WORST = 2.0  # gains over alpha = 0 below the uniform one: what is worse is tol
 def begin(store: Store, source: Store, beginning: Beginning, uniform: Evaluation, control: Evaluation) -> None:
     """Make a study of shapes in `store`, if it is new: the settings of the study it starts from, and its answers.
 
+    The study that it starts from then names it.
+
     Args:
         source: the study it starts from, with `uniform` at the alpha to start from and `control` at 0.
 
@@ -61,6 +63,8 @@ def begin(store: Store, source: Store, beginning: Beginning, uniform: Evaluation
     for number, e in ((CONTROL, control), (UNIFORM, uniform)):
         store.pin_weights(number, "search", e.alpha, e.fingerprint)
         _take_over(store, number, source, e.trial, "search")
+    if store.name not in (there.shaped or ()):
+        source.keep(StudyAttributes(shaped=[*(there.shaped or ()), store.name]))
 
 
 def _take_over(store: Store, number: int, source: Store, trial: int, part: Part) -> None:

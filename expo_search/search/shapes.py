@@ -9,6 +9,7 @@ from expo_search.contracts import Part
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.stats.paired import Estimate, Kind, estimate, prompt_gains
 from expo_search.store.attributes import stands_for
+from expo_search.store.database import study_id_of
 from expo_search.store.study_store import Store
 from expo_search.weights.shape import Shape, dimensions, shape_of, shaped
 
@@ -153,6 +154,23 @@ def read_shapes(store: Store, kind: Kind) -> Shapes:
         fresh = Estimate(measured["difference"], measured["se"], measured["n"])
         n_tokens += store.n_tokens(picked.trial, "confirm")
     return Shapes(beginning, tuple(trials), tuple(against), picked, confirmed, fresh, n_tokens)
+
+
+def shapes_from(store: Store, kind: Kind) -> tuple[Shapes, ...]:
+    """All searches for a shape that start from a study, as they stand, in the order in which they began.
+
+    One that is no more, or was left behind when the study moved to another database, is left out.
+    """
+    found = []
+    for name in store.attributes.shaped or ():
+        if study_id_of(store.url, name) is None:
+            continue
+        beside = Store(store.url, name, read_only=True)
+        try:
+            found.append(read_shapes(beside, kind))
+        finally:
+            beside.close()
+    return tuple(found)
 
 
 def shape_text(e: Evaluation) -> str:

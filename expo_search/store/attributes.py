@@ -5,7 +5,7 @@ The values of a trial itself are those of `evaluation.result.Evaluation`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,6 +32,7 @@ class StudyAttributes:
         wanted: finished trials that the last search was asked for.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
         shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
+        shaped: names of the studies of shapes that start from this one.
         judges: names of the second judges that have rated answers, by key (see `session/second_judge.py`).
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
@@ -43,6 +44,7 @@ class StudyAttributes:
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
     first_step: float | None = None
     shapes: Mapping[str, Any] | None = None
+    shaped: Sequence[str] | None = None
     judges: Mapping[str, str] | None = None
     artifacts: str | None = None
     wanted: int | None = None
