@@ -8,9 +8,11 @@ import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from databases import PostgresServer
 from fakes import BEST, FakeModel, FakeScorer, Killed, make_evaluation
 from optuna_dashboard import get_note
 from test_model_card import make_origin
@@ -30,6 +32,7 @@ from expo_search.results.next_commands import go_on
 from expo_search.results.second_judge import check_sentence
 from expo_search.session import planning
 from expo_search.session.preflight import check
+from expo_search.session.running import Running
 from expo_search.session.second_judge import find_judge
 from expo_search.stats.paired import Estimate, estimate
 from expo_search.store.check_store import CheckStore
@@ -278,6 +281,33 @@ class TestCheck:
         store.drop("confirm")
         assert CheckStore(store).rewards(judge, searched.trial, "confirm") == {}
         assert list(es.open_study(url, "mine").checks) == []
+
+    def test_on_a_server_it_is_written_and_read_as_in_a_file(
+        self, spec: es.StudySpec, postgres: PostgresServer, url: str
+    ) -> None:
+        there, found = postgres.database(), []
+        for place in (url, there):
+            with opened(spec, place) as session:
+                e = session.search(n_trials=2).evaluations[1]
+                session.find_judge("my/judge", scorer=rising())
+                with session.owned():  # on a server answers are then kept in memory, and written behind
+                    found.append(session.check(e))
+                    assert session.check(e) == found[-1]
+            assert list(es.open_study(place, "mine").checks) == [found[-1]]
+        assert found[0] == found[1]
+
+    def test_many_engines_are_let_go_before_it_is_loaded_and_start_again_where_next_asked_for(self) -> None:
+        closed: list[str] = []
+
+        class Part:
+            def __init__(self, name: str) -> None:
+                self.close = lambda: closed.append(name)
+
+        running = Running(SimpleNamespace(scorer=None), lambda _: None)  # type: ignore[arg-type]
+        vars(running).update(pool=Part("pool"), scorer=Part("scorer"), store=Part("store"))
+        running.let_scorer_go()
+        assert closed == ["pool"], "which rates, too"
+        assert vars(running).keys() & {"pool", "scorer", "store"} == {"store"}
 
 
 class TestShown:
