@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from databases import PostgresServer, postgres_binaries
+from databases import MariaDbServer, PostgresServer, has_mariadb, postgres_binaries
 from hypothesis import settings
 
 settings.register_profile("same", derandomize="HYPOTHESIS_RANDOM" not in os.environ)
@@ -46,10 +46,20 @@ def postgres() -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDbServer]:
+    """A MariaDB server, one for each process of the suite."""
+    server = MariaDbServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql", *(["mariadb"] if has_mariadb() else [])])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that is new: for what holds on each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'test.db'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
+    server: PostgresServer | MariaDbServer = request.getfixturevalue(
+        "postgres" if request.param == "postgresql" else "mariadb"
+    )
     return server.database()

@@ -1,4 +1,4 @@
-"""The databases that the store is tested on: SQLite files, and a PostgreSQL server started from installed binaries."""
+"""The databases that the store is tested on: SQLite files, and servers started from installed binaries."""
 
 from __future__ import annotations
 
@@ -103,6 +103,65 @@ class PostgresServer:
         assert found.returncode == 0, found.stderr
 
 
+def has_mariadb() -> bool:
+    """Whether a server of MariaDB is installed."""
+    return all(shutil.which(name) for name in ("mariadbd", "mariadb-install-db", "mariadb"))
+
+
+class MariaDbServer:
+    """A server of MariaDB in a temporary folder, which lets everybody in over its Unix socket."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="expo-my-"))
+        self._user = "nobody" if os.getuid() == 0 else None
+        self._numbers, self._socket = itertools.count(), self.folder / "s"
+        if self._user is not None:
+            shutil.chown(self.folder, self._user)
+        data = f"--datadir={self.folder / 'data'}"
+        # a folder of its own for temporary tables too: two servers that are made at once would share their names
+        words = [
+            "--no-defaults",
+            data,
+            f"--tmpdir={self.folder}",
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+        ]
+        self._run("mariadb-install-db", *words)
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(shutil.which("mariadbd")), "--no-defaults", data, f"--socket={self._socket}",
+                    f"--pid-file={self.folder / 'pid'}", f"--tmpdir={self.folder}",
+                    "--skip-networking", "--skip-grant-tables",
+                    "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
+                ],
+                cwd=self.folder, stdout=log, stderr=log, user=self._user,
+            )  # fmt: skip
+        deadline = time.monotonic() + _READY_S
+        while not self._socket.exists():
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def database(self) -> str:
+        """A new, empty database; its URL."""
+        name = f"test{next(self._numbers)}"
+        self._run("mariadb", "--no-defaults", f"--socket={self._socket}", "-e", f"CREATE DATABASE {name}")
+        return f"mysql+pymysql://root@localhost/{name}?unix_socket={self._socket}"
+
+    def close(self) -> None:
+        """Stop it and remove what it stored."""
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *words: str) -> None:
+        found = subprocess.run(
+            [program, *words], cwd=self.folder, user=self._user, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr + found.stdout
+
+
 def _is_user(name: str) -> bool:
     import pwd
 
@@ -114,6 +173,14 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             return connection.execute(query).fetchall()
+    if url.startswith("mysql"):
+        import pymysql
+
+        parsed = sa.make_url(url)
+        there = pymysql.connect(user=parsed.username, database=parsed.database, unix_socket=parsed.query["unix_socket"])
+        with closing(there) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return list(cursor.fetchall())
     import psycopg
 
     with psycopg.connect(url.replace("+psycopg", "")) as server:

@@ -10,11 +10,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+# its own choice may hold no letters but Latin ones, and takes "a" for "A" in a key
+_IN_MYSQL = {
+    f"{server}_{what}": value
+    for server in ("mysql", "mariadb")
+    for what, value in (("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
 _TEXT = sa.Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):
     """SQLAlchemy's registry of the tables below, apart from Optuna's."""
+
+    __table_args__ = _IN_MYSQL
 
 
 class PromptRow(Base):
