@@ -79,6 +79,7 @@ def test_the_same_command_again_prints_the_result_without_an_engine(home: Path, 
     assert json.loads(shown) == searched
 
 
+@pytest.mark.slow  # five processes
 def test_a_checkpoint_that_was_moved_is_found_once_the_search_command_names_it(
     home: Path, searched: dict[str, Any]
 ) -> None:

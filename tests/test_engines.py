@@ -92,6 +92,7 @@ def test_two_engines_answer_and_search_as_one(home: Path, alone: dict[str, Any])
     assert kept(home, "two") == kept(home, "alone")
 
 
+@pytest.mark.slow  # two engines start, and one again; test_pool.py has the same with engines that only sleep
 def test_an_engine_that_is_killed_in_mid_trial_costs_nothing_but_time(home: Path, alone: dict[str, Any]) -> None:
     search = command(home, "killed", "--engines", "2")
     try:

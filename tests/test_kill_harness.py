@@ -11,8 +11,15 @@ import pytest
 HARNESS = Path(__file__).parent.parent / "benchmarks" / "kill.py"
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize(
+    ("database", "n_kills"),
+    [
+        ("sqlite", 2),
+        pytest.param("postgresql", 2, marks=pytest.mark.slow),  # test_search.py kills on each kind of database
+        pytest.param("sqlite", 30, marks=pytest.mark.slow),
+        pytest.param("postgresql", 30, marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_killed_again_and_again_ends_as_one_that_was_not(
     request: pytest.FixtureRequest, n_kills: int, database: str
 ) -> None:

@@ -91,11 +91,19 @@ def searched(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
     return on_a_terminal(["-c", COMMAND, *WORDS, *words], here, until=b"q quit", typed=typed)
 
 
-@pytest.mark.parametrize("typed", [b"q\n", b"\x04", b"\x03"], ids=["quit", "ctrl-d", "ctrl-c"])
-def test_on_a_terminal_it_is_asked_and_leaving_is_no_failure(here: Path, typed: bytes) -> None:
-    code, shown = searched(here, typed=typed)
+def test_on_a_terminal_it_is_asked_and_leaving_is_no_failure(here: Path) -> None:
+    code, shown = searched(here, typed=b"\x03")
     assert code == 0, shown[-2000:]
     assert shown.count("q quit") == 1
+
+
+@pytest.mark.parametrize("typed", ["q\n", "quit\n", ""], ids=["q", "quit", "the end of input"])
+def test_it_is_left_by_a_word_or_by_the_end_of_input(here: Path, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session_of(here) as session:
+        session.search(2)
+        out, err = spoken(session, typed, monkeypatch)
+    assert out.count("q quit") == 1
+    assert err == ""
 
 
 def test_without_a_menu_or_a_terminal_nothing_is_asked(here: Path) -> None:

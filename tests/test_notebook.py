@@ -35,6 +35,7 @@ result
 """
 
 
+@pytest.mark.slow
 def test_two_sessions_in_one_kernel_leave_it_as_it_was_and_the_result_is_shown(tmp_path: Path) -> None:
     make_pair(tmp_path, "llama-tied", delta=0.2)
     make_reward_model(tmp_path / "reward")

@@ -501,17 +501,23 @@ def test_a_driver_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline().strip() == "ready"
         engines = {int(pid) for pid, *_ in noted(tmp_path / "starts")}
-        # two helpers of Ray's look for their server for a minute before they end too
-        children = psutil.Process(driver.pid).children(recursive=True)
-        below = {p.pid for p in children if runs(p.pid) and not any("Agent" in word for word in p.cmdline())}
+        below = {p.pid for p in psutil.Process(driver.pid).children(recursive=True) if runs(p.pid)}
         assert len(engines) == 2
         assert engines < below
         driver.kill()
         driver.wait(10)
-        wait_for(lambda: not any(map(runs, below)), 90)  # one of those helpers may not have had its name yet
+        wait_for(lambda: not any(runs(pid) and not is_helper(pid) for pid in below), 90)
     finally:
         driver.kill()
         driver.wait(10)
+
+
+def is_helper(pid: int) -> bool:
+    """Whether a process is one of the two of Ray's that look for their server for a minute before they end too."""
+    try:
+        return any("Agent" in word for word in psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def runs(pid: int) -> bool:

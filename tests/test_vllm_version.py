@@ -36,8 +36,12 @@ command_line.main()
     ("module", "name", "found"),
     [
         ("vllm.utils.torch_utils", "set_default_torch_dtype", "vllm.utils.torch_utils.set_default_torch_dtype"),
-        ("vllm.v1.engine.llm_engine", "LLMEngine.set_weight_version", "LLMEngine.set_weight_version"),
-        ("vllm.envs", "disable_envs_cache", "vllm.envs.disable_envs_cache"),  # of the reward model's engine
+        pytest.param(
+            "vllm.v1.engine.llm_engine", "LLMEngine.set_weight_version", "LLMEngine.set_weight_version",
+            marks=pytest.mark.slow,
+        ),
+        # of the reward model's engine
+        pytest.param("vllm.envs", "disable_envs_cache", "vllm.envs.disable_envs_cache", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_name_that_is_gone_is_one_line_and_code_2(tmp_path: Path, module: str, name: str, found: str) -> None:
