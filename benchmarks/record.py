@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from expo_search.config.presets import load_study
+from expo_search.evaluation.conversation_scorer import ConversationScorer
 from expo_search.session.preflight import check
 from expo_search.session.running import start
 from expo_search.stats.repetition import repetition
@@ -49,6 +50,7 @@ def main() -> None:
                 for c in running.model.generate(checked.search_prompts, checked.spec.search.seed)
                 if not isinstance(c, int)
             ]
+            assert isinstance(running.scorer, ConversationScorer), "a preset's"
             rewards, _ = running.scorer.score(answers, lambda _: None)
             rows = [
                 (f"{alpha:g}", c.prompt.id[:8], f"{r:.4f}", c.n_tokens, c.finish_reason, f"{repetition(c.text):.3f}")

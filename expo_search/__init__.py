@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expo_search.bench.result import BenchResult
     from expo_search.config.presets import load_study
     from expo_search.config.spec import StudySpec
-    from expo_search.contracts import Completion, Model, Prompt, Scorer, Switch
+    from expo_search.contracts import Completion, Model, PairwiseScorer, Prompt, Scorer, Switch
     from expo_search.errors import ExpoError
     from expo_search.evaluation.compare import Comparison
     from expo_search.evaluation.result import Evaluation
@@ -39,6 +39,7 @@ _HOMES = {  # public name -> its module, loaded when it is first asked for
     "ExpoError": "errors",
     "ExpoSampler": "search.expo_sampler",
     "Model": "contracts",
+    "PairwiseScorer": "contracts",
     "Prompt": "contracts",
     "Scorer": "contracts",
     "Session": "api",
@@ -64,6 +65,7 @@ __all__ = [
     "ExpoError",
     "ExpoSampler",
     "Model",
+    "PairwiseScorer",
     "Prompt",
     "Scorer",
     "Session",

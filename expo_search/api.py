@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE, DEFAULT_TRIALS
-from expo_search.contracts import Model, Part, Prompt, Scorer
+from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
 from expo_search.text import storable
 
@@ -47,7 +47,7 @@ def open_session(
     storage: str = DEFAULT_STORAGE,
     *,
     model: Model | None = None,
-    scorer: Scorer | None = None,
+    scorer: Scorer | PairwiseScorer | None = None,
     engines: int | Literal["auto"] | None = None,
     ray_address: str | None = None,
     start: bool = True,
@@ -65,7 +65,8 @@ def open_session(
         storage: URL of the database; the study is made on first use.
         model: answers in the place of our engine: any object with the methods of `contracts.Model`. The names of the
             spec's checkpoints then only tell one study from another.
-        scorer: rates in the place of a reward model: any object with the method of `contracts.Scorer`.
+        scorer: rates in the place of a reward model: any object with the method of `contracts.Scorer`, or of
+            `contracts.PairwiseScorer`, which compares answers with those at alpha = 0.
         engines: how many engines answer, which Ray runs where it is more than one; "auto": as many as there is room
             for. None is one, or with a `ray_address` as "auto".
         ray_address: of a cluster that runs, "auto" or HOST:PORT; without it many engines run on this machine.
@@ -112,7 +113,7 @@ class Session:
         storage: str,
         *,
         model: Model | None,
-        scorer: Scorer | None,
+        scorer: Scorer | PairwiseScorer | None,
         engines: int | Literal["auto"] | None,
         ray_address: str | None,
         adds: bool,

@@ -136,6 +136,22 @@ class Scorer(Protocol):
         """Finite rewards in the order given, higher is better, and how many conversations had to be cut."""
 
 
+@runtime_checkable
+class PairwiseScorer(Protocol):
+    """Something that says which of two answers to one prompt is better, in the place of a `Scorer`: a judge.
+
+    It is called from another thread than the one that searches, with one batch at a time.
+    """
+
+    def judge(
+        self, completions: Sequence[Completion], control: Sequence[Completion], on_scored: Callable[[int], None]
+    ) -> list[float]:
+        """1 for each completion that is better than the control's at its place, 0 for a worse one, 1/2 for a tie.
+
+        The control's are the answers at alpha = 0 to the same prompts. `on_scored` gets numbers of pairs.
+        """
+
+
 class Engine(Model, Protocol):
     """A model that takes more prompts while others are under way, one step at a time: what a pool is made of."""
 

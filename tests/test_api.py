@@ -51,8 +51,9 @@ def opened(spec: es.StudySpec | str, url: str, **options: Any) -> es.Session:
 def test_the_public_names_are_these_and_each_is_there() -> None:
     assert set(es.__all__) == {
         "BenchResult", "Budget", "Comparison", "Completion", "Confirmation", "Estimate", "Evaluation",
-        "ExpoError", "ExpoSampler", "Model", "Prompt", "Scorer", "Session", "StudyResult", "StudySpec", "Switch",
-        "Verdict", "__version__", "export", "load_study", "open_session", "open_study", "record_gain",
+        "ExpoError", "ExpoSampler", "Model", "PairwiseScorer", "Prompt", "Scorer", "Session", "StudyResult",
+        "StudySpec", "Switch", "Verdict", "__version__", "export", "load_study", "open_session", "open_study",
+        "record_gain",
     }  # fmt: skip
     for name in es.__all__:
         assert getattr(es, name) is not None

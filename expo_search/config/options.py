@@ -59,6 +59,13 @@ OPTIONS = (
         "reward", "scorer", str, "In the place of a reward model: module:function, FILE.py:function or a command.",
         "SCORER", panel="Pair",
     ),
+    Option(
+        "reward", "judge_url", str, "Or a server with OpenAI's interface, http://localhost:8000/v1.", "URL",
+        panel="Pair",
+    ),
+    Option(
+        "reward", "judge_model", str, "The model there, which compares answers with alpha = 0's.", "NAME", panel="Pair"
+    ),
     Option("pair", "check_reward_model", str, "Another reward model, which judges the winner at the end.", _MODEL),
     Option("prompts", "source", str, "JSONL or Parquet file, or Hub data set.", "FILE_OR_DATASET", "prompts"),
     Option("prompts", "n", int, "Prompts of the search.", None, "n_prompts"),

@@ -78,8 +78,11 @@ def load_study(
     pair, engine = data.get("pair"), data.get("engine", {})
     if isinstance(pair, dict) and "max_model_len" in pair and isinstance(engine, dict):
         data["engine"] = {"max_model_len": pair["max_model_len"]} | engine
+    if isinstance(data.get("reward"), Mapping) and "judge_url" in data["reward"]:
+        data = _over({"search": {"objective": "win-rate"}}, data)
     spec = check_spec(data, where)
-    if (overrides or {}).get("reward", {}).get("scorer") is None:  # else the caller names it
+    named = (overrides or {}).get("reward", {})
+    if all(named.get(key) is None for key in ("scorer", "judge_url")):  # else the caller names it
         check_consent(spec, where)
     return spec
 

@@ -8,9 +8,12 @@ ACL 2025, section 3.1 and its published code).
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -168,18 +171,53 @@ class GuardrailSpec(_Table):
     bench: Mapping[str, Annotated[Finite, Field(ge=0)]] = Field(default_factory=dict)
 
 
+def _server(url: str) -> str:
+    expected = "not the address of a server; expected http://HOST:PORT/v1, or https"
+    try:
+        parts = urlsplit(url)
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets around no address
+        raise ValueError(expected) from None
+    if not is_server:
+        raise ValueError(expected)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("an address with more than host and path; expected a key in OPENAI_API_KEY, and nowhere else")
+    return url.rstrip("/")
+
+
+def _options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    ours = sorted({"model", "messages", "stream", "n"} & options.keys())
+    if ours:
+        raise ValueError(
+            f"{', '.join(ours)}, which a judge's requests have already or cannot have; expected other keys"
+        )
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError):  # a date, a number that is not finite
+        raise ValueError("a value that JSON does not have; expected texts, numbers, lists and tables") from None
+    return options
+
+
 class RewardSpec(_Table):
     """How the reward model is run, a conversation's cap and a batch's budget in tokens, or what rates in its place.
 
     Attributes:
         scorer: a scorer of one's own in the place of a reward model: `module:function`, `FILE.py:function`, or a
             command; see docs/scorers.md. A study file that names one is run with `--trust-remote-code`.
-        timeout_s: seconds for one batch of a command's.
+        judge_url, judge_model: a server with OpenAI's chat completions, up to its version (http://localhost:8000/v1),
+            and a model there, asked whether the answer at alpha or that at alpha = 0 is better.
+        judge_options: further keys of such a request, over temperature = 0 and max_tokens = 1024.
+        judge_at_once: requests at a time.
+        timeout_s: seconds for one batch of a command's, or one reply of a judge.
         backend: transformers in this process, or a vLLM engine of its own, whose rewards differ by rounding.
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
     scorer: Annotated[str, Field(pattern=r"\S")] | None = None
+    judge_url: Annotated[str, AfterValidator(_server)] | None = None
+    judge_model: Annotated[str, Field(pattern=r"\S")] | None = None
+    judge_options: Annotated[Mapping[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
+    judge_at_once: int = Field(16, ge=1, le=1024)
     timeout_s: Finite = Field(600, gt=0)
     backend: Literal["transformers", "vllm"] = "transformers"
     max_tokens: int = Field(4096, ge=16)
@@ -188,9 +226,23 @@ class RewardSpec(_Table):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> RewardSpec:
-        if self.scorer is not None and self.backend != "transformers":
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("half a judge; expected judge_url and judge_model")
+        if self.scorer is not None and self.judge_url is not None:
+            raise ValueError("a scorer beside a judge; expected one of them")
+        if self.rates_itself and self.backend != "transformers":
             raise ValueError(f"a scorer beside backend {self.backend!r}; expected one of them: a backend runs a model")
         return self
+
+    @property
+    def rates_itself(self) -> bool:
+        """Whether a scorer or a judge stands in the place of a reward model."""
+        return self.scorer is not None or self.judge_url is not None
+
+    @property
+    def named(self) -> str:
+        """What rates in the place of a reward model, for people; empty where none does."""
+        return self.scorer or (f"{self.judge_model} at {self.judge_url}" if self.judge_url else "")
 
 
 class EngineSpec(_Table):
@@ -242,24 +294,52 @@ class StudySpec(_Table):
     @classmethod
     def _rates(cls, reward: RewardSpec, info: ValidationInfo) -> RewardSpec:
         pair = info.data.get("pair")  # None: it has faults of its own, which are told
-        if pair is not None and pair.reward_model is None and pair.parts is None and reward.scorer is None:
+        if pair is not None and pair.reward_model is None and pair.parts is None and not reward.rates_itself:
             raise ValueError("nothing that rates answers; expected a reward_model in [pair], or a scorer here")
+        search = info.data.get("search")
+        if reward.judge_url is not None and search is not None and search.objective == "reward":
+            raise ValueError("a judge, which gives no reward; expected objective win-rate or length-controlled")
         return reward
+
+
+def asks_consent(scorer: str | None, judge_url: str | None) -> bool:
+    """Whether what rates a study may run, where others may have named it, with its user's consent alone."""
+    return scorer is not None or (judge_url is not None and not is_here(judge_url))
 
 
 def check_consent(spec: StudySpec, where: str) -> None:
     """Check that a scorer may run which somebody else may have named: in a file, or in a study of a database.
 
+    So must a judge be on another machine, which gets prompts, answers, and the user's key.
+
     Raises:
         StudyError: without `trust_remote_code`.
     """
-    if spec.reward.scorer is not None and not spec.trust_remote_code:
+    reward = spec.reward
+    if spec.trust_remote_code or not asks_consent(reward.scorer, reward.judge_url):
+        return
+    if reward.scorer is None:
         raise StudyError(
             where=where,
-            found=f"a scorer that runs on this machine ({spec.reward.scorer})",
-            expected="consent to run it",
-            do="look at it, then pass --trust-remote-code",
+            found=f"a judge on another machine, {reward.judge_url}, which gets answers and OPENAI_API_KEY",
+            expected="consent to send them",
+            do="look at the address, then pass --trust-remote-code",
         )
+    raise StudyError(
+        where=where,
+        found=f"a scorer that runs on this machine ({reward.scorer})",
+        expected="consent to run it",
+        do="look at it, then pass --trust-remote-code",
+    )
+
+
+def is_here(url: str) -> bool:
+    """Whether an address is of this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_code: bool) -> StudySpec:
@@ -326,7 +406,8 @@ def _faults(errors: Sequence[Any]) -> list[str]:
         seen = messages.setdefault(place, [])
         seen.append(message.removeprefix("Input should be ") if seen else message)
         given = error.get("input")
-        shown[place] = f" (found {given!r})" if isinstance(given, str | int | float) else ""
+        is_shown = isinstance(given, str | int | float) and place != "reward.judge_url"  # which may have a key in it
+        shown[place] = f" (found {given!r})" if is_shown else ""
     return [f"{place}: {' or '.join(found)}{shown[place]}" for place, found in messages.items()]
 
 

@@ -14,8 +14,20 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from expo_search.contracts import AheadModel, BackgroundScorer, Completion, Model, Part, Prompt, Scorer, Watcher
+from expo_search.contracts import (
+    AheadModel,
+    BackgroundScorer,
+    Completion,
+    Model,
+    PairwiseScorer,
+    Part,
+    Prompt,
+    Scorer,
+    Watcher,
+)
 from expo_search.errors import EngineError
+from expo_search.evaluation.pairwise import AgainstControl
+from expo_search.evaluation.result import CONTROL
 from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
 from expo_search.text import storable
@@ -55,6 +67,8 @@ def handing_order(positions: Sequence[int], first: int, expected: Mapping[int, i
 class Answering:
     """Answers prompts with one model and rates them with one scorer, keeping everything in one study.
 
+    A scorer of pairs gets each answer with that at alpha = 0, which must be stored.
+
     Args:
         seed: of the answers, with each prompt's own.
         scores_beside: the model goes on answering while this thread scores (its engine is a process of its own), so
@@ -65,7 +79,7 @@ class Answering:
     def __init__(
         self,
         model: Model,
-        scorer: Scorer,
+        scorer: Scorer | PairwiseScorer,
         store: Store,
         watcher: Watcher,
         prompts: Sequence[Prompt],
@@ -95,7 +109,8 @@ class Answering:
         Raises:
             EngineError: the model left a prompt without an answer.
         """
-        state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends)
+        scorer = self._scorer_of(trial, ends[-1])
+        state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends, scorer)
         reached = 0
         try:
             while reached < len(ends) and state.is_answered(reached):
@@ -118,6 +133,15 @@ class Answering:
                 do="run the same command again: it goes on with the missing ones",
             )
 
+    def _scorer_of(self, trial: int, n: int) -> Scorer:
+        """What rates a trial's answers to the first n prompts."""
+        if not isinstance(self._scorer, PairwiseScorer):
+            return self._scorer
+        if trial == CONTROL:
+            return AgainstControl(self._scorer, None)
+        stored = self._store.completions(CONTROL, self._part, self._prompts[:n])
+        return AgainstControl(self._scorer, {s.completion.prompt: s.completion for s in stored})
+
     def _look(self, trial: int, state: _State, look: int, effort: Effort) -> list[Stored]:
         self._begin(look, state)
         for block in state.blocks_to_score(look + 1):
@@ -127,17 +151,17 @@ class Answering:
     def _score_beside(self, trial: int, look: int, state: _State, effort: Effort) -> None:
         """Rate while the model goes on answering: what the next look needs, and no more, as it may be the last one."""
         self._begin(look, state)
-        in_background = isinstance(self._scorer, BackgroundScorer)
+        in_background = isinstance(state.scorer, BackgroundScorer)
         for block in state.blocks_to_score(look + 1):
             if state.rating[block].done() if in_background else self._scores_beside:
                 self._score(trial, block, state, effort)
 
     def _begin(self, look: int, state: _State) -> None:
         """Have a background scorer rate what a look needs, whole blocks of answers at a time."""
-        if isinstance(self._scorer, BackgroundScorer):
+        if isinstance(state.scorer, BackgroundScorer):
             for block in state.blocks_to_score(look + 1):
                 if block not in state.rating:
-                    state.rating[block] = self._scorer.begin([s.completion for s in state.unscored(block)])
+                    state.rating[block] = state.scorer.begin([s.completion for s in state.unscored(block)])
 
     def _generated(
         self, trial: int, state: _State, effort: Effort, expected: Mapping[int, int], ahead: float | None
@@ -180,7 +204,7 @@ class Answering:
             rewards, n_cut = state.rating.pop(block).result()
             self._watcher.scored(len(unscored))
         else:
-            rewards, n_cut = self._scorer.score([s.completion for s in unscored], self._watcher.scored)
+            rewards, n_cut = state.scorer.score([s.completion for s in unscored], self._watcher.scored)
         rated = {s.position: reward for s, reward in zip(unscored, rewards, strict=True)}
         self._store.add_rewards(trial, self._part, rated)
         state.rate(rated)
@@ -191,8 +215,8 @@ class Answering:
 class _State:
     """Which prompts of a trial are answered and scored, by position; `rating`: blocks that a background scorer has."""
 
-    def __init__(self, ends: Sequence[int]) -> None:
-        self.ends = ends
+    def __init__(self, ends: Sequence[int], scorer: Scorer) -> None:
+        self.ends, self.scorer = ends, scorer
         self.rating: dict[range, Future[tuple[list[float], int]]] = {}
         self.answers: dict[int, Stored] = {}
         starts = [0, *ends[:-1]]
@@ -206,8 +230,8 @@ class _State:
         self._scored: set[int] = set()  # blocks
 
     @classmethod
-    def of(cls, stored: Sequence[Stored], ends: Sequence[int]) -> _State:
-        state = cls(ends)
+    def of(cls, stored: Sequence[Stored], ends: Sequence[int], scorer: Scorer) -> _State:
+        state = cls(ends, scorer)
         for answer in stored:
             state.add(answer)
         state._scored = {

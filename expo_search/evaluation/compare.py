@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from expo_search.contracts import Completion, Model, Prompt, Scorer
+from expo_search.contracts import Completion, Model, PairwiseScorer, Prompt, Scorer
+from expo_search.evaluation.pairwise import AgainstControl
 from expo_search.text import clean
 
 if TYPE_CHECKING:
@@ -64,18 +65,30 @@ class Comparison:
 
 def compare(
     model: Model,
-    scorer: Scorer,
+    scorer: Scorer | PairwiseScorer,
     alphas: Sequence[float],
     prompts: Sequence[Prompt],
     seed: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Answer every prompt at every alpha, each prompt with one sampling seed, and rate the answers."""
-    columns = []
-    for alpha in dict.fromkeys(alphas):
+    """Answer every prompt at every alpha, each prompt with one sampling seed, and rate the answers.
+
+    A scorer of pairs compares them with those at alpha = 0, which is answered too, and first.
+    """
+    wanted, columns = list(dict.fromkeys(alphas)), {}
+    control: dict[Prompt, Completion] = {}
+    in_turn = wanted
+    if isinstance(scorer, PairwiseScorer):
+        in_turn = [0.0, *(alpha for alpha in wanted if alpha != 0)]
+    for alpha in in_turn:
         switch = model.materialize(alpha)
         answers = {c.prompt: c for c in model.generate(prompts, seed) if isinstance(c, Completion)}
-        rewards, _ = scorer.score([answers[p] for p in prompts], lambda _: None)
+        if isinstance(scorer, PairwiseScorer):
+            control = control or answers
+            rates: Scorer = AgainstControl(scorer, control)
+        else:
+            rates = scorer
+        rewards, _ = rates.score([answers[p] for p in prompts], lambda _: None)
         say(f"alpha = {alpha:g}: switched in {switch.seconds:.2f} s, {len(prompts)} answers")
-        columns.append([Rewarded(alpha, answers[p], r) for p, r in zip(prompts, rewards, strict=True)])
-    return Comparison(prompts, [list(row) for row in zip(*columns, strict=True)])
+        columns[alpha] = [Rewarded(alpha, answers[p], r) for p, r in zip(prompts, rewards, strict=True)]
+    return Comparison(prompts, [list(row) for row in zip(*(columns[alpha] for alpha in wanted), strict=True)])

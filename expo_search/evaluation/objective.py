@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from expo_search.config.spec import GuardrailSpec
-from expo_search.contracts import Model, Part, Prompt, Rated, Scorer, Switch, Watcher
+from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Rated, Scorer, Switch, Watcher
 from expo_search.evaluation.answering import Answering, Effort
 from expo_search.evaluation.result import CONTROL, Evaluation, Outcome
 from expo_search.stats.paired import (
@@ -63,7 +63,7 @@ class Objective:
     def __init__(
         self,
         model: Model,
-        scorer: Scorer,
+        scorer: Scorer | PairwiseScorer,
         store: Store,
         prompts: Sequence[Prompt],
         watcher: Watcher,

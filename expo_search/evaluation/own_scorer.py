@@ -25,6 +25,7 @@ from expo_search.config.own_scorer import FORMS, function_of, words_of
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import RewardError, StudyError
+from expo_search.evaluation.judge import Judge
 from expo_search.inputs.own_function import content_hash, file_hash, load_function
 
 _TRIED = (("What is 2 + 2?", "4"), ("Say nothing.", ""))  # models answer nothing at times
@@ -189,12 +190,14 @@ class CommandScorer(OwnScorer):
         return printed
 
 
-def load_scorer(spec: RewardSpec) -> OwnScorer | None:
-    """The scorer that a study names, imported or found; None where a reward model rates.
+def load_scorer(spec: RewardSpec) -> OwnScorer | Judge | None:
+    """The scorer that a study names, imported or found, or its judge; None where a reward model rates.
 
     Raises:
         StudyError: there is none of that name.
     """
+    if spec.judge_url is not None:
+        return Judge(spec)
     if spec.scorer is None:
         return None
     is_function = function_of(spec.scorer) is not None

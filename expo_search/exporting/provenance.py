@@ -19,7 +19,7 @@ from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import PROVENANCE
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.own_scorer import shortened
-from expo_search.config.spec import Finite, RewardSpec, StudySpec
+from expo_search.config.spec import Finite, RewardSpec, StudySpec, asks_consent, is_here
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
@@ -108,7 +108,10 @@ class Origin:
     def rated_by(self) -> tuple[str, str]:
         """What rated the answers, its kind and its name."""
         if self.pair.reward_model is None:
-            return "scorer", (self.spec.reward.scorer or "").removeprefix("./")
+            reward = self.spec.reward
+            if reward.judge_model is not None:
+                return "judge", reward.judge_model
+            return "scorer", (reward.scorer or "").removeprefix("./")
         return "reward model", self.pair.reward_model.id.removeprefix("./")
 
 
@@ -116,7 +119,8 @@ def provenance(origin: Origin) -> dict[str, Any]:
     """What `expo.json` holds; see `reproduce.py` for what is made of it."""
     confirmed = origin.verdict.confirmed
     # a scorer that a file names asks for consent even where the search, which was given its name, did not
-    consent = origin.consent if origin.spec.reward.scorer is None else ["--trust-remote-code"]
+    reward = origin.spec.reward
+    consent = ["--trust-remote-code"] if asks_consent(reward.scorer, reward.judge_url) else origin.consent
     again = shlex.join(["expo-search", "reproduce", f"DIR/{PROVENANCE}", *consent])
     return {
         "format": _FORMAT,
@@ -349,6 +353,9 @@ def _short_names(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _public_reward(reward: RewardSpec) -> RewardSpec:
+    """Without folders of this machine and names of servers near it."""
+    if reward.judge_url is not None and not is_here(reward.judge_url):
+        return reward.model_copy(update={"judge_url": "http://localhost:8000/v1"})
     return reward if reward.scorer is None else reward.model_copy(update={"scorer": shortened(reward.scorer)})
 
 

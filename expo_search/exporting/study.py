@@ -152,7 +152,7 @@ def _origin(
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
-    rated = spec.reward.scorer is None
+    rated = not spec.reward.rates_itself
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say, with_reward=rated)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)

@@ -149,16 +149,16 @@ def next_steps(
     verdict: Verdict,
     *,
     has_bench: bool = False,
-    has_scorer: bool = False,
+    asks_consent: bool = False,
     shapes: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """(command, purpose) of what can be done with a study now. A password in the URL is not shown.
 
-    `has_scorer`: a scorer of the user's own rates, and what starts it asks for consent. `shapes`: kinds of those that
-    are shown to be better than the recommended alpha for all weights.
+    `asks_consent`: what rates the study runs with consent alone. `shapes`: kinds of those that are shown to be better
+    than the recommended alpha for all weights.
     """
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
-    asks = " --trust-remote-code" if has_scorer else ""
+    asks = " --trust-remote-code" if asks_consent else ""
     study = shlex.quote(name)
     steps = []
     if verdict.again:

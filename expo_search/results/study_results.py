@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.result import BenchResult, read_bench
-from expo_search.config.spec import SearchSpec
+from expo_search.config.spec import SearchSpec, asks_consent
+from expo_search.evaluation.judge import JUDGE
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.results.bench_guardrails import losses, sentences, that_may_win
@@ -50,6 +51,7 @@ class StudyResult:
         shapes: the searches for an alpha for each weight that start from its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
+        asks_consent: whether that runs again with consent alone.
     """
 
     name: str
@@ -64,6 +66,7 @@ class StudyResult:
     scorer: str = ""
     checks: Sequence[Check] = ()
     shapes: Sequence[Shapes] = ()
+    asks_consent: bool = False
 
     @property
     def remarks(self) -> list[str]:
@@ -76,7 +79,8 @@ class StudyResult:
         checked = [check_sentence(c) for c in self.checks if c.trial == best]
         shaped = [shape_remark(s) for s in self.shapes if s.beginning.trial == best]
         unfinished = self.standing.sentence(self.goes_on)
-        rated = f"Rated by the scorer {self.scorer}." if self.scorer else ""
+        kind = "" if self.scorer.startswith(JUDGE) else "scorer "
+        rated = f"Rated by the {kind}{self.scorer}." if self.scorer else ""
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
         return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out]
 
@@ -89,7 +93,7 @@ class StudyResult:
     @property
     def next_steps(self) -> list[tuple[str, str]]:
         """(command, purpose) of what can be done with it now."""
-        has = {"has_bench": bool(self.bench.tasks), "has_scorer": bool(self.scorer)}
+        has = {"has_bench": bool(self.bench.tasks), "asks_consent": self.asks_consent}
         return next_steps(self.name, self.url, self.verdict, **has, shapes=self.better_shapes)
 
     @property
@@ -153,8 +157,10 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     scorer = "" if kept.settings is None else kept.settings.reward.scorer
     checks = read_checks(store, known, confirmed, judged.objective)
     shapes = shapes_from(store, judged.objective)
+    reward: Mapping[str, Any] = (spec or {}).get("reward", {})
+    asks = asks_consent(reward.get("scorer"), reward.get("judge_url"))
     return StudyResult(
-        store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks, shapes
+        store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks, shapes, asks
     )
 
 

@@ -160,7 +160,9 @@ def verdict(
         better=tuple(e.alpha for e in found.better),
         favourite=found.favourite.alpha,
         n_able=found.n_able,
-        power=Power(best.gain.se * math.sqrt(best.gain.n), best.gain.n, found.z) if best.gain.n > 1 else None,
+        power=Power(best.gain.se * math.sqrt(best.gain.n), best.gain.n, found.z)
+        if best.gain.n > 1 and best.gain.se > 0
+        else None,
     )
     if confirmed and best.trial in confirmed:
         c = confirmed[best.trial]

@@ -227,7 +227,8 @@ def _trial_noise(trials: Sequence[Finished]) -> float:
     """Variance of the error of a whole trial's gain."""
     n = max(t.gain.n for t in trials)
     errors = [t.gain.se**2 * t.gain.n / n for t in trials if t.alpha != 0 and not collapsed(t, trials)]
-    return float(np.median(errors)) if errors else max((t.gain.se**2 for t in trials), default=1e-6) + 1e-12
+    # none where no two answers differ, or a judge cannot tell any two apart
+    return max(float(np.median(errors)), 1e-12) if errors else max((t.gain.se**2 for t in trials), default=1e-6) + 1e-12
 
 
 def _known_places(trials: Sequence[Finished], curve: Fit) -> list[int]:

@@ -27,6 +27,7 @@ from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError
+from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
@@ -76,7 +77,7 @@ class Checked:
     dtypes: Dtypes | None
     sites: Sites | None = None
     recipe: SiteRecipe | None = None
-    scorer: OwnScorer | None = None
+    scorer: OwnScorer | Judge | None = None
     work: Workload | None = None
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
@@ -130,7 +131,7 @@ def check(
         say=say,
         own_model=own_model,
         own_scorer=own_scorer,
-        with_reward=spec.reward.scorer is None,
+        with_reward=not spec.reward.rates_itself,
     )
     judge = pair.reward_model if has_reward else None  # with its files
     if judge is not None:

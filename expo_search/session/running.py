@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import open_checkpoint
-from expo_search.contracts import Model, Part, Prompt, Scorer, Watcher
+from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer, Watcher
 from expo_search.engine.machine import environment
 from expo_search.engine.start import SourcesReport
 from expo_search.engine.watchdog import GRACE_S
 from expo_search.errors import EngineDied, EngineError
+from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.objective import Objective
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import Pair
@@ -47,13 +48,13 @@ class Running:
         give_up: Callable[[EngineDied], None] | None = None,
         *,
         model: Model | None = None,
-        scorer: Scorer | None = None,
+        scorer: Scorer | PairwiseScorer | None = None,
     ) -> None:
         """`give_up`: see `VllmModel`."""
         self.checked = checked
         self._say, self._give_up = say, give_up
         self._given_model = model
-        self._given_scorer: Scorer | None = checked.scorer if scorer is None else scorer
+        self._given_scorer: Scorer | PairwiseScorer | None = checked.scorer if scorer is None else scorer
 
     @property
     def has_own_model(self) -> bool:
@@ -86,7 +87,7 @@ class Running:
         return None if self.own_model is None else self.own_model.sources
 
     @cached_property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | PairwiseScorer:
         """What rates the answers."""
         if self._given_scorer is not None:
             return self._given_scorer
@@ -153,6 +154,8 @@ class Running:
         store, own, pool = (started.pop(name, None) for name in ("store", "own_model", "pool"))
         started.pop("scorer", None)
         scorer = started.pop("_own_scorer", None)
+        if isinstance(self.checked.scorer, Judge):
+            self.checked.scorer.close()
         if store is not None:
             store.close()
         if scorer is not None:

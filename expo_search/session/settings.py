@@ -102,7 +102,7 @@ def _reward_settings(
     scorer: str | None,
 ) -> Settings:
     if scorer is not None or pair.reward_model is None:
-        return Settings(reward=RewardSettings(scorer=scorer or f"{spec.reward.scorer}@{PLUG_IN}"))
+        return Settings(reward=RewardSettings(scorer=scorer or f"{spec.reward.named}@{PLUG_IN}"))
     return reward_settings(spec, pair.reward_model, reward, dtypes, template)
 
 
