@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +19,7 @@ from typing import Any
 import pytest
 from fakes import BEST, FakeModel
 from judge_server import MODEL, JudgeServer, judge_server, longer
-from twins import write_prompts
+from twins import make_pair, write_prompts
 
 import expo_search as es
 from expo_search.config.presets import load_study
@@ -411,3 +418,59 @@ class TestSearches:
         assert {r.reward for r in store.rated(0, "search").values()} == {0.5}
         assert {r.reward for r in store.rated(1, "search").values()} == {0.5 + gain_of(alpha)}
         store.close()
+
+
+@pytest.mark.slow  # a second engine serves
+def test_vllms_own_server_judges_a_search_of_a_real_engine(tmp_path: Path) -> None:
+    make_pair(tmp_path, "llama-tied", delta=0.2)
+    write_prompts(tmp_path / "prompts.jsonl", 24)
+    shutil.copytree(tmp_path / "aligned", tmp_path / "served")
+    config = tmp_path / "served" / "config.json"  # a byte is a token of these models
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4096}))
+    port = free_port()
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tmp_path / "served")]
+    words += ["--served-model-name", MODEL, "--port", str(port), "--max-model-len", "4096", "--enforce-eager"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(server, f"http://127.0.0.1:{port}/v1/models", tmp_path / "server.log")
+        # a random model says nothing that is a verdict, unless it can say nothing else
+        (tmp_path / "mine.toml").write_text(
+            '[pair]\nsft = "sft"\naligned = "aligned"\n[prompts]\nsource = "prompts.jsonl"\nn = 16\n'
+            "[sampling]\nmax_tokens = 8\n[engine]\nmax_model_len = 128\nkv_cache_gib = 1\n"
+            f'[reward]\njudge_url = "http://127.0.0.1:{port}/v1"\njudge_model = "{MODEL}"\n'
+            '[reward.judge_options]\nmax_tokens = 8\nstructured_outputs = {choice = ["[[A]]", "[[B]]", "[[C]]"]}\n'
+        )
+        search = [sys.executable, "-m", "expo_search", "--study", "mine.toml", "--trials", "3", "--json"]
+        done = subprocess.run(search, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        trials = json.loads(done.stdout)["trials"]
+        assert len(trials) == 3
+        assert trials[0]["reward"] == 0.5
+        store = Store(f"sqlite:///{tmp_path}/expo-search.db", "mine", read_only=True)
+        rewards = [r.reward for r in store.rated(1, "search").values()]
+        store.close()
+        assert len(rewards) >= 16
+        assert set(rewards) <= {0.0, 0.5, 1.0}
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
