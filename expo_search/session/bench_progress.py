@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveLine
 
-from expo_search.session.progress import clock, say_on
+from expo_search.session.progress import can_be_live, clock, say_on
 
 _LINE = (
     "{task.fields[name]}  alpha {task.fields[alpha]}",
@@ -32,7 +32,7 @@ class BenchProgress:
         self._to_come, self.say = n_answers, say_on(console, quiet)
         self._began: float | None = None  # answering, after the engine has started
         self._n_answers = self._n_tokens = 0
-        is_live = (console.is_terminal or console.is_jupyter) and not quiet
+        is_live = can_be_live(console) and not quiet
         before, after = (TextColumn(text, markup=False) for text in _LINE)
         columns = (before, BarColumn(bar_width=16), after)
         # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log

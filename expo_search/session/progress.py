@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,11 @@ _LINE = (
 _MOST_LINES = 16  # of engines, below the live line; the others are summed up
 
 Engines = Callable[[], Sequence[EngineState]]
+
+
+def can_be_live(console: Console) -> bool:
+    """Whether a line can change in its place: on a terminal, and in a notebook where Rich finds its widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
@@ -63,7 +69,7 @@ class Progress:
         self._trial_s: list[float] = []
         self._t_start, self._t_generate = time.monotonic(), None
         self._n_tokens = self._n_scored = 0
-        is_live = (console.is_terminal or console.is_jupyter) and not quiet
+        is_live = can_be_live(console) and not quiet
         before, after = (TextColumn(text, markup=False) for text in _LINE)
         columns = (before, BarColumn(bar_width=16), after)
         # not redirected: Rich would show what a library writes to sys.stdout and sys.stderr, which is for the log
