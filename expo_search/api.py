@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from expo_search.session.benchmarks import Benchmarks
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
-    from expo_search.session.second_judge import Judge
+    from expo_search.session.second_judge import SecondJudge
     from expo_search.store.study_store import Store
 
 
@@ -138,7 +138,7 @@ class Session:
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         self._own_model = model is None
-        self._judge: Judge | None = None
+        self._judge: SecondJudge | None = None
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self._artifacts = self._checked_place(artifacts)

@@ -14,7 +14,7 @@ import expo_search as es
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.study_results import StudyResult
-from expo_search.results.trackers.tracking import Tracking, identity
+from expo_search.results.trackers.tracking import Tracking, identity, tracker_names
 from expo_search.results.verdict import verdict
 
 TRIALS = [make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 0.3, 0.5, 0.05), make_evaluation(2, 0.9, -1.0, 0.05)]
@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mlflow_here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client of a store in this folder."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (here / "mlruns").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the slim package has no other without a server
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # quicker than a database, its default
     from mlflow import MlflowClient
 
     return MlflowClient((here / "mlruns").as_uri())
@@ -160,12 +160,21 @@ class TestWandb:
 
 
 def test_a_tracker_that_is_not_there_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracker_names("mlflow, wandb") == ["mlflow", "wandb"]
     with pytest.raises(StudyError, match="did you mean mlflow"):
-        Tracking(["mlfow"], print)
+        tracker_names("mlfow")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.delitem(sys.modules, "expo_search.results.trackers.mlflow_runs", raising=False)
     with pytest.raises(StudyError, match=r'pip install "expo-search\[track\]"'):
         Tracking(["mlflow"], print)
+
+
+def test_a_server_that_cannot_be_reached_is_one_line_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StudyError, match=r"--track mlflow: it cannot be written to \(.*127\.0\.0\.1") as fault:
+        Tracking(["mlflow"], print)
+    assert "\n" not in str(fault.value)
 
 
 def test_without_trackers_no_study_is_read() -> None:

@@ -195,6 +195,7 @@ def search(
     spec = load_study(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
+    trackers = [] if track is None else _tracker_names(track)
     wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
     where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     if dry_run:
@@ -210,11 +211,17 @@ def search(
         log,
         where,
         budget,
-        track=[] if track is None else [name.strip() for name in track.split(",")],
+        track=trackers,
         quiet=quiet,
         as_json=as_json,
         no_menu=no_menu,
     )
+
+
+def _tracker_names(text: str) -> list[str]:
+    from expo_search.results.trackers.tracking import tracker_names
+
+    return tracker_names(text)
 
 
 def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:

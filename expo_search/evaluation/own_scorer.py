@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from expo_search.config.own_scorer import FORMS, function_of, words_of
+from expo_search.config.own_scorer import FORMS, function_of, shortened, words_of
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import RewardError, StudyError
@@ -101,10 +101,7 @@ class FunctionScorer(OwnScorer):
     def __init__(self, name: str) -> None:
         self._function = load_function(name)
         self._check_arguments(name)
-        function = function_of(name)
-        home = function[0] if function is not None else name
-        short = name.replace(home, Path(home).name, 1) if home.endswith(".py") else name
-        super().__init__(name, f"{short}#{file_hash(name)}")
+        super().__init__(name, f"{shortened(name).removeprefix('./')}#{file_hash(name)}")
 
     def _check_arguments(self, name: str) -> None:
         try:

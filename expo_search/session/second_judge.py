@@ -30,7 +30,7 @@ from expo_search.store.study_store import Store
 
 
 @dataclass(frozen=True)
-class Judge:
+class SecondJudge:
     """A second judge that was found good.
 
     Attributes:
@@ -49,7 +49,7 @@ def find_judge(
     model: str | None,
     scorer: Scorer | None,
     say: Callable[[str], None],
-) -> tuple[Judge | None, Checked]:
+) -> tuple[SecondJudge | None, Checked]:
     """The second judge that is asked for, or that the study's spec names; None where there is none.
 
     Reads headers, config and tokenizer, no weights.
@@ -78,7 +78,7 @@ def find_judge(
     checked = replace(checked, spec=spec)
     if scorer is not None:
         key = hashlib.sha256(f"{id}@{PLUG_IN}".encode()).hexdigest()[:16]
-        return Judge(key, id, scorer), checked
+        return SecondJudge(key, id, scorer), checked
     trust = spec.trust_remote_code
     source = resolve_check_model(asked, trust_remote_code=trust, say=say)
     check_whole(source.path, trust_remote_code=trust)
@@ -92,7 +92,7 @@ def find_judge(
     if source.on_hub:  # a branch may move
         pair = asked.model_copy(update={"check_reward_revision": source.revision})
         checked = replace(checked, spec=spec.model_copy(update={"pair": pair}))
-    judge = Judge(key, source.id if source.on_hub else source.path.name, source)
+    judge = SecondJudge(key, source.id if source.on_hub else source.path.name, source)
     return judge, _with_room(checked, checkpoint, own, say)
 
 
@@ -132,7 +132,7 @@ def _with_room(checked: Checked, judge: Checkpoint, reward: Checkpoint | None, s
 def judge_answers(
     running: Running,
     store: Store,
-    judge: Judge,
+    judge: SecondJudge,
     trial: int,
     part: Part,
     n: int,

@@ -20,6 +20,8 @@ class MlflowRuns:
     """Writes to where MLFLOW_TRACKING_URI says, into the experiment MLFLOW_EXPERIMENT_NAME or "expo-search"."""
 
     def __init__(self) -> None:
+        # MLflow's own, seven tries, hold a search up for minutes where its server is gone
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         self._client = MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "expo-search")
         found = self._client.get_experiment_by_name(name)

@@ -1,4 +1,4 @@
-"""A study in TensorBoard: trials as hyper-parameters and scalars, verdict and curve beside them."""
+"""A study in TensorBoard: trials as hyper-parameters and scalars, the verdict beside them."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.study_results import StudyResult
 
 TRACKERS = ("mlflow", "wandb", "tensorboard")
+_SHOWN = 200  # characters of what another program says
 
 
 class Tracker(Protocol):
@@ -34,7 +35,7 @@ class Tracking:
         """`names`: of `TRACKERS`.
 
         Raises:
-            StudyError: no such tracker, one that is not installed, or that does not know where to write to.
+            StudyError: one that is not installed, does not know where to write to, or cannot be reached.
         """
         self._say = say
         self._open: dict[str, Tracker] = {}
@@ -65,22 +66,36 @@ class Tracking:
             step()
         except Exception as e:  # whatever another program raises: the search is worth more
             self._open.pop(name, None)
-            why = (str(e).strip() or type(e).__name__).splitlines()[0]
-            self._say(f"--track {name}: {why}; the search goes on without it, and the same command writes it later")
+            self._say(
+                f"--track {name}: {_first_line(e)}; the search goes on without it, and the same command writes it later"
+            )
+
+
+def tracker_names(text: str) -> list[str]:
+    """The names between commas.
+
+    Raises:
+        StudyError: one that is no tracker's.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in TRACKERS:
+            near = get_close_matches(name, TRACKERS, 1)
+            raise StudyError(
+                where=f"--track {name}",
+                found="no tracker of that name",
+                expected=f"one or more of {', '.join(TRACKERS)}, with commas between",
+                do=f"did you mean {near[0]}?" if near else "give one of them, or leave it out",
+            )
+    return names
 
 
 def _open(name: str) -> Tracker:
-    if name not in TRACKERS:
-        near = get_close_matches(name, TRACKERS, 1)
-        raise StudyError(
-            where=f"--track {name}",
-            found="no tracker of that name",
-            expected=f"one or more of {', '.join(TRACKERS)}, with commas between",
-            do=f"did you mean {near[0]}?" if near else "give one of them, or leave it out",
-        )
     try:
         module: Any = import_module(f"expo_search.results.trackers.{name}_runs")
         tracker: Tracker = module.open_tracker()
+    except StudyError:
+        raise
     except ImportError as e:
         raise StudyError(
             where=f"--track {name}",
@@ -88,7 +103,18 @@ def _open(name: str) -> Tracker:
             expected=f"the package {name} beside expo-search",
             do='pip install "expo-search[track]", which brings all three',
         ) from None
+    except Exception as e:  # whatever another program raises
+        raise StudyError(
+            where=f"--track {name}",
+            found=f"it cannot be written to ({_first_line(e)})",
+            expected="one that can",
+            do="see to its server and its settings, or leave it out",
+        ) from None
     return tracker
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0][:_SHOWN]
 
 
 def identity(study: StudyResult) -> str:

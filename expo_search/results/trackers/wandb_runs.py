@@ -1,4 +1,4 @@
-"""A study in Weights & Biases: one run, a step a trial, with verdict, table and curve in its summary."""
+"""A study in Weights & Biases: one run, a step a trial, with verdict and curve in its summary."""
 
 from __future__ import annotations
 
