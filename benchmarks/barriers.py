@@ -9,8 +9,8 @@ those of the demo pair's recorded answers (at most 64 tokens), or log-normal wit
 UltraFeedback's chosen answers, cut at 2,048, with one in a hundred that never ends.
 
 Printed for three trials: one that is evaluated whole, one that a race stops, one that brackets: seconds, tokens, the
-ratio to the time of its tokens at a full batch, and to the least time that these lengths allow (the larger of that and
-the longest answer alone); each way of handing prompts over in the same run.
+ratio to the time of its tokens at a full batch, and to the least time in which any schedule could answer and rate these
+lengths (`Machine.least`); each way of handing prompts over in the same run.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ class Machine:
     def at_full_batch(self, n_tokens: int) -> float:
         """Seconds of so many tokens where the batch is always full."""
         return n_tokens * self.step(self.batch) / self.batch
+
+    def least(self, lengths: Sequence[int]) -> float:
+        """Seconds in which no schedule can answer and rate faster.
+
+        There are at least as many steps as the longest answer has tokens. Rewards made beside the engine cost it
+        `contention` - 1 of their own time, made after it all of that.
+        """
+        n_tokens = sum(lengths)
+        n_steps = max(*lengths, -(-n_tokens // self.batch))
+        scoring_s = n_tokens / self.scored_per_s * min(self.contention - 1.0, 1.0)
+        return n_steps * self.step_s + n_tokens * self.sequence_s + scoring_s
 
 
 class SimulatedModel:
@@ -155,10 +166,9 @@ def main() -> None:
         for (kind, share), waits in product(kinds.items(), (True, False)):
             seconds, n_tokens = measure(machine, lengths, kind, waits=waits)
             needed = lengths[: round(share * len(lengths))]
-            least = max(machine.at_full_batch(sum(needed)), max(needed) * machine.step(1))
             way = "look by look" if waits else "at once"
-            full, most = seconds / machine.at_full_batch(n_tokens), seconds / least
-            print(f"{name:12} {kind:20} {way:13} {seconds:6.1f} {n_tokens:8} {full:13.2f} {most:8.2f}")
+            full, least = seconds / machine.at_full_batch(n_tokens), seconds / machine.least(needed)
+            print(f"{name:12} {kind:20} {way:13} {seconds:6.1f} {n_tokens:8} {full:13.2f} {least:8.2f}")
 
 
 def measure(machine: Machine, lengths: Sequence[int], kind: str, *, waits: bool) -> tuple[float, int]:
