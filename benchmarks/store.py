@@ -4,9 +4,10 @@
     python benchmarks/store.py --trial demo --round-trip-ms 100
 
 Real search, store, artifacts and dashboard's note and figure; a model that answers by sleeping, at an even rate, and a
-scorer that takes no time. What a trial takes beyond the sleep is the cost. A round trip is something that the client
-sends and whose answer it then waits for, be it the search or the thread that writes behind it; a proxy before the
-server counts and delays them, half of the time on each way. Needs the binaries of a PostgreSQL server
+scorer that takes no time. What a trial takes beyond the sleep is the cost, the wait at the search's end among it. A
+short search beforehand loads the libraries that draw, which a process pays once. A round trip is something that the
+client sends and whose answer it then waits for, be it the search or the thread that writes behind it; a proxy before
+the server counts and delays them, half of the time on each way. Needs the binaries of a PostgreSQL server
 (`tests/databases.py`).
 """
 
@@ -52,6 +53,7 @@ KINDS = {
     "demo": Kind("demo-like (the README's: 128 s for 9 trials)", 128, 14.2, 200, False),
     "7b": Kind("7B-like (benchmarks/barriers.py: long-tailed, at once)", 1000, 27.1, 1200, True),
 }
+WARM_UP = Kind("before all", 16, 0.1, 200, False)
 SPEC = SearchSpec(sampler="random", seed=5, alpha_min=0.0, alpha_max=1.0)
 
 
@@ -114,6 +116,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.closing(PostgresServer(durable=True)) as server:
         folder = Path(name)
+        first_s = cost_s(f"sqlite:///{folder / 'warm-up.db'}", WARM_UP, 2, folder)
+        print(f"loading libraries, and two trials of {WARM_UP.n_prompts} prompts: {2 * first_s:.1f} s", flush=True)
         for kind in KINDS.values() if options.trial == "all" else [KINDS[options.trial]]:
             print(
                 f"{kind.title}: {kind.n_prompts} prompts, {kind.seconds} s; mean of {options.trials} trials", flush=True

@@ -161,6 +161,7 @@ class TestThorough:
         low = [self.trial(5, 4.0, -0.15), self.trial(6, 8.0, -0.15, "hopeless"), self.trial(7, 0.0625, -0.02)]
         return [make_evaluation(0, 0.0, 0.0, 0.0), *steps, *low]
 
+    @pytest.mark.slow
     def test_once_settled_it_halves_the_widest_gap_until_none_is_wide(self) -> None:
         trials = self.settled_without_a_gain()
         ends = (0.0, 64.0, 0.25)

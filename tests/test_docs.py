@@ -36,6 +36,7 @@ def commands() -> list[str]:
     return [f"{p.name}: {line}" for p in PAGES for line in re.findall(asked, p.read_text("utf-8"), re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_the_search_on_the_demo_pair_runs_and_its_export_is_verified(tmp_path: Path) -> None:
     # without what the command line, run by another test in this process, has set for vLLM
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}

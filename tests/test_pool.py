@@ -513,9 +513,12 @@ def test_a_driver_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 def is_helper(pid: int) -> bool:
-    """Whether a process is one of the two of Ray's that look for their server for a minute before they end too."""
+    """Whether a process is one of the two of Ray's that look for their server for a minute before they end too.
+
+    They are `agent.py` until they have given themselves a name, and then `ray::DashboardAgent` and its like.
+    """
     try:
-        return any("Agent" in word for word in psutil.Process(pid).cmdline())
+        return any("agent" in word.lower() for word in psutil.Process(pid).cmdline())
     except psutil.NoSuchProcess:
         return False
 
