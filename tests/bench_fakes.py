@@ -1,16 +1,45 @@
-"""A task and a model for benchmarks: which items are answered right follows from alpha and the item alone."""
+"""Tasks and models for benchmarks: which items are answered right follows from alpha and the item alone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fakes import FakeModel, unit
 
 from expo_search.bench.task import Item, Metric
-from expo_search.contracts import Completion, Prompt, Request
+from expo_search.contracts import Completion, Likelihood, Prompt, Request
 from expo_search.store.bench_store import Answered, Score, Scores
+
+TEXT = "Rivers carry water to the sea."
+CHOICE: dict[str, Any] = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "gold",
+}
+
+
+def write_task(folder: Path, name: str, n: int, *, n_train: int = 0, **config: Any) -> str:
+    """A task of the harness over n local rows, and so many to take shots from; its YAML file."""
+    files = {}
+    for split, size in {"test": n, "train": n_train}.items():
+        if size:
+            rows = [
+                {"q": f"{TEXT} {split} {i}?", "choices": [f" {c}{i}" for c in "abc"], "gold": i % 3}
+                for i in range(size)
+            ]
+            file = folder / f"{name}{'' if split == 'test' else '_train'}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            files[split] = str(file)
+    data: dict[str, Any] = {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+    splits = {"test_split": "test"} | ({"training_split": "train"} if n_train else {})
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps({"task": name} | splits | data | config))  # YAML has JSON in it
+    return str(file)
 
 
 @dataclass
@@ -55,3 +84,43 @@ class YesModel(FakeModel):
                 yield replace(part, text=self.says(self.alphas[-1], part.prompt))
             else:
                 yield part
+
+
+@dataclass
+class RatingModel(FakeModel):
+    """Rates what it is asked to rate, each text otherwise at each alpha. `requests` keeps (alpha, request)."""
+
+    requests: list[tuple[float, Request]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        for part in super().generate(prompts, seed):
+            if not isinstance(part, Completion):
+                yield part
+                continue
+            request, alpha = part.prompt, self.alphas[-1]
+            assert isinstance(request, Request)
+            self.requests.append((alpha, request))
+            if request.n_rated:
+                yield Likelihood(request, "", 0, "stop", -9 * unit(alpha, request.ids), False)
+            else:
+                yield replace(part, text=f"It is #### {unit(alpha, request.ids) > 0.5:d}")
+
+
+@dataclass
+class Recording:
+    """A `BenchWatcher` that keeps what it is told."""
+
+    starts: list[tuple[str, float, int, int]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    n_answers: int = 0
+    n_tokens: int = 0
+
+    def started(self, task: str, alpha: float, n_items: int, n_stored: int) -> None:
+        self.starts.append((task, alpha, n_items, n_stored))
+
+    def generated(self, n_tokens: int, n_answers: int) -> None:
+        self.n_tokens += n_tokens
+        self.n_answers += n_answers
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)

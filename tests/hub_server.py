@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +149,13 @@ class _Handler(BaseHTTPRequestHandler):
 def _entry(folder: Path, file: Path) -> dict[str, Any]:
     kind = {"type": "directory"} if file.is_dir() else {"type": "file", "size": file.stat().st_size}
     return kind | {"path": str(file.relative_to(folder)), "oid": COMMIT}
+
+
+def hub_environment(address: str, home: Path, *, offline: bool = False) -> dict[str, str]:
+    """The environment of a process that has this Hub and no other; it is read when huggingface_hub is imported."""
+    others = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy", k, re.IGNORECASE)}
+    given = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
+    return others | given | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
 
 
 @contextmanager

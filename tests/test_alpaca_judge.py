@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench_fakes import TurnsTask, YesModel
-from test_bench_run import Watcher
+from bench_fakes import Recording, TurnsTask, YesModel
 
 from expo_search.bench.alpaca_eval import AlpacaEval
 from expo_search.bench.alpaca_judge import check_judge, judge
@@ -63,7 +62,7 @@ def chosen(tmp_path: Path) -> Chosen:
 def store(tmp_path: Path, chosen: Chosen) -> BenchStore:
     """Answers at three alphas: the fake's JSON, longer the more digits the alpha has."""
     store = BenchStore(Store(f"sqlite:///{tmp_path / 'b.db'}", "s"))
-    run(YesModel(), store, [chosen], [0.0, 0.25, 1.0], seed=0, watcher=Watcher())
+    run(YesModel(), store, [chosen], [0.0, 0.25, 1.0], seed=0, watcher=Recording())
     return store
 
 

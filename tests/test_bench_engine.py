@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from bench_fakes import CHOICE, TEXT, Recording, write_task
 from transformers import AutoModelForCausalLM
 from twins import make_pair
 
-from expo_search.bench import harness_task
-from expo_search.bench.harness_task import HarnessTask, children, load_harness
+from expo_search.bench.harness_task import HarnessTask, load_harness
 from expo_search.bench.result import read_bench
 from expo_search.bench.run import run
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Likelihood, Request
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
-from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
 
 CONTEXT = 128
-TEXT = "Rivers carry water to the sea."
 
 
 @pytest.fixture(scope="module")
@@ -94,33 +90,6 @@ def test_a_likelihood_is_the_one_of_transformers(model: VllmModel, reference: An
     assert other.log_probability != pytest.approx(float(rated[-3:].sum()), abs=1e-2)  # type: ignore[attr-defined]
 
 
-def write_task(folder: Path, name: str, n: int, **config: Any) -> str:
-    """A task of the harness over n local rows; its YAML file."""
-    rows = [{"q": f"{TEXT} {i}?", "choices": [f" {c}{i}" for c in "abc"], "gold": i % 3} for i in range(n)]
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
-    file = folder / f"{name}.yaml"
-    file.write_text(json.dumps({"task": name, "test_split": "test"} | data | config))  # YAML has JSON in it
-    return str(file)
-
-
-class Watcher:
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-
-    def started(self, _task: str, _alpha: float, n_items: int, n_stored: int) -> None:
-        self.asked.append(n_items - n_stored)
-
-    def generated(self, n_tokens: int, n_answers: int) -> None:
-        pass
-
-
-CHOICE: dict[str, Any] = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "gold",
-}
 ANSWER: dict[str, Any] = {
     "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{choices[0]}}",
     "generation_kwargs": {"until": ["."], "max_gen_toks": 8},
@@ -142,11 +111,11 @@ def test_a_task_of_the_harness_scores_as_it_does_with_its_own_model(
     config: Any = {"choice": CHOICE, "answer": ANSWER, "rolling": ROLLING}[kind]
     (task,) = load_harness(f"lm_eval:{write_task(tmp_path, f'my_{kind}', 6, **config)}", 4)
     assert list(task.item_ids) == [f"my_{kind}/{i}" for i in range(4)]
-    watcher, store = Watcher(), BenchStore(Store(f"sqlite:///{tmp_path / 'b.db'}", "s"))
+    watcher, store = Recording(), BenchStore(Store(f"sqlite:///{tmp_path / 'b.db'}", "s"))
     ready = task.on(model.tokenizer, CONTEXT)
     run(model, store, [ready], [0.0, 1.0], seed=0, watcher=watcher)
     if n_requests is not None:
-        assert watcher.asked == [n_requests] * 2
+        assert [n - stored for _, _, n, stored in watcher.starts] == [n_requests] * 2
     # vLLM's context holds the window's prefix, its last token and one that is generated
     longest = CONTEXT - 2 if kind == "rolling" else CONTEXT - 1
     own = HFLM(pretrained=reference, tokenizer=model.tokenizer, max_length=longest, batch_size=1)
@@ -163,9 +132,9 @@ def test_a_task_of_the_harness_scores_as_it_does_with_its_own_model(
                 assert score.value == float(value)
     (told,) = read_bench(store).tasks
     assert (told.title, told.n_items) == (f"my_{kind}", {0.0: 4, 1.0: 4})
-    again = Watcher()
+    again = Recording()
     run(model, store, [ready], [0.0, 1.0], seed=0, watcher=again)
-    assert again.asked == []
+    assert again.starts == []
 
 
 def test_a_run_of_the_harness_that_was_stopped_asks_no_stored_request_again(
@@ -182,32 +151,7 @@ def test_a_run_of_the_harness_that_was_stopped_asks_no_stored_request_again(
         return len(asked) == 7
 
     with pytest.raises(Stopped):
-        run(model, store, [ready], [0.0], seed=0, watcher=Watcher(), stop=stop)
-    watcher = Watcher()
+        run(model, store, [ready], [0.0], seed=0, watcher=Recording(), stop=stop)
+    watcher = Recording()
     run(model, store, [ready], [0.0], seed=0, watcher=watcher)
-    assert watcher.asked == [18 - 7]
-
-
-def test_the_leaderboards_members_are_compared_one_by_one(tmp_path: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
-    for name, n in (("one", 2), ("two", 3), ("three", 4)):
-        write_task(tmp_path, name, n, **CHOICE)
-    (tmp_path / "inner.yaml").write_text(json.dumps({"group": "inner", "task": ["two", "three"]}))
-    (tmp_path / "outer.yaml").write_text(json.dumps({"group": "outer", "task": ["one", "inner"]}))
-    loaded = TaskManager(include_path=tmp_path, include_defaults=False).load(["outer"])
-    members = children(loaded["groups"]["outer"])
-    assert {name: list(tasks) for name, tasks in members.items()} == {"one": ["one"], "inner": ["two", "three"]}
-
-
-def test_an_unknown_task_of_the_harness_and_data_that_are_not_to_be_had_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = Path(write_task(tmp_path, "gone", 1, **CHOICE))
-    (tmp_path / "gone.jsonl").unlink()
-    with pytest.raises(PromptsError, match=r"task lm_eval:.*gone.yaml: "):
-        load_harness(f"lm_eval:{file}", None)
-    index = SimpleNamespace(all_tasks=["arc_challenge", "hellaswag"])  # its own takes seconds to read
-    monkeypatch.setattr(harness_task, "_manager", lambda **_: index)
-    with pytest.raises(StudyError, match=r"unknown task 'lm_eval:helaswag'; expected one of lm_eval:hellaswag"):
-        load_harness("lm_eval:helaswag", None)
+    assert [n - stored for _, _, n, stored in watcher.starts] == [18 - 7]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_fakes import TurnsTask, YesModel
+from bench_fakes import Recording, TurnsTask, YesModel
 from fakes import FakeScorer
 from twins import write_prompts
 
@@ -23,19 +23,6 @@ from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
 
 
-class Watcher:
-    def __init__(self) -> None:
-        self.starts: list[tuple[str, float, int, int]] = []
-        self.n_answers = self.n_tokens = 0
-
-    def started(self, task: str, alpha: float, n_items: int, n_stored: int) -> None:
-        self.starts.append((task, alpha, n_items, n_stored))
-
-    def generated(self, n_tokens: int, n_answers: int) -> None:
-        self.n_tokens += n_tokens
-        self.n_answers += n_answers
-
-
 def chosen(task: TurnsTask | None = None, n: int | None = None, **options: Any) -> Chosen:
     task = task or TurnsTask()
     return Chosen(task, task.items[:n], **options)
@@ -43,7 +30,7 @@ def chosen(task: TurnsTask | None = None, n: int | None = None, **options: Any) 
 
 def run_on(store: BenchStore, *tasks: Chosen, model: YesModel | None = None, **options: Any) -> YesModel:
     model = model or YesModel()
-    run(model, store, tasks, [0.0, 0.4], seed=1, **({"watcher": Watcher()} | options))
+    run(model, store, tasks, [0.0, 0.4], seed=1, **({"watcher": Recording()} | options))
     return model
 
 
@@ -54,7 +41,7 @@ def store(tmp_path: Path) -> BenchStore:
 
 class TestRun:
     def test_every_item_is_asked_turn_by_turn_once_an_alpha_and_scored(self, store: BenchStore) -> None:
-        watcher = Watcher()
+        watcher = Recording()
         model = run_on(store, chosen(), watcher=watcher)
         one_alpha = [f"turns/i{k}/{t}" for k in range(12) for t in range(1 + k % 2)]
         for alpha in (0.0, 0.4):

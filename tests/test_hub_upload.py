@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_server import COMMIT, TOKEN, hub_server
+from hub_server import COMMIT, hub_environment, hub_server
 from huggingface_hub import metadata_load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import make_pair, make_reward_model, offline_checkpoint, read_all, write_prompts
@@ -35,12 +33,10 @@ class Hub(NamedTuple):
     work: Path
 
     def run(self, *arguments: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
-        """A process of its own, because huggingface_hub reads the environment when it is imported."""
-        others = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy", k, re.IGNORECASE)}
-        given = {"HF_ENDPOINT": self.address, "HF_HOME": str(self.work / "home"), "HF_TOKEN": TOKEN}
-        given |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
+        """A process of its own."""
+        env = hub_environment(self.address, self.work / "home", offline=offline)
         command = [sys.executable, "-m", "expo_search", *arguments]
-        return subprocess.run(command, cwd=self.work, env=others | given, text=True, capture_output=True, timeout=300)
+        return subprocess.run(command, cwd=self.work, env=env, text=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,9 @@ class BenchWatcher(Protocol):
     def generated(self, n_tokens: int, n_answers: int) -> None:
         """The model generated this many tokens since the last call, and finished this many answers."""
 
+    def remark(self, text: str) -> None:
+        """Something to know of the task that has begun."""
+
 
 class Asking:
     """Asks one model, standing at one alpha, for answers to one task's requests.

@@ -30,11 +30,20 @@ class LiveRequests:
         self._asking, self._watcher, self._title = asking, watcher, title
         self._stored = store.answers(asking.task, asking.alpha)
 
-    def answers(self, requests: Sequence[Request]) -> list[Answered]:
-        """One answer a request, in their order; requests that ask the same thing are one."""
+    def answers(self, requests: Sequence[Request], n_cut: int, context: int) -> list[Answered]:
+        """One answer a request, in their order; requests that ask the same thing are one.
+
+        Args:
+            n_cut: of them, that were longer than the context of so many tokens and lost their beginning.
+        """
         missing: dict[Key, Prompt] = {(r.id, 0): r for r in requests if r.id not in self._stored}
         n = len({r.id for r in requests})
         self._watcher.started(self._title, self._asking.alpha, n, n - len(missing))
+        if n_cut and missing:
+            self._watcher.remark(
+                f"{n_cut} of {len(requests)} requests are longer than the context of {context} tokens and lost their "
+                "beginning"
+            )
         for (name, _), answer in self._asking.ask(missing).items():
             self._stored[name] = [answer]
         return [self._stored[r.id][0] for r in requests]
@@ -110,12 +119,14 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
             return [sum(next(flat)[0] for _ in document) for document in windows]
 
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-            asked = []
+            asked, n_cut = [], 0
             for request, copy in _numbered(requests):
                 text, given = request.args
                 options = normalize_gen_kwargs(dict(given), default_max_gen_toks=_MAX_TOKENS)
                 max_tokens = min(int(options["max_gen_toks"]), context - 1)
-                ids = self.tok_encode(text)[-(context - max_tokens) :]
+                whole = self.tok_encode(text)
+                ids = whole[-(context - max_tokens) :]
+                n_cut += len(ids) < len(whole)
                 asked.append(
                     _request(
                         ids=ids,
@@ -126,17 +137,18 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
                         top_p=float(options.get("top_p", 1.0)),
                     )
                 )
-            return [answer.text for answer in answers(asked)]
+            return [answer.text for answer in answers(asked, n_cut, context)]
 
-    answers: Callable[[Sequence[Request]], list[Answered]] = requests.answers
+    answers: Callable[[Sequence[Request], int, int], list[Answered]] = requests.answers
 
     def rated(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Log-probability of the second tokens after the first ones, and whether greedy choice gives them."""
-        asked = []
+        asked, n_cut = [], 0
         for before, rest in pairs:
             ids = [*before, *rest][-rated_context:]
+            n_cut += len(ids) < len(before) + len(rest)
             asked.append(_request(ids=ids, n_rated=min(len(rest), len(ids) - 1)))
-        return [(float(a.log_probability or 0.0), bool(a.is_greedy)) for a in answers(asked)]
+        return [(float(a.log_probability or 0.0), bool(a.is_greedy)) for a in answers(asked, n_cut, context)]
 
     return LiveModel()
 

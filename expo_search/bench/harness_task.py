@@ -1,7 +1,10 @@
 """Tasks of lm-evaluation-harness, `lm_eval:NAME` or a YAML file: its prompts and scores, the live engine's answers.
 
 What the harness scores is read item by item from its samples, so that two alphas are compared on each. `lm_eval_chat:`
-puts prompts into the model's chat template; a group is one task, but `openllm`, whose tasks are compared one by one.
+puts prompts into the model's chat template; a group is one task, but `openllm`, whose members are compared one by one.
+
+Shots are drawn anew for each alpha with the seed of the harness's own `simple_evaluate`, so that they are the same at
+every alpha, and in a run that goes on.
 """
 
 from __future__ import annotations
@@ -22,14 +25,16 @@ from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import BenchStore, Score, Scores
 
 if TYPE_CHECKING:
-    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerBase
 
 PREFIX, CHAT_PREFIX = "lm_eval:", "lm_eval_chat:"
-_LEADERBOARD = "openllm"  # a group of unlike tasks
-_FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides
+_LEADERBOARD = "openllm"  # a group of unlike tasks, each with a number of shots of its own
+# What of a member the leaderboard counts, where that is not all: of TruthfulQA's three tasks this one
+_COUNTED = {"truthfulqa": "truthfulqa_mc2"}
+_SHOTS_SEED = 1234  # `lm_eval.defaults.DEFAULT_OTHER_SEED`, which `simple_evaluate` sets; `evaluate` alone sets none
+_FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides, by its first filter
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,11 @@ class HarnessTask:
         ]
 
     def kept(self) -> Mapping[str, Any]:
-        """The harness's version and its tasks'."""
+        """The harness's version and its tasks', and their numbers of shots."""
         versions = {name: str(task.VERSION) for name, task in self.tasks.items()}
-        return {"title": self.title, "checkers": self.harness, "versions": versions, "data": self.digest}
+        shots = {name: task.config.num_fewshot for name, task in self.tasks.items() if task.config.num_fewshot}
+        made_under = {"title": self.title, "checkers": self.harness, "versions": versions, "data": self.digest}
+        return made_under | ({"shots": shots} if shots else {})
 
     def on(self, tokenizer: PreTrainedTokenizerBase, context: int) -> HarnessTask:
         """The same, for a model with this tokenizer and a context of so many tokens."""
@@ -86,6 +93,8 @@ class HarnessTask:
 
         assert self.tokenizer is not None, "prepared for a model"
         requests = LiveRequests(asking, store, watcher, self.title)
+        for task in self.tasks.values():
+            task.set_fewshot_seed(_SHOTS_SEED)
         results: Any = evaluate(
             live_model(requests, self.tokenizer, self.context),
             {"tasks": dict(self.tasks), "groups": {}, "group_map": {}},
@@ -122,16 +131,21 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
     wanted = name.removeprefix(prefix)
     is_file = wanted.endswith((".yaml", ".yml"))
     manager = _manager(with_index=not is_file)
-    if not is_file and wanted not in manager.all_tasks:
-        near = difflib.get_close_matches(wanted, manager.all_tasks, n=3, cutoff=0.5)
+    members = {} if is_file else _leaderboard(manager)
+    known = [*manager.all_tasks, *members]
+    if not is_file and wanted not in known:
+        near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
         raise StudyError(
             where="--tasks",
             found=f"unknown task {name!r}",
             expected=f"one of {', '.join(prefix + n for n in near)}" if near else "a task of lm-evaluation-harness",
             do=f"did you mean {prefix}{near[0]}?" if near else "see `lm-eval ls tasks`, or give a task's YAML file",
         )
+    of_leaderboard = list(members) if wanted == _LEADERBOARD else [wanted] if wanted in members else []
     try:
-        loaded = manager.load([wanted])
+        units = {name: _with_shots(manager, *members[name]) for name in of_leaderboard} or {
+            _short(wanted): manager.load([wanted])["tasks"]
+        }
     except Exception as fault:  # the harness's own errors, YAML's, those of `datasets`, the Hub's, the network's
         raise PromptsError(
             where=f"task {name}",
@@ -139,11 +153,7 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
             expected="a task whose data are on the Hub, in its cache or in files",
             do="check the network; a YAML file of one's own may name local data",
         ) from None
-    tasks = loaded["tasks"]
-    if wanted != _LEADERBOARD:
-        return [_benchmark(f"{prefix}{_short(wanted)}", tasks, limit, harness)]
-    units = children(loaded["groups"][wanted])
-    return [_benchmark(f"{prefix}{name}", of_unit, limit, harness) for name, of_unit in units.items()]
+    return [_benchmark(f"{prefix}{unit}", tasks, limit, harness) for unit, tasks in units.items()]
 
 
 @cache
@@ -154,15 +164,24 @@ def _manager(*, with_index: bool) -> TaskManager:
     return TaskManager(include_defaults=with_index)
 
 
-def children(group: Group) -> dict[str, dict[str, Task]]:
-    """The members of a group, each with its own tasks by name: itself, or those of a group within the group."""
-    found: dict[str, dict[str, Task]] = {}
-    for child in group:
-        if hasattr(child, "get_all_tasks"):
-            found[child.name] = {task.task_name: task for task in child.get_all_tasks()}
-        else:
-            found[child.task_name] = {child.task_name: child}
-    return found
+def _leaderboard(manager: TaskManager) -> dict[str, tuple[str, int]]:
+    """The leaderboard's members, `openllm/NAME`: the harness's name of each and its number of shots, from its own file.
+
+    The members are loaded by their own names and given their shots. Where the group is loaded as one, the harness
+    (0.4.13) gives every task within a member that member's name, of which one is then left: of MMLU a single subject.
+    """
+    entry = manager.task_index.get(_LEADERBOARD)
+    listed: Sequence[Mapping[str, Any]] = (entry.cfg or {})["task"] if entry else ()
+    members = [(_COUNTED.get(of["task"], of["task"]), int(of["num_fewshot"])) for of in listed]
+    return {f"{_LEADERBOARD}/{member}": (member, shots) for member, shots in members}
+
+
+def _with_shots(manager: TaskManager, member: str, shots: int) -> dict[str, Task]:
+    """A member's tasks by name. Shots come from where its own file says, which is the leaderboard's split, too."""
+    tasks: dict[str, Task] = manager.load([member])["tasks"]
+    for task in tasks.values():
+        task.set_config("num_fewshot", shots)
+    return tasks
 
 
 def _benchmark(name: str, tasks: Mapping[str, Task], limit: int | None, harness: str) -> HarnessTask:
@@ -197,7 +216,8 @@ def _scores_of(
                     of_item[metric if len(filters) == 1 else f"{metric},{sample['filter']}"] = score
     common = set.intersection(*(set(of_item) for of_item in scores.values())) if scores else set()
     order = {metric: i for i, metric in enumerate(_FIRST)}
-    metrics = sorted(common, key=lambda m: (order.get(m.partition(",")[0], len(order)), m))
+    as_listed = [metric for metric in next(iter(scores.values()), {}) if metric in common]
+    metrics = sorted(as_listed, key=lambda m: order.get(m.partition(",")[0], len(order)))
     return {item: {m: of_item[m] for m in metrics} for item, of_item in scores.items()}, metrics
 
 

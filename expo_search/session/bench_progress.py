@@ -75,6 +75,10 @@ class BenchProgress:
         fields: dict[str, Any] = {"tokens": self._n_tokens, "rate": rate, "left": clock(self._left())}
         self._live.update(self._task, advance=n_answers, **fields)
 
+    def remark(self, text: str) -> None:
+        """Say it, with the task's name and alpha."""
+        self.say(f"{self._name}: {text}")
+
     def ended(self) -> None:
         """Say what the task that was under way came to."""
         if self._name and self._of_task:
