@@ -20,8 +20,9 @@ class MlflowRuns:
     """Writes to where MLFLOW_TRACKING_URI says, into the experiment MLFLOW_EXPERIMENT_NAME or "expo-search"."""
 
     def __init__(self) -> None:
-        # MLflow's own, seven tries, hold a search up for minutes where its server is gone
+        # MLflow's own, eight tries of 120 s each, hold a search up for minutes where its server is gone or hangs
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
         self._client = MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "expo-search")
         found = self._client.get_experiment_by_name(name)
