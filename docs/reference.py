@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from expo_search.cli.main import app
 from expo_search.config.keys import about, meaning
 from expo_search.config.options import option_of
-from expo_search.config.spec import StudySpec
+from expo_search.config.spec import RewardModelSpec, StudySpec
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -48,7 +48,7 @@ def configuration() -> str:
 def tables(path: str, model: type[BaseModel]) -> Iterator[str]:
     """A model's own keys as a table, then the models inside it, each under its dotted name."""
     inside = {name: field.annotation for name, field in model.model_fields.items() if is_table(field.annotation)}
-    rows = [row(path, name, model) for name in model.model_fields if name not in inside]
+    rows = [row(path, name, model) for name in model.model_fields if name not in inside and name != "rewards"]
     if path:
         yield f"## `[{path}]`"
         yield about(model)
@@ -57,6 +57,8 @@ def tables(path: str, model: type[BaseModel]) -> Iterator[str]:
     for name, annotation in inside.items():
         assert isinstance(annotation, type)
         yield from tables(f"{path}.{name}".strip("."), annotation)
+        if annotation is StudySpec.model_fields["reward"].annotation:  # which an array of tables may stand for
+            yield from tables("[reward]", RewardModelSpec)
 
 
 def is_table(annotation: object) -> bool:

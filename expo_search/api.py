@@ -559,9 +559,10 @@ class Session:
         given = [p if isinstance(p, Prompt) else Prompt(f"given-{i}", p) for i, p in enumerate(dict.fromkeys(prompts))]
         for prompt in given:
             self._check_prompt(prompt)
-        self._start_model()
         running = self.running
-        return compare(running.model, running.scorer, alphas, given, self.spec.search.seed, self.say)
+        running.check_calibrated()
+        self._start_model()
+        return compare(running.model, running.single_scorer, alphas, given, self.spec.search.seed, self.say)
 
     def bench(
         self,

@@ -137,6 +137,19 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class EnsembleScorer(Protocol):
+    """Several scorers that rate the same answers, in the place of a `Scorer`."""
+
+    def score_each(
+        self, completions: Sequence[Completion], on_scored: Callable[[int], None]
+    ) -> tuple[list[tuple[float, ...]], int]:
+        """Each one's finite reward of each completion, in the orders given; most conversations that one had to cut.
+
+        `on_scored` gets numbers of answers that all of them have rated.
+        """
+
+
+@runtime_checkable
 class PairwiseScorer(Protocol):
     """Something that says which of two answers to one prompt is better, in the place of a `Scorer`: a judge.
 
@@ -178,6 +191,14 @@ class BackgroundScorer(Scorer, Protocol):
 
     def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[float], int]]:
         """As `score`, in the background."""
+
+
+@runtime_checkable
+class BackgroundEnsembleScorer(EnsembleScorer, Protocol):
+    """Several scorers that rate answers while others are generated."""
+
+    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[tuple[float, ...]], int]]:
+        """As `score_each`, in the background."""
 
 
 class Watcher(Protocol):

@@ -115,6 +115,11 @@ def two_labels(folder: Path, _: pytest.MonkeyPatch) -> None:
     make_reward_model(folder / "reward", labels=2)
 
 
+def other_reward_model(folder: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "reward", folder / "other")
+    edit(folder / "other", lambda name, t: -t if "score" in name else t)
+
+
 def headless_judge(folder: Path, _: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder / "reward", folder / "judge")
     drop(folder / "judge", "score.weight")
@@ -351,6 +356,31 @@ CASES = [
     # what rates in its place
     Case("nothing that rates", search(reward_model=None),
          ["reward: nothing that rates answers; expected a reward_model in [pair], or a scorer here"]),
+    Case("a reward model twice", [*search(), "--reward-model", "reward"],
+         ["reward: reward twice; expected reward models that differ"]),
+    Case("a reward model twice under two names", [*search(), "--reward-model", "./reward/"],
+         ["reward model ./reward/: the same weights as reward", "leave one of the two out"]),
+    Case("several reward models, and one that is a language model", [*search(), "--reward-model", "sft"],
+         ["sft: LlamaForCausalLM, a language model"]),
+    Case("several reward models, and one that is not there", [*search(), "--reward-model", "./judge"],
+         ["one of the reward models ./judge: no such folder"]),
+    Case("a scorer beside several reward models", [*search(scorer="false"), "--reward-model", "sft"],
+         ["reward: a scorer beside several reward models; expected one of the two"]),
+    Case("one reward model to combine", search(combine_rewards="worst-case"),
+         ["reward: combine_rewards 'worst-case' with one reward model; expected several"]),
+    Case("several reward models combined in no known way",
+         [*search(combine_rewards="least"), "--reward-model", "sft"],
+         ["search.combine_rewards: Input should be 'mean' or 'worst-case' (found 'least')"]),
+    Case("an array of one reward model", STUDY,
+         ["reward: one reward model in an array; expected two or more"],
+         write("mine.toml", '[pair]\naligned = "aligned"\nsft = "sft"\n[[reward]]\nmodel = "reward"\n')),
+    Case("several reward models in a file beside the pair's one", STUDY,
+         ["reward: several reward models beside reward_model in [pair]; expected one of the two"],
+         write("mine.toml", '[pair]\naligned = "aligned"\nsft = "sft"\nreward_model = "reward"\n'
+               '[[reward]]\nmodel = "reward"\n[[reward]]\nmodel = "other"\n')),
+    Case("a second judge that is one of the search's own",
+         [*search(check_reward_model="other"), "--reward-model", "other"],
+         ["--check-reward-model other: one of the reward models that the search uses"], other_reward_model),
     Case("a scorer's file that is not there", search(reward_model=None, scorer="mine.py:score"),
          ["scorer mine.py:score: FileNotFoundError: no such file: mine.py"]),
     Case("a scorer of other arguments", search(reward_model=None, scorer="mine.py:score"),

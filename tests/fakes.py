@@ -152,6 +152,9 @@ class FakeScorer:
             on_scored(1)
         return rewards, 0
 
+    def close(self) -> None:
+        """As a loaded reward model's; there is nothing to let go."""
+
     def reward(self, alpha: float, prompt: Prompt, *numbers: float) -> float:
         if self.truth is None:
             level = expected_reward(alpha, prompt, self.best)

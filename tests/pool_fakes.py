@@ -15,6 +15,7 @@ from fakes import FakeScorer, unit
 
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.errors import EngineDied, EngineError, PromptsError, RewardError
+from expo_search.evaluation.ensemble import RewardModels
 from expo_search.pool.actor import Share, Started
 
 REFUSED = "refused"  # id of a prompt that no engine takes
@@ -100,12 +101,13 @@ class FaultyScorer(FakeScorer):
 
 @dataclass(frozen=True)
 class FakeRecipe:
-    """Starts fake engines, and notes it in a folder that all share."""
+    """Starts fake engines, and notes it in a folder that all share. `several`: each with two scorers."""
 
     folder: Path
     n_at_once: int = 4
     step_s: float = 0.01
     weights: str = "w"
+    several: bool = False
 
     def survey(self, n_engines: int) -> tuple[int, int]:
         if takes(self.folder / "no checkpoint"):
@@ -122,7 +124,7 @@ class FakeRecipe:
         scorer.folder = self.folder
         engine = FakeEngine(self.folder, self.n_at_once, self.step_s, self.weights)
         note(self.folder / "started", f"{os.getpid()} {share.index} {share.of} {time.monotonic()}")
-        return Started(engine, scorer, facts)
+        return Started(engine, RewardModels([scorer, FakeScorer(best=1.0)]) if self.several else scorer, facts)
 
 
 def takes(file: Path) -> bool:

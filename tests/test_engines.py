@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from twins import make_pair, make_reward_model, write_prompts
+from twins import edit, make_pair, make_reward_model, write_prompts
 
 from expo_search.engine.worker.node_memory import held_bytes
 
@@ -90,6 +91,21 @@ def test_two_engines_answer_and_search_as_one(home: Path, alone: dict[str, Any])
     assert "engines: 2, with 1 cores each" in err
     assert essence(found) == essence(alone)
     assert kept(home, "two") == kept(home, "alone")
+
+
+@pytest.mark.slow  # engines start three times
+def test_two_engines_with_two_reward_models_each_rate_as_one_engine_with_them(home: Path) -> None:
+    shutil.copytree(home / "reward", home / "other")
+    edit(home / "other", lambda name, t: 3 * t.flip(-1) if "score" in name else t)
+    more = ("--reward-model", "other")
+    (one, _), (two, err) = (finish(command(home, *words)) for words in (("s1", *more), ("s2", *more, "--engines", "2")))
+    assert "engines: 2, with 1 cores each" in err
+    assert "2 reward models" in err
+    assert essence(two) == essence(one)
+    assert kept(home, "s2") == kept(home, "s1")
+    each = [[round(g["gain"], 4) for g in found["reward_models"]] for found in (one, two)]
+    assert each[0] == each[1]
+    assert len(each[0]) in (0, 2), "none where no alpha may win"
 
 
 @pytest.mark.slow  # two engines start, and one again; test_pool.py has the same with engines that only sleep

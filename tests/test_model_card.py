@@ -206,7 +206,8 @@ def test_the_picture_lies_beside_the_card(tmp_path: Path) -> None:
 
 def recipe_origin(tmp_path: Path, alpha: float) -> Origin:
     aligned, sft = make_pair(tmp_path / "pair", "llama-untied")
-    pair = Pair(*(Source(p, str(p), "local") for p in (aligned, sft, aligned)))
+    source = {p: Source(p, str(p), "local") for p in (aligned, sft)}
+    pair = Pair(source[aligned], source[sft], source[aligned])
     return make_origin(tmp_path, pair=pair, alpha=alpha)
 
 

@@ -28,7 +28,7 @@ from expo_search.evaluation.objective import Objective
 from expo_search.pool import cluster as cluster_module
 from expo_search.pool.actor import Share
 from expo_search.pool.cluster import Cluster, Node, Place, cores_each, room
-from expo_search.pool.pool import Pool
+from expo_search.pool.pool import Pool, PooledRewardModels
 from expo_search.search.loop import search
 from expo_search.session.sites import sites_for
 from expo_search.store.study_store import Store
@@ -62,7 +62,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
     pools = []
 
     def start_pool(n: int = 2, place: Place = ANYWHERE, on: Cluster = cluster, **options: Any) -> Pool:
-        recipe = FakeRecipe(tmp_path, **{k: options.pop(k) for k in ("n_at_once", "step_s") if k in options})
+        recipe = FakeRecipe(tmp_path, **{k: options.pop(k) for k in ("n_at_once", "step_s", "several") if k in options})
         pools.append(Pool(on, recipe, place, n, **options))
         return pools[-1]
 
@@ -326,6 +326,16 @@ class TestLosses:
 
 
 class TestRating:
+    def test_several_reward_models_beside_each_engine_rate_each_answer(self, start: Started) -> None:
+        pool = start(2, several=True)
+        completions = [Completion(p, json.dumps([0.5, p.id]), 1, "stop") for p in make_prompts(9)]
+        each = [scorer.score(completions, lambda _: None)[0] for scorer in (FakeScorer(), FakeScorer(best=1.0))]
+        rating, counted = PooledRewardModels(pool), list[int]()
+        expected = (list(zip(*each, strict=True)), 0)
+        assert rating.score_each(completions, counted.append) == expected
+        assert rating.begin(completions).result(30) == expected
+        assert sum(counted) == 9
+
     def test_a_pool_rates_in_the_background_as_its_scorers_do(self, start: Started) -> None:
         pool = start(2)
         assert isinstance(pool, BackgroundScorer)
@@ -486,7 +496,7 @@ sys.path.insert(0, {tests!r})
 import test_pool
 test_pool.sent_by_value()
 from expo_search.pool.cluster import Cluster, Place
-from expo_search.pool.pool import Pool
+from expo_search.pool.pool import Pool, PooledRewardModels
 pool = Pool(Cluster(), test_pool.FakeRecipe(Path({folder!r})), Place(), 2)
 pool.materialize(0.5)
 print("ready", flush=True)

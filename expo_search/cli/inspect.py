@@ -157,6 +157,15 @@ def print_bench(console: Console, bench: BenchResult) -> None:
         print_prose(console, sentence, style="bold")
 
 
+def print_reward_models(console: Console, result: StudyResult) -> None:
+    """Of a study that several reward models rate, what each of them makes of the best alpha; or nothing."""
+    from expo_search.results.reward_models import MODEL_GAINS, model_gain_table
+
+    if result.model_gains:
+        console.print(model_gain_table(result.model_gains))
+        print_prose(console, MODEL_GAINS + "\n", style="dim")
+
+
 def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
     """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
@@ -171,6 +180,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         numbers = summary(result.name, known, verdict, result.bench, result.remarks)
         numbers["confirmations"] = [confirmation_json(c) for c in result.confirmations.values()]
         numbers["checks"] = [check.as_json() for check in result.checks]
+        numbers["reward_models"] = [gain.as_json() for gain in result.model_gains]
         numbers["shapes"] = [shapes_json(shapes) for shapes in result.shapes]
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
@@ -183,6 +193,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         picture = terminal_curve(known, verdict, band=result.band, width=min(100, console.width))
         console.print(Text(picture), soft_wrap=True)
     print_prose(console, " ".join([verdict.sentence(), *result.remarks]), style="bold")
+    print_reward_models(console, result)
     for confirmation in result.confirmations.values():
         if confirmation is not verdict.confirmed:  # of another alpha than the verdict's
             print_prose(console, f"Confirmed too: {confirmation_sentence(confirmation)}")

@@ -31,7 +31,7 @@ from expo_search.cli.console import (
     print_prose,
     terminal,
 )
-from expo_search.cli.inspect import print_result
+from expo_search.cli.inspect import print_result, print_reward_models
 from expo_search.cli.menu import Menu, is_wanted
 from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.amounts import seconds as seconds_of
@@ -67,7 +67,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
             shown = typer.Option(both, help=option.help, rich_help_panel=panel)
         kind = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(option.parameter, kind, default=None, annotation=Annotated[option.kind | None, shown])
+        taken = list[option.kind] if option.repeats else option.kind
+        return inspect.Parameter(option.parameter, kind, default=None, annotation=Annotated[taken | None, shown])
 
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -411,10 +412,15 @@ def confirm_winner(
         if confirmation is None or (judge is not None and check is None):
             session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)
+        result = open_study(storage, name)
+        several = confirmation == result.verdict.confirmed and result.model_gains
         if as_json:
             told = confirmation_json(confirmation) | ({} if check is None else {"check": check.as_json()})
+            told |= {"reward_models": [gain.as_json() for gain in result.model_gains]} if several else {}
             out.print(Text(json.dumps(told, indent=2)), soft_wrap=True)
             return
         print_prose(out, confirmation_sentence(confirmation), style="bold")
+        if several:
+            print_reward_models(out, result)
         if check is not None:
             print_prose(out, check_sentence(check))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from expo_search.config.options import option_of
 from expo_search.config.presets import load_study, preset_names
-from expo_search.config.spec import StudySpec
+from expo_search.config.spec import RewardModelSpec, StudySpec
 
 _ABOUT = {"family", "aliases", "licence", "notes", "needs_remote_code", "parts"}  # of a preset, not of a search
 
@@ -86,7 +86,10 @@ def _toml(value: object) -> str:
 def schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of study files, with each key's meaning, default and range."""
     told = StudySpec.model_json_schema()
-    models = {field.annotation: table for table, field in StudySpec.model_fields.items()}
+    several = told["properties"].pop("rewards")
+    table, array = told["properties"]["reward"], {"type": "array", "items": several["items"], "minItems": 2}
+    told["properties"]["reward"] = {"anyOf": [{"$ref": table["$ref"]}, array], "default": table["default"]}
+    models = {field.annotation: table for table, field in StudySpec.model_fields.items()} | {RewardModelSpec: "reward"}
     for model, table in models.items():
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             continue

@@ -24,6 +24,7 @@ class Option:
         name: of the flag, where it is not the key's.
         also: further tables whose setting of that key it overrides.
         panel: where the help shows it, if not where its table is.
+        repeats: it may be given several times; the setting is then a list.
     """
 
     table: str
@@ -34,6 +35,7 @@ class Option:
     name: str = ""
     also: tuple[str, ...] = ()
     panel: str = ""
+    repeats: bool = False
 
     @property
     def parameter(self) -> str:
@@ -54,7 +56,11 @@ OPTIONS = (
     Option("pair", "sft", str, "The SFT checkpoint.", _MODEL),
     Option("pair", "aligned", str, "The checkpoint aligned from it.", _MODEL),
     Option("pair", "adapter", str, "A LoRA adapter: aligned is then --aligned with it merged in.", _MODEL),
-    Option("pair", "reward_model", str, "A sequence classifier with one label.", _MODEL),
+    Option(
+        "pair", "reward_model", str, "A sequence classifier with one label; several where it is given again.", _MODEL,
+        repeats=True,
+    ),
+    Option("search", "combine_rewards", str, "Of several: mean, or worst-case, the least of them.", panel="Pair"),
     Option(
         "reward", "scorer", str, "In the place of a reward model: module:function, FILE.py:function or a command.",
         "SCORER", panel="Pair",
@@ -102,10 +108,15 @@ def option_of(table: str, key: str) -> Option | None:
 
 
 def overrides(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options by parameter, None where one is not given -> table -> key -> value, as in a study file."""
+    """Options by parameter, None where one is not given -> table -> key -> value, as in a study file.
+
+    An option that may be repeated, and is given once, is as any other.
+    """
     tables: dict[str, dict[str, Any]] = {}
     for option in OPTIONS:
         value = given.get(option.parameter)
+        if option.repeats and isinstance(value, list | tuple):
+            value = None if not value else value[0] if len(value) == 1 else list(value)
         if value is not None:
             for table in (option.table, *option.also):
                 tables.setdefault(table, {})[option.key] = value

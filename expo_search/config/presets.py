@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.config.own_scorer import beside
+from expo_search.config.several_rewards import apart, over
 from expo_search.config.spec import StudySpec, check_consent, check_spec
 from expo_search.errors import StudyError
 
@@ -47,7 +48,8 @@ def load_study(
 ) -> StudySpec:
     """Read a preset or a file (or neither, when the overrides name a pair) and lay the overrides over it.
 
-    `overrides` is table -> key -> value, as in the file. The context cap of the pair is the engine's unless set.
+    `overrides` is table -> key -> value, as in the file; a list as the pair's `reward_model` is several reward models.
+    The context cap of the pair is the engine's unless set.
 
     Raises:
         StudyError: unknown preset; not TOML; every value that is not allowed, in one message; a scorer that the file
@@ -55,7 +57,7 @@ def load_study(
     """
     where, data = "command line", dict[str, Any]()
     if file is not None:
-        where, data = str(file), _beside(file, _read_toml(file))
+        where, data = str(file), _beside(file, apart(_read_toml(file)))
         asked, preset = preset, data.pop("preset", preset)
         if asked not in (None, preset):
             raise StudyError(
@@ -68,7 +70,7 @@ def load_study(
         base_file = _preset_file(preset)
         where = str(file or f"preset {base_file.stem}")
         data = _over(_read_toml(base_file) | {"name": base_file.stem}, data)
-    data = _over(data, overrides or {})
+    data = _over(data, apart(overrides or {}))
     if name is not None:
         data["name"] = name
     elif "name" not in data:
@@ -125,12 +127,26 @@ def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
             continue
         for key in keys:
             value = values.get(key)
-            if isinstance(value, str) and (value.startswith(("./", "../")) or _exists(folder / value)):
-                found[table] = dict(found[table]) | {key: os.path.normpath(folder / value)}
+            if isinstance(value, str) and (placed := _placed(folder, value)) != value:
+                found[table] = dict(found[table]) | {key: placed}
     reward = data.get("reward")
     if isinstance(reward, Mapping) and isinstance(reward.get("scorer"), str):
         found["reward"] = dict(reward) | {"scorer": beside(reward["scorer"], folder)}
+    if "rewards" in data and isinstance(data["rewards"], list):
+        found["rewards"] = [_model_beside(folder, entry) for entry in data["rewards"]]
     return found
+
+
+def _model_beside(folder: Path, entry: object) -> object:
+    """One of several reward models of a study file, its folder as `_beside` has it."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str):
+        return entry
+    return dict(entry) | {"model": _placed(folder, entry["model"])}
+
+
+def _placed(folder: Path, value: str) -> str:
+    is_beside = value.startswith(("./", "../")) or _exists(folder / value)
+    return os.path.normpath(folder / value) if is_beside else value
 
 
 def _exists(path: Path) -> bool:
@@ -142,6 +158,7 @@ def _exists(path: Path) -> bool:
 
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` laid over `base`, tables merged key by key. Giving checkpoints replaces a preset's parts."""
+    base, top = over(base, top)
     merged = dict(base)
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

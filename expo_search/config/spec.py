@@ -20,17 +20,21 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
+from expo_search.config.several_rewards import apart
 from expo_search.dtypes import Asked
 from expo_search.errors import StudyError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Combine = Literal["mean", "worst-case"]
 
 
 def _inside(path: str) -> str:
@@ -135,6 +139,8 @@ class SearchSpec(_Table):
         alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`alpha_range.bounds`).
         racing: stop a trial early once it cannot win.
         objective: the mean reward, the win rate, or the mean reward at equal lengths, each against alpha = 0.
+        combine_rewards: what an answer's reward is where several reward models rate: the mean of theirs or the least of
+            them, each in standard deviations of its rewards at alpha = 0; see docs/scorers.md.
         tolerance: end the search once going on is expected to gain less than this share of the gain; 0 never does.
     """
 
@@ -143,6 +149,7 @@ class SearchSpec(_Table):
     sampler: Literal["expo", "gp", "tpe", "grid", "random"] = "expo"
     racing: bool = True
     objective: Literal["reward", "win-rate", "length-controlled"] = "reward"
+    combine_rewards: Combine = "mean"
     tolerance: Finite = Field(0.05, ge=0, lt=1)
     seed: int = Field(42, ge=0, lt=2**31)
 
@@ -152,6 +159,12 @@ class SearchSpec(_Table):
         if not isinstance(low, str) and not isinstance(high, str) and low >= high:
             raise ValueError(f"alpha_min {low:g} is not below alpha_max {high:g}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a study keeps, and compares: as ever where nothing is combined."""
+        kept: dict[str, Any] = plain(self)
+        return {key: value for key, value in kept.items() if key != "combine_rewards" or value != "mean"}
 
 
 class GuardrailSpec(_Table):
@@ -245,6 +258,33 @@ class RewardSpec(_Table):
         return self.scorer or (f"{self.judge_model} at {self.judge_url}" if self.judge_url else "")
 
 
+class RewardModelSpec(_Table):
+    """One of several reward models that rate each answer, a table of the array `[[reward]]`; see docs/scorers.md.
+
+    Attributes:
+        model, revision: a folder or Hub id, and a revision of that.
+        backend, arithmetic: as in `[reward]`, and the same for all of them.
+        max_tokens, batch_tokens: as in `[reward]`.
+    """
+
+    model: Annotated[str, Field(pattern=r"\S")]
+    revision: str | None = None
+    backend: Literal["transformers", "vllm"] = "transformers"
+    max_tokens: int = Field(4096, ge=16)
+    batch_tokens: int = Field(16384, ge=16)
+    arithmetic: Asked = "auto"
+
+    @property
+    def alone(self) -> RewardSpec:
+        """How it is run, as where it is the only one."""
+        return RewardSpec(
+            backend=self.backend,
+            max_tokens=self.max_tokens,
+            batch_tokens=self.batch_tokens,
+            arithmetic=self.arithmetic,
+        )
+
+
 class EngineSpec(_Table):
     """How vLLM is run.
 
@@ -278,7 +318,11 @@ class EngineSpec(_Table):
 
 
 class StudySpec(_Table):
-    """One search, whole. `name` is the study's name in the database."""
+    """One search, whole. `name` is the study's name in the database.
+
+    Attributes:
+        rewards: several reward models, `[[reward]]` in a study file; `reward` then has what is the same for all.
+    """
 
     name: Name
     pair: PairSpec
@@ -286,20 +330,82 @@ class StudySpec(_Table):
     sampling: SamplingSpec = SamplingSpec()
     search: SearchSpec = SearchSpec()
     guardrails: GuardrailSpec = GuardrailSpec()
+    rewards: tuple[RewardModelSpec, ...] = ()
     reward: RewardSpec = Field(RewardSpec(), validate_default=True)
     engine: EngineSpec = EngineSpec()
     trust_remote_code: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several(cls, data: Any) -> Any:
+        told = apart(data) if isinstance(data, Mapping) else {}
+        rewards = told.get("rewards")
+        if not rewards:
+            return told if isinstance(data, Mapping) else data
+        first, reward = rewards[0], told.get("reward", {})
+        if isinstance(first, Mapping) and isinstance(reward, Mapping):
+            told["reward"] = dict(reward) | {key: first[key] for key in ("backend", "arithmetic") if key in first}
+        return told
+
+    @field_validator("rewards")
+    @classmethod
+    def _differ(cls, rewards: tuple[RewardModelSpec, ...], info: ValidationInfo) -> tuple[RewardModelSpec, ...]:
+        pair = info.data.get("pair")
+        if len(rewards) < 2:
+            found = "one reward model" if rewards else "no reward model"
+            raise ValueError(f"{found} in an array; expected two or more, or one as reward_model in [pair]")
+        if pair is not None and pair.reward_model is not None:
+            raise ValueError("several reward models beside reward_model in [pair]; expected one of the two")
+        names = [(entry.model, entry.revision) for entry in rewards]
+        twice = next((model for model, revision in names if names.count((model, revision)) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} twice; expected reward models that differ")
+        for key in ("backend", "arithmetic"):
+            if len({getattr(entry, key) for entry in rewards}) > 1:
+                raise ValueError(f"more than one {key}; expected the same for all reward models")
+        return rewards
+
     @field_validator("reward")
     @classmethod
     def _rates(cls, reward: RewardSpec, info: ValidationInfo) -> RewardSpec:
-        pair = info.data.get("pair")  # None: it has faults of its own, which are told
-        if pair is not None and pair.reward_model is None and pair.parts is None and not reward.rates_itself:
+        pair, several = info.data.get("pair"), info.data.get("rewards")  # None: faults of its own, which are told
+        one = pair is None or pair.reward_model is not None or pair.parts is not None
+        if not one and several == () and not reward.rates_itself:
             raise ValueError("nothing that rates answers; expected a reward_model in [pair], or a scorer here")
         search = info.data.get("search")
+        if several and reward.rates_itself:
+            kind = "scorer" if reward.scorer is not None else "judge"
+            raise ValueError(f"a {kind} beside several reward models; expected one of the two")
+        if several == () and search is not None and search.combine_rewards != "mean":
+            found = f"combine_rewards {search.combine_rewards!r} with one reward model"
+            raise ValueError(f"{found}; expected several (--reward-model A --reward-model B, or [[reward]])")
         if reward.judge_url is not None and search is not None and search.objective == "reward":
             raise ValueError("a judge, which gives no reward; expected objective win-rate or length-controlled")
         return reward
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a study keeps: as ever where one reward model rates, or a scorer."""
+        kept: dict[str, Any] = plain(self)
+        return {key: value for key, value in kept.items() if key != "rewards" or value}
+
+    @property
+    def each_reward(self) -> tuple[StudySpec, ...]:
+        """This study with each of its reward models alone; itself where one rates, or something in its place."""
+        if not self.rewards:
+            return (self,)
+        return tuple(
+            self.model_copy(
+                update={
+                    "pair": self.pair.model_copy(
+                        update={"reward_model": entry.model, "reward_revision": entry.revision}
+                    ),
+                    "reward": entry.alone,
+                    "rewards": (),
+                }
+            )
+            for entry in self.rewards
+        )
 
 
 def asks_consent(scorer: str | None, judge_url: str | None) -> bool:
@@ -399,7 +505,8 @@ def _faults(errors: Sequence[Any]) -> list[str]:
     for error in errors:
         # pydantic names the kind that it tried ("float", "literal['auto']") as if it were a key
         kinds = ("float", "literal[")
-        place = ".".join(str(p) for p in error["loc"] if not str(p).startswith(kinds)) or "file"
+        loc = ["reward", *error["loc"][1:]] if error["loc"][:1] == ("rewards",) else error["loc"]
+        place = ".".join(str(p) for p in loc if not str(p).startswith(kinds)) or "file"
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = f"no such setting{_meant(error['loc'])}"

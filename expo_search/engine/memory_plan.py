@@ -47,6 +47,7 @@ class MemoryPlan:
         trial_s: expected seconds of a trial on a GPU; see `trial_time.py`.
         why: what `sources = "auto"` was decided by; empty where there was nothing to decide.
         n_engines: how many such engines share the host, with what is on it of the sources.
+        n_reward_models: how many reward models are under that purpose.
     """
 
     device: Mapping[str, int]
@@ -58,6 +59,7 @@ class MemoryPlan:
     trial_s: float = 0.0
     why: str = ""
     n_engines: int = 1
+    n_reward_models: int = 1
 
     def sentence(self) -> str:
         """The plan as it is printed."""
@@ -66,9 +68,9 @@ class MemoryPlan:
             sources = ", which share the sources" if self._on_host.get("sources") else ""
             together = f"{n} engines on a host{sources}: {self.host_bytes / _GIB:.1f} GiB of it in all; "
         if self.gpu_memory_utilization is None:
-            return f"memory plan: {_sum(self.device)}; {together}computed in {self.arithmetic}"
+            return f"memory plan: {self._on_device()}; {together}computed in {self.arithmetic}"
         return (
-            f"memory plan: a GPU {_sum(self.device)}; host {_sum(self.host)}; {together}"
+            f"memory plan: a GPU {self._on_device()}; host {_sum(self.host)}; {together}"
             f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU, {self.max_num_seqs} sequences at once; "
             f"{self.why and self.why + '; '}computed in {self.arithmetic}"
         )
@@ -83,6 +85,10 @@ class MemoryPlan:
         """What all engines of a host take of its memory."""
         sources = self._on_host.get("sources", 0)
         return sources + self.n_engines * (sum(self._on_host.values()) - sources)
+
+    def _on_device(self) -> str:
+        n, named = self.n_reward_models, _sum(self.device)
+        return named if n < 2 else named.replace("reward model", f"{n} reward models", 1)
 
     @property
     def _on_host(self) -> Mapping[str, int]:
@@ -165,7 +171,14 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }
         return MemoryPlan(
-            everything, {}, "host", None, needs.arithmetic, n_at_once(engine), n_engines=machine.n_engines
+            everything,
+            {},
+            "host",
+            None,
+            needs.arithmetic,
+            n_at_once(engine),
+            n_engines=machine.n_engines,
+            n_reward_models=needs.n_reward_models,
         )
     from expo_search.engine.worker.source_pieces import STAGING_BYTES
 
@@ -205,6 +218,7 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
         at_once,
         placement.trial_s(work, at_once),
         n_engines=machine.n_engines,
+        n_reward_models=needs.n_reward_models,
     )
 
 
@@ -243,7 +257,7 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
     if part:
         options.append(f"1/{part} of batch_tokens in [reward]")
     if not options and fits_beside(0, 0):
-        options.append("a smaller reward model")
+        options.append("a smaller reward model" if needs.n_reward_models < 2 else "fewer or smaller reward models")
     return f"{' or '.join(options)} would fit" if options else "free memory, or take a smaller pair"
 
 

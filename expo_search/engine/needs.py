@@ -20,7 +20,8 @@ class Needs:
         live: the running weights, in what the engine multiplies in. packed: copies that a CPU engine makes of the
             vocabulary's matrices.
         sources: aligned and sft, in float32 where a file's dtype is not the weights'.
-        reward_model: its weights, as it is run. reward_activations: what it takes beside them to rate a batch.
+        reward_model: its weights, as it is run. reward_activations: what it takes beside them to rate a batch. Both are
+            of all of them where there are several, `n_reward_models`.
         kv_per_token: keys and values of one token.
         kv_heads: over how many ranks those can be spread.
         arithmetic: what the engine multiplies in.
@@ -37,6 +38,7 @@ class Needs:
     largest: int = 0
     largest_experts: int = 0
     reward_activations: int = 0
+    n_reward_models: int = 1
 
     @classmethod
     def of(

@@ -9,15 +9,18 @@ beyond the look that were finished by then are kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from expo_search.contracts import (
     AheadModel,
+    BackgroundEnsembleScorer,
     BackgroundScorer,
     Completion,
+    EnsembleScorer,
     Model,
     PairwiseScorer,
     Part,
@@ -26,12 +29,14 @@ from expo_search.contracts import (
     Watcher,
 )
 from expo_search.errors import EngineError
+from expo_search.evaluation.ensemble import Ensemble
 from expo_search.evaluation.pairwise import AgainstControl
 from expo_search.evaluation.result import CONTROL
 from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
 from expo_search.text import storable
 
+AnyScorer = Scorer | PairwiseScorer | EnsembleScorer
 BLOCK = 64  # answers that are scored together: which share a batch, and so a reward's last bits, must not be chance
 _FLUSH_S = 1.0
 _LONGEST_SHARE = 20
@@ -67,7 +72,8 @@ def handing_order(positions: Sequence[int], first: int, expected: Mapping[int, i
 class Answering:
     """Answers prompts with one model and rates them with one scorer, keeping everything in one study.
 
-    A scorer of pairs gets each answer with that at alpha = 0, which must be stored.
+    A scorer of pairs gets each answer with that at alpha = 0, which must be stored. Several reward models' rewards are
+    kept each and combined by an `ensemble`; at alpha = 0, which calibrates it, answers have theirs at the last look.
 
     Args:
         seed: of the answers, with each prompt's own.
@@ -79,7 +85,7 @@ class Answering:
     def __init__(
         self,
         model: Model,
-        scorer: Scorer | PairwiseScorer,
+        scorer: AnyScorer,
         store: Store,
         watcher: Watcher,
         prompts: Sequence[Prompt],
@@ -87,10 +93,11 @@ class Answering:
         part: Part,
         *,
         scores_beside: bool = False,
+        ensemble: Ensemble | None = None,
     ) -> None:
         self._model, self._scorer, self._store, self._watcher = model, scorer, store, watcher
         self._prompts, self._seed, self._part = prompts, seed, part
-        self._scores_beside = scores_beside
+        self._scores_beside, self._ensemble = scores_beside, ensemble
 
     def ready(
         self,
@@ -110,7 +117,9 @@ class Answering:
             EngineError: the model left a prompt without an answer.
         """
         scorer = self._scorer_of(trial, ends[-1])
-        state = _State.of(self._store.completions(trial, self._part, self._prompts[: ends[-1]]), ends, scorer)
+        waiting = set[int]() if self._ensemble is None else self._ensemble.waiting(trial, self._part)
+        stored = self._store.completions(trial, self._part, self._prompts[: ends[-1]])
+        state = _State.of(stored, ends, scorer, waiting)
         reached = 0
         try:
             while reached < len(ends) and state.is_answered(reached):
@@ -133,7 +142,7 @@ class Answering:
                 do="run the same command again: it goes on with the missing ones",
             )
 
-    def _scorer_of(self, trial: int, n: int) -> Scorer:
+    def _scorer_of(self, trial: int, n: int) -> Scorer | EnsembleScorer:
         """What rates a trial's answers to the first n prompts."""
         if not isinstance(self._scorer, PairwiseScorer):
             return self._scorer
@@ -146,19 +155,21 @@ class Answering:
         self._begin(look, state)
         for block in state.blocks_to_score(look + 1):
             self._score(trial, block, state, effort)
+        if self._ensemble is not None and look == len(state.ends) - 1:
+            state.rate(self._ensemble.calibrate(trial, self._part))
         return [state.answers[p] for p in range(state.ends[look])]
 
     def _score_beside(self, trial: int, look: int, state: _State, effort: Effort) -> None:
         """Rate while the model goes on answering: what the next look needs, and no more, as it may be the last one."""
         self._begin(look, state)
-        in_background = isinstance(state.scorer, BackgroundScorer)
+        in_background = isinstance(state.scorer, BackgroundScorer | BackgroundEnsembleScorer)
         for block in state.blocks_to_score(look + 1):
             if state.rating[block].done() if in_background else self._scores_beside:
                 self._score(trial, block, state, effort)
 
     def _begin(self, look: int, state: _State) -> None:
         """Have a background scorer rate what a look needs, whole blocks of answers at a time."""
-        if isinstance(state.scorer, BackgroundScorer):
+        if isinstance(state.scorer, BackgroundScorer | BackgroundEnsembleScorer):
             for block in state.blocks_to_score(look + 1):
                 if block not in state.rating:
                     state.rating[block] = state.scorer.begin([s.completion for s in state.unscored(block)])
@@ -204,20 +215,36 @@ class Answering:
             rewards, n_cut = state.rating.pop(block).result()
             self._watcher.scored(len(unscored))
         else:
-            rewards, n_cut = state.scorer.score([s.completion for s in unscored], self._watcher.scored)
+            rewards, n_cut = _rate(state.scorer, [s.completion for s in unscored], self._watcher.scored)
         rated = {s.position: reward for s, reward in zip(unscored, rewards, strict=True)}
-        self._store.add_rewards(trial, self._part, rated)
+        if self._ensemble is None:
+            self._store.add_rewards(trial, self._part, rated)
+        else:
+            rated = self._ensemble.keep(trial, self._part, rated)
         state.rate(rated)
+        state.close(block)
         effort.n_reward_cut += n_cut
         effort.score_s += time.perf_counter() - started
 
 
-class _State:
-    """Which prompts of a trial are answered and scored, by position; `rating`: blocks that a background scorer has."""
+def _rate(
+    scorer: Scorer | EnsembleScorer, completions: Sequence[Completion], on_scored: Callable[[int], None]
+) -> tuple[list[Any], int]:
+    """A reward for each completion, or each of several, and how many conversations were cut."""
+    if isinstance(scorer, EnsembleScorer):
+        return scorer.score_each(completions, on_scored)
+    return scorer.score(completions, on_scored)
 
-    def __init__(self, ends: Sequence[int], scorer: Scorer) -> None:
-        self.ends, self.scorer = ends, scorer
-        self.rating: dict[range, Future[tuple[list[float], int]]] = {}
+
+class _State:
+    """Which prompts of a trial are answered and scored, by position; `rating`: blocks that a background scorer has.
+
+    `waiting`: positions whose answers are rated, and have their reward later.
+    """
+
+    def __init__(self, ends: Sequence[int], scorer: Scorer | EnsembleScorer, waiting: Set[int]) -> None:
+        self.ends, self.scorer, self._waiting = ends, scorer, waiting
+        self.rating: dict[range, Future[tuple[list[Any], int]]] = {}
         self.answers: dict[int, Stored] = {}
         starts = [0, *ends[:-1]]
         self._blocks = [
@@ -230,14 +257,16 @@ class _State:
         self._scored: set[int] = set()  # blocks
 
     @classmethod
-    def of(cls, stored: Sequence[Stored], ends: Sequence[int], scorer: Scorer) -> _State:
-        state = cls(ends, scorer)
+    def of(
+        cls, stored: Sequence[Stored], ends: Sequence[int], scorer: Scorer | EnsembleScorer, waiting: Set[int]
+    ) -> _State:
+        state = cls(ends, scorer, waiting)
         for answer in stored:
             state.add(answer)
         state._scored = {
             i
             for i, (_, block) in enumerate(state._blocks)
-            if all(p in state.answers and state.answers[p].reward is not None for p in block)
+            if all(p in state.answers and state._is_rated(p) for p in block)
         }
         return state
 
@@ -250,13 +279,19 @@ class _State:
 
     def unscored(self, block: range) -> list[Stored]:
         """The answers of a block that are not rated."""
-        return [self.answers[p] for p in block if self.answers[p].reward is None]
+        return [self.answers[p] for p in block if not self._is_rated(p)]
 
     def rate(self, rewards: Mapping[int, float]) -> None:
-        """Take the rewards of a block's answers."""
+        """Take rewards of answers."""
         for position, reward in rewards.items():
             self.answers[position] = replace(self.answers[position], reward=reward)
-            self._scored.add(self._open[position])
+
+    def close(self, block: range) -> None:
+        """Take a block as scored."""
+        self._scored.add(self._open[block[0]])
+
+    def _is_rated(self, position: int) -> bool:
+        return position in self._waiting or self.answers[position].reward is not None
 
     def is_answered(self, look: int) -> bool:
         """Whether all prompts of a look have an answer."""

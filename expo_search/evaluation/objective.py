@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from expo_search.config.spec import GuardrailSpec
-from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Rated, Scorer, Switch, Watcher
-from expo_search.evaluation.answering import Answering, Effort
+from expo_search.contracts import Model, Part, Prompt, Rated, Switch, Watcher
+from expo_search.evaluation.answering import Answering, AnyScorer, Effort
+from expo_search.evaluation.ensemble import Ensemble
 from expo_search.evaluation.result import CONTROL, Evaluation, Outcome
 from expo_search.stats.paired import (
     Kind,
@@ -63,7 +64,7 @@ class Objective:
     def __init__(
         self,
         model: Model,
-        scorer: Scorer | PairwiseScorer,
+        scorer: AnyScorer,
         store: Store,
         prompts: Sequence[Prompt],
         watcher: Watcher,
@@ -74,11 +75,14 @@ class Objective:
         guardrails: GuardrailSpec | None = None,
         scores_beside: bool = False,
         n_parallel: int = 1,
+        ensemble: Ensemble | None = None,
     ) -> None:
-        """`seed` and `scores_beside`: see `Answering`; `n_parallel`: see `Evaluation`."""
+        """`seed`, `scores_beside` and `ensemble`: see `Answering`; `n_parallel`: see `Evaluation`."""
         self._model, self._store, self._watcher = model, store, watcher
         self._prompts, self._part, self._kind = prompts, part, kind
-        self._answering = Answering(model, scorer, store, watcher, prompts, seed, part, scores_beside=scores_beside)
+        self._answering = Answering(
+            model, scorer, store, watcher, prompts, seed, part, scores_beside=scores_beside, ensemble=ensemble
+        )
         self._guardrails, self._n_parallel = guardrails or GuardrailSpec(), n_parallel
         self._control: _Control | None = None
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)

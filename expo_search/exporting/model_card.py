@@ -17,6 +17,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
 from expo_search.results.bench_table import bench_rows
+from expo_search.results.reward_models import MODEL_GAINS, ensemble_sentence, model_gain_lines
 from expo_search.results.second_judge import check_sentence
 from expo_search.text import markdown, one_line
 from expo_search.version import __version__
@@ -150,6 +151,10 @@ def _why(origin: Origin) -> str:
             f"[{e.gain.low:+.4f}, {e.gain.high:+.4f}] of this alpha alone, on {n} prompts.{shown}"
         )
     lines += [markdown(check_sentence(check)) for check in origin.checks]
+    if origin.calibration is not None:
+        lines.append(markdown(ensemble_sentence(origin.calibration, origin.model_gains)))
+    if origin.model_gains:
+        lines += ["\n".join(model_gain_lines(origin.model_gains)), MODEL_GAINS]
     if e.broken:
         lines.append(f"**It breaks guardrails** of the search: {markdown(', '.join(e.broken))}.")
     if e.stopped_early:
@@ -237,9 +242,9 @@ def _licence_text(origin: Origin, licences: Sequence[tuple[str, str | None]]) ->
 
 def _licences(origin: Origin, shown: Origin) -> list[tuple[str, str | None]]:
     """Each source, as `shown` names it, and the licence that the metadata of its own card names."""
-    here, there = vars(origin.pair), vars(shown.pair)
+    here, there = origin.pair.sources, shown.pair.sources
     roles = ["base" if origin.pair.base else "aligned", "adapter", "sft"]
-    names = {here[role]: there[role] for role in roles if here[role] is not None}
+    names = {here[role]: there[role] for role in roles if role in here}
     return [(_shown(named), _licence(source.path)) for source, named in names.items()]
 
 

@@ -21,10 +21,12 @@ from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.own_scorer import shortened
 from expo_search.config.spec import Finite, RewardSpec, StudySpec, asks_consent, is_here
 from expo_search.errors import StudyError
+from expo_search.evaluation.ensemble import Calibration
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import LOCAL, Pair, Source
+from expo_search.results.reward_models import ModelGain
 from expo_search.results.summary_json import as_json, confirmation_json
 from expo_search.results.verdict import Verdict
 from expo_search.store.answer_rows import Stored
@@ -54,6 +56,7 @@ class Origin:
         bench: what the study's alphas do on tasks that no reward model sees.
         filters: of mergekit, for an alpha with a shape: parts of weights' names, with their factor of alpha.
         checks: what second judges make of the trial.
+        calibration: of a study that several reward models rate; model_gains: what each of them makes of the trial.
         shape_sentence: what is known of the shape against the one alpha; empty without a shape.
     """
 
@@ -77,6 +80,8 @@ class Origin:
     filters: Sequence[tuple[str, float]] = ()
     shape_sentence: str = ""
     checks: Sequence[Check] = ()
+    calibration: Calibration | None = None
+    model_gains: Sequence[ModelGain] = ()
 
     @property
     def shape(self) -> Shape | None:
@@ -107,6 +112,9 @@ class Origin:
     @property
     def rated_by(self) -> tuple[str, str]:
         """What rated the answers, its kind and its name."""
+        if self.calibration is not None:
+            names = ", ".join(s.name for s in self.calibration.standards)
+            return "reward models", f"{names}; {self.calibration.combine} of their standardised rewards"
         if self.pair.reward_model is None:
             reward = self.spec.reward
             if reward.judge_model is not None:
@@ -122,6 +130,10 @@ def provenance(origin: Origin) -> dict[str, Any]:
     reward = origin.spec.reward
     consent = ["--trust-remote-code"] if asks_consent(reward.scorer, reward.judge_url) else origin.consent
     again = shlex.join(["expo-search", "reproduce", f"DIR/{PROVENANCE}", *consent])
+    several: dict[str, Any] = {}
+    if origin.calibration is not None:
+        several["calibration"] = origin.calibration.as_json()
+        several["reward_models"] = [gain.as_json() for gain in origin.model_gains]
     return {
         "format": _FORMAT,
         "made_by": f"expo-search {__version__}",
@@ -133,9 +145,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "kind": "adapter" if origin.as_adapter else "checkpoint",
         "dtype": origin.out_dtype,
         "pair": {
-            role: {"id": s.id, "revision": s.revision, "on_hub": s.on_hub}
-            for role, s in vars(origin.pair).items()
-            if s is not None
+            role: {"id": s.id, "revision": s.revision, "on_hub": s.on_hub} for role, s in origin.pair.sources.items()
         },
         "fingerprints": {
             "trial": origin.trial and origin.trial.fingerprint,
@@ -153,6 +163,7 @@ def provenance(origin: Origin) -> dict[str, Any]:
         "settings": origin.settings.flat(),
         "spec": _without_judge(pinned(origin.spec, origin.pair)).model_dump(mode="json"),
         "evaluated_on": dict(origin.evaluated_on),
+        **several,
         "commands": {"export": origin.command} | ({"evaluate again": again} if origin.trial else {}),
     }
 
@@ -210,6 +221,13 @@ class _Shape(_Table):
         return self
 
 
+class _Standard(_Table):
+    key: str
+    name: str
+    mean: Finite
+    sd: Annotated[Finite, Field(gt=0)]
+
+
 class _BothAnswers(_Table):
     trial: _Answers
     control: _Answers
@@ -228,6 +246,7 @@ class _Exported(_Table):
     spec: dict[str, Any]
     study: str
     evaluated_on: dict[str, str]
+    calibration: list[_Standard] | None = None
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -311,7 +330,7 @@ def public(origin: Origin) -> Origin:
     `reproduce` finds them.
     """
     pair, spec = origin.pair, origin.spec
-    sources = {role: s for role, s in vars(pair).items() if s is not None}
+    sources = pair.sources
     names = _short_names({s.path for s in sources.values() if not s.on_hub and s.revision == LOCAL})
     shown = {role: replace(s, id=names.get(s.path, s.id), path=Path(s.path.name)) for role, s in sources.items()}
     asked_as = {role: role for role in ("aligned", "adapter", "sft", "reward_model")}
@@ -328,12 +347,13 @@ def public(origin: Origin) -> Origin:
         for role, s in sources.items()
         if f"pair.{role}" in known
     }
+    judges = tuple(shown.pop(f"reward_model_{i}") for i, _ in enumerate(pair.reward_models, 1))
+    rewards = tuple(e.model_copy(update={"model": s.id}) for e, s in zip(spec.rewards, judges, strict=False))
+    changed = {"pair": spec.pair.model_copy(update=ids), "prompts": prompts, "reward": _public_reward(spec.reward)}
     return replace(
         origin,
-        pair=Pair(**shown),
-        spec=spec.model_copy(
-            update={"pair": spec.pair.model_copy(update=ids), "prompts": prompts, "reward": _public_reward(spec.reward)}
-        ),
+        pair=Pair(**shown, reward_models=judges),
+        spec=spec.model_copy(update=changed | ({"rewards": rewards} if judges else {})),
         settings=Settings.from_flat(known | identities),
         verdict=replace(origin.verdict, again=""),
         storage=DEFAULT_STORAGE,

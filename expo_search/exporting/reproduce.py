@@ -22,6 +22,7 @@ from expo_search.exporting.provenance import text_hash
 from expo_search.session.preflight import check
 from expo_search.session.running import start
 from expo_search.session.settings import computing_as
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
 from expo_search.weights.shape import Shape, shaped
@@ -139,6 +140,8 @@ def reproduce(
         with working("starting vLLM and its canary, loading the reward model"):
             running = start(checked, say)
         try:
+            # by the rewards of then: a part of the prompts would have others
+            running.store.keep(StudyAttributes(calibration=exported.get("calibration")))
             objective = running.objective(watcher, checked.search_prompts[:n_prompts])
             control = objective.evaluate(CONTROL, 0.0)
             # as many prompts at once as in the search: which ones share a batch can change an engine's rounding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
 from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
-from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.pair import resolve_pair, resolve_reward_models
 from expo_search.results.bench_guardrails import losses, that_may_win
+from expo_search.results.reward_models import read_model_gains, study_calibration
 from expo_search.results.second_judge import read_checks
 from expo_search.results.shapes import shape_sentence
 from expo_search.results.verdict import Verdict, refuse_zero, trial_at, verdict
@@ -152,14 +153,19 @@ def _origin(
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
-    rated = not spec.reward.rates_itself
+    rated = not (spec.reward.rates_itself or spec.rewards)
     pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say, with_reward=rated)
+    if spec.rewards:
+        judges = resolve_reward_models(spec.rewards, trust_remote_code=spec.trust_remote_code, say=say)
+        pair = replace(pair, reward_models=judges)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts, answers = store.prompts("search"), store
     if found is not None:
         answers = Store(storage, found.beginning.name, read_only=True)
-    shape = shape_of(alpha)
+    shape, calibration = shape_of(alpha), study_calibration(kept)
+    fresh = None if trial is None else confirmed.get(trial.trial)
+    gains = read_model_gains(store, calibration, trial, fresh) if found is None else []
     _check_contents(kept.contents or {}, name, aligned=aligned, sft=sft)
     own = own_dtype(aligned.config)
     trials = trial_dtype(spec.engine.dtype, aligned.config)
@@ -185,6 +191,8 @@ def _origin(
         filters=[] if shape is None else shape.filters(aligned.tensors),
         shape_sentence="" if found is None else shape_sentence(found),
         checks=[c for c in checks if found is None and trial is not None and c.trial == trial.trial],
+        calibration=calibration,
+        model_gains=gains,
     )
     store.close()
     if answers is not store:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.remote_code import check_code
 from expo_search.checkpoint.side_files import small_files_hash
-from expo_search.config.spec import PairSpec, StudySpec
+from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
 from expo_search.inputs.hub_download import from_hub
@@ -63,6 +63,14 @@ def resolve_pair(
     return Pair(aligned or parts.aligned, sft or parts.sft, rated_by)
 
 
+def resolve_reward_models(
+    rewards: Sequence[RewardModelSpec], *, trust_remote_code: bool, say: Callable[[str], None]
+) -> tuple[Source, ...]:
+    """Find or fetch several reward models. Raises as `resolve_pair`."""
+    role = "one of the reward models"
+    return tuple(_resolve(entry.model, entry.revision, role, trust_remote_code, say) for entry in rewards)
+
+
 def resolve_check_model(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
     """Find or fetch the second judge that a spec names. Raises as `resolve_pair`."""
     assert spec.check_reward_model is not None
@@ -74,7 +82,11 @@ def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     """A spec that names the exact Hub revisions of a resolved pair, since a branch may move later."""
     sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
     revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s is not None and s.on_hub}
-    return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions)})
+    rewards = spec.rewards
+    if pair.reward_models:
+        both = zip(spec.rewards, pair.reward_models, strict=True)
+        rewards = tuple(e.model_copy(update={"revision": s.revision}) if s.on_hub else e for e, s in both)
+    return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions), "rewards": rewards})
 
 
 def _resolve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LOCAL = "local"
@@ -29,7 +29,8 @@ class Pair:
     """The checkpoints of a search, all local.
 
     Attributes:
-        reward_model: None where a scorer rates in its place.
+        reward_model: None where a scorer rates in its place, or several reward models do.
+        reward_models: where several rate, these.
         base, adapter: where aligned is a base with an adapter merged in, those two.
     """
 
@@ -38,6 +39,23 @@ class Pair:
     reward_model: Source | None = None
     base: Source | None = None
     adapter: Source | None = None
+    reward_models: tuple[Source, ...] = ()
+
+    @property
+    def rating(self) -> tuple[Source, ...]:
+        """The reward models that rate; none where a scorer does."""
+        return self.reward_models or (() if self.reward_model is None else (self.reward_model,))
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """What there is, by its role; of several reward models the first is `reward_model_1`."""
+        one = {role: getattr(self, role) for role in ("aligned", "sft", "reward_model", "base", "adapter")}
+        several = {f"reward_model_{i}": source for i, source in enumerate(self.reward_models, 1)}
+        return {role: source for role, source in one.items() if source is not None} | several
+
+    def rated_by(self, reward_model: Source) -> Pair:
+        """This pair with one reward model alone."""
+        return replace(self, reward_model=reward_model, reward_models=())
 
     @property
     def reward_source(self) -> Source:
@@ -48,4 +66,4 @@ class Pair:
 
 # roles whose code is run if it is trusted -> the setting of their revision; of the others only tensors are read
 CODE_REVISIONS = {"aligned": "aligned_revision", "reward model": "reward_revision"}
-CODE_REVISIONS |= {"check reward model": "check_reward_revision"}
+CODE_REVISIONS |= {"check reward model": "check_reward_revision", "one of the reward models": "revision"}

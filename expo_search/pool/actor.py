@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from expo_search.contracts import Completion, Engine, Prompt, Scorer, Switch
+from expo_search.contracts import Completion, Engine, EnsembleScorer, Prompt, Scorer, Switch
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Started:
     """An engine that runs, at alpha = 0 and with its canary passed.
 
     Attributes:
-        scorer: rates answers in the engine's process; None where the pool's user has another one.
+        scorer: rates answers in the engine's process, or several do; None where the pool's user has another one.
         facts: of the engine, such as its weights' fingerprints; those of one pool must be equal.
     """
 
     engine: Engine
-    scorer: Scorer | None
+    scorer: Scorer | EnsembleScorer | None
     facts: Any
 
 
@@ -102,11 +102,14 @@ class EngineActor:
         self._engine.abort()
         self._n_under_way = 0
 
-    def score(self, completions: Sequence[Completion]) -> tuple[list[float], int]:
-        """As `Scorer.score`."""
+    def score(self, completions: Sequence[Completion]) -> tuple[list[Any], int]:
+        """As `Scorer.score`, or as `EnsembleScorer.score_each` where several rate."""
         assert self._started is not None, "started before"
-        assert self._started.scorer is not None, "this pool rates answers"
-        return self._started.scorer.score(completions, lambda _: None)
+        scorer = self._started.scorer
+        assert scorer is not None, "this pool rates answers"
+        if isinstance(scorer, EnsembleScorer):
+            return scorer.score_each(completions, lambda _: None)
+        return scorer.score(completions, lambda _: None)
 
     def close(self) -> None:
         """Stop the engine."""

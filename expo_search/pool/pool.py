@@ -27,7 +27,10 @@ _NO_PLACE_S = 600.0
 
 
 class Pool:
-    """N engines, started; a `Model`, and a `BackgroundScorer` where its engines come with scorers."""
+    """N engines, started; a `Model`, and a `BackgroundScorer` where its engines come with scorers.
+
+    Where each comes with several reward models it rates as `PooledRewardModels`.
+    """
 
     def __init__(
         self,
@@ -181,13 +184,13 @@ class Pool:
                 self._members[index].start()
         self._wait_until(lambda: bool(self._board.serving()))
 
-    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[float], int]]:
+    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[Any], int]]:
         """As `BackgroundScorer.begin`, by the first engine that has time."""
         job = Job(completions)
         self._board.add_job(job)
         return job.future
 
-    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+    def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[Any], int]:
         """As `Scorer.score`."""
         rated = self.begin(completions).result()
         on_scored(len(completions))
@@ -229,3 +232,20 @@ class Pool:
             raise self._board.fault
         if all(e.state == "given up" for e in self._board.engines):
             raise self._board.all_lost()
+
+
+class PooledRewardModels:
+    """A pool whose engines come with several reward models each, as a `BackgroundEnsembleScorer`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def begin(self, completions: Sequence[Completion]) -> Future[tuple[list[tuple[float, ...]], int]]:
+        """As `BackgroundEnsembleScorer.begin`, by the first engine that has time."""
+        return self._pool.begin(completions)
+
+    def score_each(
+        self, completions: Sequence[Completion], on_scored: Callable[[int], None]
+    ) -> tuple[list[tuple[float, ...]], int]:
+        """As `EnsembleScorer.score_each`."""
+        return self._pool.score(completions, on_scored)

@@ -119,7 +119,7 @@ class Job:
     """Answers to be rated together, so that no reward depends on how many engines there are."""
 
     completions: Sequence[Completion]
-    future: Future[tuple[list[float], int]] = field(default_factory=Future)
+    future: Future[tuple[list[Any], int]] = field(default_factory=Future)
 
 
 class Board:

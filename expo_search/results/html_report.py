@@ -26,6 +26,7 @@ from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.curve.tax import tax_svg
 from expo_search.results.legend import IN_ORDER, legend
+from expo_search.results.reward_models import MODEL_GAINS, ModelGain, model_gain_rows
 from expo_search.results.shapes import HEADS as SHAPE_HEADS
 from expo_search.results.shapes import shape_remark, shape_rows
 from expo_search.results.study_results import read_result
@@ -139,6 +140,8 @@ def _page(store: Store) -> Iterator[str]:
         verdict=" ".join([verdict.sentence(), *study.remarks]),
         confirmations=[*(confirmation_sentence(c) for c in study.confirmations.values()), *study.other_checks],
         curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
+        reward_models=_reward_models(study.model_gains),
+        reward_model_legend=MODEL_GAINS,
         trials=trial_table(known, verdict),
         legend=legend(known, verdict),
         in_order=IN_ORDER,
@@ -256,6 +259,12 @@ def _chosen(rows: Sequence[Sample], n_first: int, n_extreme: int) -> list[tuple[
 def _bench(bench: BenchResult) -> Table | None:
     """A row a metric and alpha; None where nothing was answered."""
     rows = bench_rows(bench)
+    return Table("numbers", list(rows[0]), [Row(list(row.values())) for row in rows]) if rows else None
+
+
+def _reward_models(gains: Sequence[ModelGain]) -> Table | None:
+    """A row a reward model, where several rate."""
+    rows = model_gain_rows(gains)
     return Table("numbers", list(rows[0]), [Row(list(row.values())) for row in rows]) if rows else None
 
 

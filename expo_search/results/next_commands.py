@@ -23,6 +23,7 @@ from expo_search.text import shown
 _MORE_TRIALS = 10  # for the new part of a range
 _NO_SETTING = {"aligned_revision", "sft_revision", "reward_revision", "published_alpha", "family", "aliases", "licence"}
 _NO_SETTING |= {"notes", "needs_remote_code", "check_reward_revision"}
+_OF_ONE = ("max_tokens", "batch_tokens")  # which several reward models have each
 
 
 def search_again(stored: Mapping[str, Any] | None, name: str, url: str, edge: float | None, n_trials: int) -> str:
@@ -91,9 +92,16 @@ def _settings(spec: StudySpec) -> list[str]:
     for table, values in spec.model_dump(mode="json").items():
         if table in ("name", "trust_remote_code"):
             continue
+        if table == "rewards":  # each is run as the others, but for what `[[reward]]` alone can say
+            words += [word for entry in values for word in _given("pair", "reward_model", entry["model"])]
+            usually = base.reward
+            unsaid |= any(entry[key] != getattr(usually, key) for entry in values for key in _OF_ONE)
+            continue
         usual = base.model_dump(mode="json")[table]
         for key, value in values.items():
-            if key in _NO_SETTING or key in ("alpha_min", "alpha_max") or value == usual[key]:
+            if key in _NO_SETTING or key in ("alpha_min", "alpha_max") or value == usual.get(key):
+                continue
+            if spec.rewards and (key == "reward_model" or (table == "reward" and key in _OF_ONE)):
                 continue
             option = option_of(table, key)
             if option and all(getattr(getattr(spec, other), key) == value for other in option.also):
@@ -125,7 +133,7 @@ def _given(table: str, key: str, value: object) -> list[str]:
 
 def _preset_of(spec: StudySpec) -> tuple[str | None, StudySpec]:
     """The preset with this pair, and what it says; where there is none, the pair with all defaults."""
-    same = ("aligned", "adapter", "sft", "reward_model", "parts")
+    same = ("aligned", "adapter", "sft", "parts", *(() if spec.rewards else ("reward_model",)))
     for stem in sorted({file.stem for file in preset_names().values()}, key=lambda stem: stem != spec.name):
         try:
             preset = load_study(preset=stem, trust_remote_code=True)

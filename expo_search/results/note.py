@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.legend import legend
+from expo_search.results.reward_models import MODEL_GAINS, model_gain_lines
 from expo_search.results.study_results import StudyResult
 from expo_search.text import clean, markdown, markdown_spans, shown
 
@@ -30,6 +31,8 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
 
     said = placeless(" ".join([verdict.sentence(), *study.remarks]))
     lines = [f"## {markdown(title)}", "", markdown_spans(said), ""]
+    if study.model_gains:
+        lines += ["### Each reward model alone", "", *model_gain_lines(study.model_gains), "", MODEL_GAINS, ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
     lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict), _EXCESS]), ""]
     if study.bench.compared:

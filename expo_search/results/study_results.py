@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.result import BenchResult, read_bench
 from expo_search.config.spec import SearchSpec, asks_consent
+from expo_search.evaluation.ensemble import Calibration
 from expo_search.evaluation.judge import JUDGE
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.results.bench_guardrails import losses, sentences, that_may_win
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import go_on, next_steps, search_again
+from expo_search.results.reward_models import ModelGain, ensemble_sentence, read_model_gains, study_calibration
 from expo_search.results.second_judge import check_sentence, read_checks
 from expo_search.results.shapes import shape_remark
 from expo_search.results.terminal import cells
@@ -51,6 +53,7 @@ class StudyResult:
         shapes: the searches for an alpha for each weight that start from its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
+        calibration: of a study that several reward models rate; model_gains: what each of them makes of its best alpha.
         asks_consent: whether that runs again with consent alone.
     """
 
@@ -67,6 +70,8 @@ class StudyResult:
     checks: Sequence[Check] = ()
     shapes: Sequence[Shapes] = ()
     asks_consent: bool = False
+    calibration: Calibration | None = None
+    model_gains: Sequence[ModelGain] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -81,6 +86,8 @@ class StudyResult:
         unfinished = self.standing.sentence(self.goes_on)
         kind = "" if self.scorer.startswith(JUDGE) else "scorer "
         rated = f"Rated by the {kind}{self.scorer}." if self.scorer else ""
+        if self.calibration is not None:
+            rated = ensemble_sentence(self.calibration, self.model_gains)
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
         return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out]
 
@@ -159,8 +166,24 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     shapes = shapes_from(store, judged.objective)
     reward: Mapping[str, Any] = (spec or {}).get("reward", {})
     asks = asks_consent(reward.get("scorer"), reward.get("judge_url"))
+    calibration = study_calibration(kept)
+    gains = read_model_gains(store, calibration, judged.best, judged.confirmed)
     return StudyResult(
-        store.name, store.url, known, confirmed, judged, bench, limits, standing, on, scorer, checks, shapes, asks
+        store.name,
+        store.url,
+        known,
+        confirmed,
+        judged,
+        bench,
+        limits,
+        standing,
+        on,
+        scorer,
+        checks,
+        shapes,
+        asks,
+        calibration,
+        gains,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,8 @@ def begin(store: Store, source: Store, beginning: Beginning, uniform: Evaluation
     there = source.attributes
     if there.settings is not None and there.spec is not None:
         store.pin_settings(there.settings, there.spec)
-    contents, environment = there.contents, there.environment
-    store.keep(StudyAttributes(contents=contents, environment=environment, shapes=asdict(beginning)))
+    same = StudyAttributes(contents=there.contents, environment=there.environment, calibration=there.calibration)
+    store.keep(replace(same, shapes=asdict(beginning)))
     store.put_prompts("search", source.prompts("search"))
     for number, e in ((CONTROL, control), (UNIFORM, uniform)):
         store.pin_weights(number, "search", e.alpha, e.fingerprint)

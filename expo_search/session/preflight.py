@@ -22,20 +22,20 @@ from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import check_context, in_context, no_room
 from expo_search.engine.memory_plan import MemoryPlan
-from expo_search.engine.needs import Needs
 from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
-from expo_search.errors import EngineError
+from expo_search.errors import EngineError, RewardError, StudyError
+from expo_search.evaluation.ensemble import Member, Members
 from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
-from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.pair import resolve_pair, resolve_reward_models
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair, Source
-from expo_search.session.planning import plans
-from expo_search.session.settings import advice_on_changes, computing_as, study_settings
+from expo_search.session.planning import plans, search_needs
+from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
 from expo_search.store.attributes import StudyAttributes, stored_attributes
@@ -62,6 +62,7 @@ class Checked:
         work: what an engine answers of a trial.
         sites, recipe: where many engines run, and how they are started; None where one runs in this process.
         scorer: what the study names in the place of a reward model, imported and tried out.
+        members: of a study that several reward models rate, these.
     """
 
     spec: StudySpec
@@ -79,6 +80,7 @@ class Checked:
     recipe: SiteRecipe | None = None
     scorer: OwnScorer | Judge | None = None
     work: Workload | None = None
+    members: Members | None = None
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
@@ -117,6 +119,13 @@ def check(
         check_batch_invariant(spec.engine)
     if spec.guardrails.bench:
         check_names(spec.guardrails.bench, "guardrails.bench")  # one of no task would rule nothing out
+    if spec.rewards and not own_scorer:
+        raise StudyError(
+            where="scorer",
+            found=f"one beside {len(spec.rewards)} reward models",
+            expected="one of the two",
+            do="leave it out, or give a spec with one reward model",
+        )
     scorer = load_scorer(spec.reward) if own_scorer else None
     has_reward = own_scorer and scorer is None
     if adds:
@@ -131,25 +140,30 @@ def check(
         say=say,
         own_model=own_model,
         own_scorer=own_scorer,
-        with_reward=not spec.reward.rates_itself,
+        with_reward=not (spec.reward.rates_itself or spec.rewards),
     )
-    judge = pair.reward_model if has_reward else None  # with its files
-    if judge is not None:
+    if spec.rewards:
+        trust = spec.trust_remote_code
+        pair = replace(pair, reward_models=resolve_reward_models(spec.rewards, trust_remote_code=trust, say=say))
+    judges = pair.rating if has_reward else ()  # with their files
+    for judge in judges:
         refuse_language_model(judge.path)
-    aligned = sft = reward = dtypes = None
+    aligned = sft = dtypes = None
     if own_model:
         aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
         check_context(spec, aligned.path, aligned.config)
         if sites is None:  # else each of their machines checks its own devices
             check_ranks(spec.engine.tensor_parallel, aligned.config)
         _check_sources(aligned, sft, say)
-    if judge is not None:
+    rewards: list[Checkpoint] = []
+    for judge in judges:
         check_labels(judge.path, trust_remote_code=spec.trust_remote_code)
-        reward = open_checkpoint(judge.path, role="reward model")
+        rewards.append(open_checkpoint(judge.path, role="reward model"))
+    _refuse_same(judges, rewards)
     if aligned is not None:
         spec = in_context(spec, aligned.path)
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
-    reward_tokenizer = None if judge is None else _tokenizer(judge, spec, None)
+    reward_tokenizers = [_tokenizer(judge, spec, None) for judge in judges]
     fits = _room_for_answers(spec, prompts, tokenizer)
     chosen, reach = _search_prompts(spec, prompts, fits, say)
     work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
@@ -160,16 +174,19 @@ def check(
         dtypes, memory = survey.dtypes, survey.memory
     elif aligned is not None:
         dtypes = dtypes_of(spec.engine, spec.reward, aligned)
+    each = [
+        reward_settings(alone, judge, reward, dtypes, of_reward.chat_template)
+        for alone, judge, reward, of_reward in zip(spec.each_reward, judges, rewards, reward_tokenizers, strict=False)
+    ]
     settings = study_settings(
         spec,
         pair,
         aligned,
         sft,
-        reward,
+        each,
         chosen,
         dtypes,
         template=None if tokenizer is None else tokenizer.chat_template,
-        reward_template=None if reward_tokenizer is None else reward_tokenizer.chat_template,
         scorer=None if scorer is None else scorer.identity,
     )
     stored = stored_attributes(storage, spec.name)
@@ -182,12 +199,55 @@ def check(
         scorer.try_out()  # which may load what it rates with, and then has its memory before ours is planned
     plan = None
     if sites is None and aligned is not None and sft is not None and dtypes is not None:
-        memory, plan = plans(Needs.of(aligned, sft, reward, dtypes, spec.reward), spec, reward, work)
+        memory, plan = plans(search_needs(aligned, sft, rewards, dtypes, spec), spec, rewards, work)
     if memory is not None:
         say(memory.sentence())
+    members = _members(spec, judges, each) if spec.rewards else None
     return Checked(
-        spec, storage, pair, prompts, chosen, reach, fits, settings, memory, plan, dtypes, sites, recipe, scorer, work
+        spec,
+        storage,
+        pair,
+        prompts,
+        chosen,
+        reach,
+        fits,
+        settings,
+        memory,
+        plan,
+        dtypes,
+        sites,
+        recipe,
+        scorer,
+        work,
+        members,
     )
+
+
+def _members(spec: StudySpec, judges: Sequence[Source], each: Sequence[Settings]) -> Members:
+    """Several reward models by their names for people: Hub ids, or as many last parts of a path as tell them apart."""
+    for n_parts in range(1, 1 + max(len(judge.path.parts) for judge in judges)):
+        names = [judge.id if judge.on_hub else "/".join(judge.path.parts[-n_parts:]) for judge in judges]
+        if len(set(names)) == len(names):
+            break
+    models = tuple(Member(judge_key(of_one), name) for of_one, name in zip(each, names, strict=True))
+    return Members(models, spec.search.combine_rewards)
+
+
+def _refuse_same(judges: Sequence[Source], rewards: Sequence[Checkpoint]) -> None:
+    """Refuse one of several reward models that is another one once more: it would have two voices.
+
+    Raises:
+        RewardError: two are the same.
+    """
+    for i, (judge, reward) in enumerate(zip(judges, rewards, strict=True)):
+        for before, other in zip(judges[:i], rewards[:i], strict=True):
+            if reward.is_same_as(other):
+                raise RewardError(
+                    where=f"reward model {judge.id}",
+                    found=f"the same weights as {before.id}",
+                    expected="reward models that differ",
+                    do="leave one of the two out",
+                )
 
 
 def _workload(spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None) -> Workload:

@@ -24,9 +24,9 @@ from expo_search.evaluation.reward_model_vllm import VllmRewardModel
 _WHOLE_BLOCKS = 1.25  # a sequence gets whole blocks of the cache: many short ones take more than their tokens
 
 
-def with_reward_engine(needs: Needs, spec: StudySpec, reward: Checkpoint | None, machine: Machine) -> Needs:
-    """The needs, with those of the process that serves the reward model, where the study asks for one."""
-    if reward is None or spec.reward.backend != "vllm":
+def with_reward_engine(needs: Needs, spec: StudySpec, reward: Checkpoint, machine: Machine) -> Needs:
+    """The needs, with those of the process that serves a reward model, where the study asks for one."""
+    if spec.reward.backend != "vllm":
         return needs
     more = kv_cache_bytes(reward, spec.reward, cuda=machine.has_gpu) + process_bytes(machine)
     return replace(needs, reward_model=needs.reward_model + more)
@@ -59,7 +59,7 @@ def start_reward_engine(
     if machine.has_gpu:
         # The cache has its size in bytes, so that vLLM does not fill this share: it only refuses to start where that
         # much is not free. The process's own context is taken before vLLM looks, and half is a first check enough.
-        planned = 0 if plan is None else plan.device["reward model"]
+        planned = 0.0 if plan is None else plan.device["reward model"] / plan.n_reward_models
         share = max(0.01, planned / 2 / machine.gpu_total)
     # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `engine/start.py`)
     watch = Watchdog(spec.engine.timeout_s, give_up)

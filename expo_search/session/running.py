@@ -8,17 +8,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import open_checkpoint
-from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer, Watcher
+from expo_search.contracts import EnsembleScorer, Model, PairwiseScorer, Part, Prompt, Scorer, Watcher
 from expo_search.engine.machine import environment
 from expo_search.engine.start import SourcesReport
 from expo_search.engine.watchdog import GRACE_S
-from expo_search.errors import EngineDied, EngineError
+from expo_search.errors import EngineDied, EngineError, StudyError
+from expo_search.evaluation.answering import AnyScorer
+from expo_search.evaluation.ensemble import Calibration, CombinedScorer, Ensemble, RewardModels, read_calibration
 from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.objective import Objective
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import Pair
 from expo_search.session.preflight import Checked
-from expo_search.session.starting import model_spec, start_scorer
+from expo_search.session.starting import model_spec, start_rating
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.settings import Settings, WeightsSettings, compare_settings
 from expo_search.store.study_store import Store
@@ -87,16 +89,51 @@ class Running:
         return None if self.own_model is None else self.own_model.sources
 
     @cached_property
-    def scorer(self) -> Scorer | PairwiseScorer:
+    def scorer(self) -> AnyScorer:
         """What rates the answers."""
         if self._given_scorer is not None:
             return self._given_scorer
-        return self.pool or self._own_scorer
+        if self.pool is None:
+            return self._own_scorer
+        if self.checked.members is None:
+            return self.pool
+        from expo_search.pool.pool import PooledRewardModels
+
+        return PooledRewardModels(self.pool)
 
     @cached_property
-    def _own_scorer(self) -> ConversationScorer:
+    def _own_scorer(self) -> ConversationScorer | RewardModels:
         checked = self.checked
-        return start_scorer(checked.spec, checked.pair, checked.memory, self._give_up)
+        return start_rating(checked.spec, checked.pair, checked.memory, self._give_up)
+
+    def check_calibrated(self) -> None:
+        """Check that answers can be rated outside of a search.
+
+        Raises:
+            StudyError: several reward models rate, and the study has no rewards at alpha = 0 to standardise theirs by.
+        """
+        if self.checked.members is not None and self._calibration() is None:
+            raise StudyError(
+                where=f"study {self.checked.spec.name}",
+                found="no finished trial at alpha = 0",
+                expected="one, by whose rewards those of several reward models are standardised",
+                do="search first; the first trial is enough",
+            )
+
+    @property
+    def single_scorer(self) -> Scorer | PairwiseScorer:
+        """What rates answers outside of a search, by one reward an answer. Raises as `check_calibrated`."""
+        self.check_calibrated()
+        scorer, calibration = self.scorer, self._calibration()
+        if isinstance(scorer, EnsembleScorer):
+            assert calibration is not None, "just checked"
+            return CombinedScorer(scorer, calibration)
+        return scorer
+
+    def _calibration(self) -> Calibration | None:
+        members = self.checked.members
+        stored = stored_attributes(self.checked.storage, self.checked.spec.name)
+        return None if members is None or stored is None else read_calibration(stored.calibration, members.combine)
 
     @cached_property
     def store(self) -> Store:
@@ -122,7 +159,7 @@ class Running:
     ) -> Objective:
         """An objective on some prompts, which are kept with the study, or with one beside it that is given."""
         spec, plan, sites = self.checked.spec, self.checked.memory, self.checked.sites
-        store = store or self.store
+        store, members = store or self.store, self.checked.members
         store.put_prompts(part, prompts)
         return Objective(
             self.model,
@@ -137,6 +174,7 @@ class Running:
             # a GPU's engine is a process of its own, which goes on while this one scores; a CPU's wants the same cores
             scores_beside=plan is not None and plan.gpu_memory_utilization is not None,
             n_parallel=1 if sites is None else sites.n_parallel,
+            ensemble=None if members is None else Ensemble(store, members),
         )
 
     def let_scorer_go(self) -> None:

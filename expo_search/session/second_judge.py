@@ -7,23 +7,21 @@ it. One reward model is loaded at a time: the study's own is let go before, and 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.contracts import Part, Scorer
-from expo_search.engine.needs import Needs
 from expo_search.errors import RewardError
 from expo_search.evaluation.reward_model import check_whole
 from expo_search.evaluation.second_judge import rate
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_check_model
 from expo_search.inputs.source import PLUG_IN, Source
-from expo_search.session.planning import plans
+from expo_search.session.planning import plans, search_needs
 from expo_search.session.preflight import Checked
 from expo_search.session.running import Running
-from expo_search.session.settings import reward_settings
+from expo_search.session.settings import judge_key, reward_settings
 from expo_search.session.starting import start_scorer
 from expo_search.store.check_store import CheckStore
 from expo_search.store.study_store import Store
@@ -73,8 +71,9 @@ def find_judge(
     if id is None:
         return None, checked
     spec = checked.spec.model_copy(update={"pair": asked})
-    if id == spec.pair.reward_model and asked.check_reward_revision in (None, asked.reward_revision):
-        raise _own_again(id)
+    for own in spec.each_reward:
+        if id == own.pair.reward_model and asked.check_reward_revision in (None, own.pair.reward_revision):
+            raise _own_again(id, several=bool(spec.rewards))
     checked = replace(checked, spec=spec)
     if scorer is not None:
         key = hashlib.sha256(f"{id}@{PLUG_IN}".encode()).hexdigest()[:16]
@@ -83,36 +82,37 @@ def find_judge(
     source = resolve_check_model(asked, trust_remote_code=trust, say=say)
     check_whole(source.path, trust_remote_code=trust)
     checkpoint = open_checkpoint(source.path, role="check reward model")
-    own = _own_checkpoint(checked)
-    if own is not None and checkpoint.is_same_as(own):
-        raise _own_again(id)
+    rewards = _own_checkpoints(checked)
+    if any(checkpoint.is_same_as(own) for own in rewards):
+        raise _own_again(id, several=bool(spec.rewards))
     template = load_tokenizer(str(source.path), trust_remote_code=trust).chat_template
-    made = reward_settings(spec, source, checkpoint, checked.dtypes, template).flat()
-    key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    key = judge_key(reward_settings(spec, source, checkpoint, checked.dtypes, template))
     if source.on_hub:  # a branch may move
         pair = asked.model_copy(update={"check_reward_revision": source.revision})
         checked = replace(checked, spec=spec.model_copy(update={"pair": pair}))
     judge = SecondJudge(key, source.id if source.on_hub else source.path.name, source)
-    return judge, _with_room(checked, checkpoint, own, say)
+    return judge, _with_room(checked, checkpoint, rewards, say)
 
 
-def _own_again(id: str) -> RewardError:
+def _own_again(id: str, *, several: bool) -> RewardError:
     return RewardError(
         where=f"--check-reward-model {id}",
-        found="the reward model that the search uses",
+        found=f"{'one of the reward models' if several else 'the reward model'} that the search uses",
         expected="another one, which the search never used",
         do="give another reward model, or leave it out",
     )
 
 
-def _own_checkpoint(checked: Checked) -> Checkpoint | None:
-    """The study's own reward model; None where a scorer rates in its place."""
-    source = checked.pair.reward_model
-    return None if source is None or source.revision == PLUG_IN else open_checkpoint(source.path, role="reward model")
+def _own_checkpoints(checked: Checked) -> list[Checkpoint]:
+    """The study's own reward models; none where a scorer rates in their place."""
+    sources = [source for source in checked.pair.rating if source.revision != PLUG_IN]
+    return [open_checkpoint(source.path, role="reward model") for source in sources]
 
 
-def _with_room(checked: Checked, judge: Checkpoint, reward: Checkpoint | None, say: Callable[[str], None]) -> Checked:
-    """The memory planned for the larger of the two reward models, of which one is loaded at a time.
+def _with_room(
+    checked: Checked, judge: Checkpoint, rewards: Sequence[Checkpoint], say: Callable[[str], None]
+) -> Checked:
+    """The memory planned for the larger of judge and study's reward models, which are not loaded at the same time.
 
     Many engines are gone before the judge is loaded (`Running.let_scorer_go`), so their plan stays.
     """
@@ -121,10 +121,11 @@ def _with_room(checked: Checked, judge: Checkpoint, reward: Checkpoint | None, s
         return checked
     pair = checked.pair
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
-    needs, own = (Needs.of(aligned, sft, model, dtypes, spec.reward) for model in (judge, reward))
+    alone = spec.model_copy(update={"rewards": ()})
+    needs, own = search_needs(aligned, sft, [judge], dtypes, alone), search_needs(aligned, sft, rewards, dtypes, spec)
     if needs.reward_model + needs.reward_activations <= own.reward_model + own.reward_activations:
         return checked
-    memory, again = plans(needs, spec, judge, work)
+    memory, again = plans(needs, alone, [judge], work)
     say(f"{memory.sentence()} (the second judge is the larger reward model)")
     return replace(checked, memory=memory, plan_again=again)
 
@@ -159,7 +160,7 @@ def judge_answers(
     running.let_scorer_go()
     doing(f"loading {judge.name}")
     checked = running.checked
-    scorer = start_scorer(checked.spec, replace(checked.pair, reward_model=judge.source), checked.memory, None)
+    scorer = start_scorer(checked.spec, checked.pair.rated_by(judge.source), checked.memory, None)
     try:
         return rate(store, judge.key, scorer, trial, part, n, on_scored, stop)
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from expo_search.checkpoint.folder import Checkpoint
 from expo_search.config.spec import StudySpec
@@ -35,23 +37,23 @@ def study_settings(
     pair: Pair,
     aligned: Checkpoint | None,
     sft: Checkpoint | None,
-    reward: Checkpoint | None,
+    rewards: Sequence[Settings],
     prompts: Sequence[Prompt],
     dtypes: Dtypes | None,
     *,
     template: object,
-    reward_template: object,
     scorer: str | None = None,
 ) -> Settings:
     """All of them but the weights' fingerprints, which the engine finds.
 
     Args:
-        aligned, sft, dtypes: None where another model than our engine answers; `reward`: where another scorer rates.
-        template, reward_template: chat templates of aligned and of the reward model.
+        aligned, sft, dtypes: None where another model than our engine answers.
+        rewards: of each reward model, as `reward_settings` has them; none where another scorer rates.
+        template: chat template of aligned.
         scorer: what identifies the scorer that the study names in the place of a reward model.
     """
     # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
-    free = {"tolerance"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
+    free = {"tolerance", "combine_rewards"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
     whole = Settings(
         prompts=PromptsSettings(n=len(prompts), hash=prompts_hash(prompts)),
         sampling=FreeTable.model_validate(spec.sampling.model_dump()),
@@ -61,7 +63,7 @@ def study_settings(
     )
     return (
         _model_settings(spec, pair, aligned, sft, dtypes, template)
-        .updated(_reward_settings(spec, pair, reward, dtypes, reward_template, scorer))
+        .updated(_reward_settings(spec, pair, rewards, scorer))
         .updated(whole)
     )
 
@@ -93,17 +95,30 @@ def _model_settings(
     return sources_settings(pair, aligned, sft).updated(own)
 
 
-def _reward_settings(
-    spec: StudySpec,
-    pair: Pair,
-    reward: Checkpoint | None,
-    dtypes: Dtypes | None,
-    template: object,
-    scorer: str | None,
-) -> Settings:
+def _reward_settings(spec: StudySpec, pair: Pair, rewards: Sequence[Settings], scorer: str | None) -> Settings:
+    if rewards:
+        return rewards[0] if len(rewards) == 1 else _together(rewards, spec.search.combine_rewards)
     if scorer is not None or pair.reward_model is None:
         return Settings(reward=RewardSettings(scorer=scorer or f"{spec.reward.named}@{PLUG_IN}"))
-    return reward_settings(spec, pair.reward_model, reward, dtypes, template)
+    return reward_settings(spec, pair.reward_model, None, None, None)
+
+
+def _together(rewards: Sequence[Settings], combine: str) -> Settings:
+    """The settings of several reward models: names and hashes one after the other, and what else differs as a list."""
+    each = [settings.flat() for settings in rewards]
+    flat: dict[str, Any] = {}
+    for key in each[0]:
+        values = [of_one[key] for of_one in each]
+        if key.startswith(("pair.", "files.")):
+            flat[key] = " + ".join(map(str, values))
+        else:
+            flat[key] = values[0] if all(value == values[0] for value in values) else values
+    return Settings.from_flat(flat | {"reward.combine": combine})
+
+
+def judge_key(settings: Settings) -> str:
+    """The key of a reward model's rewards beside a study's own: another one for other weights, template, arithmetic."""
+    return hashlib.sha256(json.dumps(settings.flat(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def reward_settings(
@@ -131,7 +146,8 @@ def computing_as(spec: StudySpec, settings: Settings) -> StudySpec:
         engine = engine.model_copy(update={"arithmetic": settings.engine.arithmetic})
     if reward.arithmetic == "auto" and settings.reward.arithmetic:
         reward = reward.model_copy(update={"arithmetic": settings.reward.arithmetic})
-    return spec.model_copy(update={"engine": engine, "reward": reward})
+    rewards = tuple(entry.model_copy(update={"arithmetic": reward.arithmetic}) for entry in spec.rewards)
+    return spec.model_copy(update={"engine": engine, "reward": reward, "rewards": rewards})
 
 
 def advice_on_changes(stored: Settings, settings: Settings) -> str:

@@ -22,18 +22,17 @@ from expo_search.config.spec import PairSpec, StudySpec
 from expo_search.dtypes import Dtypes
 from expo_search.engine.machine import environment, has_gpu
 from expo_search.engine.memory_plan import MemoryPlan
-from expo_search.engine.needs import Needs
 from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, SourcesReport, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import Workload
 from expo_search.engine.vllm_version import installed_vllm
 from expo_search.errors import EngineDied, EngineError
-from expo_search.inputs.pair import pinned, resolve_pair
+from expo_search.inputs.pair import pinned, resolve_pair, resolve_reward_models
 from expo_search.inputs.source import LOCAL, Pair, Source
 from expo_search.pool.actor import Share, Started
-from expo_search.session.planning import plans
+from expo_search.session.planning import plans, search_needs
 from expo_search.session.process_state import set_defaults_of_libraries
-from expo_search.session.starting import model_spec, start_scorer
+from expo_search.session.starting import model_spec, start_rating
 from expo_search.version import __version__
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class SiteRecipe:
     Attributes:
         spec, pair: as they were resolved where the search runs.
         work: an engine's part of a trial.
-        own_scorer: each engine has a reward model beside it.
+        own_scorer: each engine has the reward model, or all of several, beside it.
         reads_whole: the checkpoints' files are hashed whole; else samples of them, as on a single machine.
     """
 
@@ -107,34 +106,33 @@ class SiteRecipe:
             raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
         check_batch_invariant(self.spec.engine)
         pair = self._pair_here()
-        aligned, sft, reward = checkpoints = self._checkpoints(pair)
+        aligned, sft, rewards = self._checkpoints(pair)
         check_ranks(self.spec.engine.tensor_parallel, aligned.config)
         dtypes = dtypes_of(self.spec.engine, self.spec.reward, aligned)
-        needs = Needs.of(aligned, sft, reward, dtypes, self.spec.reward)
+        needs = search_needs(aligned, sft, rewards, dtypes, self.spec)
         shared = shared_name(aligned, sft)
-        memory, _ = plans(needs, self.spec, reward, self.work, n_engines=n_engines, shared_sources=shared)
-        roles = ("aligned", "sft", "reward model")
+        memory, _ = plans(needs, self.spec, rewards, self.work, n_engines=n_engines, shared_sources=shared)
+        named = [f"reward model {i}" if len(rewards) > 1 else "reward model" for i, _ in enumerate(rewards, 1)]
         contents = {
             role: f"{c.header_hash} {c.content_hash() if self.reads_whole else c.sample_hash}"
-            for role, c in zip(roles, checkpoints, strict=True)
-            if c is not None
+            for role, c in zip(("aligned", "sft", *named), (aligned, sft, *rewards), strict=True)
         }
         return Survey(versions, contents, dtypes, memory)
 
     def start(self, share: Share) -> Started:
-        """Start an engine, and load the reward model beside it."""
+        """Start an engine, and load the reward model, or several, beside it."""
         set_defaults_of_libraries(log_level="ERROR")
         _keep_to(share)
         from expo_search.engine.model import VllmModel
 
         pair = self._pair_here()
-        aligned, sft, reward = self._checkpoints(pair)
+        aligned, sft, rewards = self._checkpoints(pair)
         dtypes = dtypes_of(self.spec.engine, self.spec.reward, aligned)
-        needs, shared = Needs.of(aligned, sft, reward, dtypes, self.spec.reward), shared_name(aligned, sft)
-        plan, again = plans(needs, self.spec, reward, self.work, shared_sources=shared)
+        needs, shared = search_needs(aligned, sft, rewards, dtypes, self.spec), shared_name(aligned, sft)
+        plan, again = plans(needs, self.spec, rewards, self.work, shared_sources=shared)
         made_of = model_spec(self.spec, pair, plan, again)
         model = VllmModel(replace(made_of, shared_sources=shared if share.of > 1 else None), _end_process)
-        scorer = start_scorer(self.spec, pair, plan, _end_process) if self.own_scorer else None
+        scorer = start_rating(self.spec, pair, plan, _end_process) if self.own_scorer else None
         facts = EngineFacts(
             aligned=model.sources.aligned,
             sft=model.sources.sft,
@@ -147,19 +145,27 @@ class SiteRecipe:
         return Started(model, scorer, facts)
 
     def _pair_here(self) -> Pair:
-        spec = pinned(self.spec, self.pair).pair.model_copy(update=_paths(self.spec.pair, self.pair))
-        return resolve_pair(
-            spec,
-            trust_remote_code=self.spec.trust_remote_code,
+        here, trust = pinned(self.spec, self.pair), self.spec.trust_remote_code
+        pair = resolve_pair(
+            here.pair.model_copy(update=_paths(self.spec.pair, self.pair)),
+            trust_remote_code=trust,
             say=lambda _: None,
             own_scorer=self.own_scorer,
             with_reward=self.pair.reward_model is not None,
         )
+        if not self.pair.reward_models:
+            return pair
+        placed = [
+            entry.model_copy(update={"model": str(source.path)}) if source.revision == LOCAL else entry
+            for entry, source in zip(here.rewards, self.pair.reward_models, strict=True)
+        ]
+        judges = resolve_reward_models(placed, trust_remote_code=trust, say=lambda _: None)
+        return replace(pair, reward_models=judges)
 
-    def _checkpoints(self, pair: Pair) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
-        judge = pair.reward_model if self.own_scorer else None
-        reward = None if judge is None else open_checkpoint(judge.path, role="reward model")
-        return open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft"), reward
+    def _checkpoints(self, pair: Pair) -> tuple[Checkpoint, Checkpoint, list[Checkpoint]]:
+        judges = pair.rating if self.own_scorer else ()
+        rewards = [open_checkpoint(judge.path, role="reward model") for judge in judges]
+        return open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft"), rewards
 
 
 def shared_name(aligned: Checkpoint, sft: Checkpoint) -> str:

@@ -13,6 +13,7 @@ from expo_search.inputs.source import Pair
 
 if TYPE_CHECKING:
     from expo_search.evaluation.conversation_scorer import ConversationScorer
+    from expo_search.evaluation.ensemble import RewardModels
 
 
 def model_spec(spec: StudySpec, pair: Pair, plan: MemoryPlan, plan_again: Callable[[], MemoryPlan] | None) -> ModelSpec:
@@ -29,6 +30,24 @@ def model_spec(spec: StudySpec, pair: Pair, plan: MemoryPlan, plan_again: Callab
         trust_remote_code=spec.trust_remote_code,
         plan_again=plan_again,
     ).planned(plan)
+
+
+def start_rating(
+    spec: StudySpec, pair: Pair, plan: MemoryPlan | None, give_up: Callable[[EngineDied], None] | None
+) -> ConversationScorer | RewardModels:
+    """Load the reward model, or all of several. As `start_scorer`."""
+    if not spec.rewards:
+        return start_scorer(spec, pair, plan, give_up)
+    from expo_search.evaluation.ensemble import RewardModels
+
+    started: list[ConversationScorer] = []
+    try:
+        for alone, source in zip(spec.each_reward, pair.reward_models, strict=True):
+            started.append(start_scorer(alone, pair.rated_by(source), plan, give_up))
+    except BaseException:
+        RewardModels(started).close()
+        raise
+    return RewardModels(started)
 
 
 def start_scorer(

@@ -34,6 +34,8 @@ class StudyAttributes:
         shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
         shaped: names of the studies of shapes that start from this one.
         judges: names of the second judges that have rated answers, by key (see `session/second_judge.py`).
+        calibration: of a study that several reward models rate, once alpha = 0 is rated: for each its key, its name,
+            mean and standard deviation of its rewards there (see `evaluation/ensemble.py`).
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
     """
 
@@ -46,6 +48,7 @@ class StudyAttributes:
     shapes: Mapping[str, Any] | None = None
     shaped: Sequence[str] | None = None
     judges: Mapping[str, str] | None = None
+    calibration: Sequence[Mapping[str, Any]] | None = None
     artifacts: str | None = None
     wanted: int | None = None
 

@@ -1,6 +1,7 @@
-"""What second judges gave stored answers: a reward each, by judge, trial, part and position.
+"""Rewards beside a study's own: by judge, trial, part and position of the answer.
 
-A study's own rewards stand with its answers (`answer_rows.py`); these are beside them, and no trial knows of them.
+A study's own rewards stand with its answers (`answer_rows.py`), and trials know of these alone. Beside them are those
+of second judges, and where several reward models make the study's own together (`evaluation/ensemble.py`) each one's.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from expo_search.store.tables import CheckRewardRow
 
 
 class CheckStore:
-    """The second judges of one study. With a store that only reads, only reading works."""
+    """What judges, by their keys, gave one study's answers. With a store that only reads, only reading works."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     @property
     def judges(self) -> Mapping[str, str]:
-        """Their names, by key."""
+        """The second judges' names, by key."""
         return self._store.attributes.judges or {}
 
     def name(self, judge: str, name: str) -> None:
@@ -33,15 +34,24 @@ class CheckStore:
         self._store.keep(StudyAttributes(judges={**self.judges, judge: name}))
 
     def add(self, judge: str, trial: int, part: Part, rewards: Mapping[int, float]) -> None:
-        """Keep rewards by the position of their prompt, in one transaction."""
-        key = {"study_id": self._store.study_id, "judge": judge, "trial": trial, "part": part}
-        rows = [key | {"position": position, "reward": float(reward)} for position, reward in rewards.items()]
-        first = (self._store.study_id, judge, trial, part, next(iter(rewards), None))
+        """Keep a judge's rewards by the position of their prompt, in one transaction."""
+        self.add_all({judge: rewards}, trial, part)
+
+    def add_all(self, rewards: Mapping[str, Mapping[int, float]], trial: int, part: Part) -> None:
+        """As `add`, of several judges: all of it or none."""
+        key = {"study_id": self._store.study_id, "trial": trial, "part": part}
+        rows = [
+            key | {"judge": judge, "position": position, "reward": float(reward)}
+            for judge, by_position in rewards.items()
+            for position, reward in by_position.items()
+        ]
+        if not rows:
+            return
+        first = (self._store.study_id, rows[0]["judge"], trial, part, rows[0]["position"])
 
         def put(session: Session, tried: bool) -> None:
             # all or none: the commit before may have been made
-            was_made = tried and session.get(CheckRewardRow, first) is not None
-            if rows and not was_made:
+            if not (tried and session.get(CheckRewardRow, first) is not None):
                 session.execute(sa.insert(CheckRewardRow), rows)
 
         self._store.writing(put)

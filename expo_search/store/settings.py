@@ -56,13 +56,17 @@ class PromptsSettings(_Table):
 
 
 class RewardSettings(_Table):
-    """How answers are rated; hash of the reward model's chat template. `scorer`: what rates in its place, or ""."""
+    """How answers are rated; hash of the reward model's chat template. `scorer`: what rates in its place, or "".
+
+    `combine`: of several reward models; in a setting that differs between them each has its value, in their order.
+    """
 
     backend: str = ""
-    max_tokens: int = 0
+    max_tokens: int | list[int] = 0
     arithmetic: str = ""
-    chat_template: str = ""
+    chat_template: str | list[str] = ""
     scorer: str = ""
+    combine: str = ""
 
 
 class EngineSettings(_Table):

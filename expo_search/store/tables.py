@@ -62,7 +62,10 @@ class SwitchRow(Base):
 
 
 class CheckRewardRow(Base):
-    """The reward that a second judge gives a stored answer; `judge` is its key (see `session/second_judge.py`)."""
+    """The reward that a second judge, or one of several reward models, gives a stored answer.
+
+    `judge` is its key (see `session/settings.judge_key`).
+    """
 
     __tablename__ = "expo_check_rewards"
     study_id: Mapped[int] = mapped_column(primary_key=True)
