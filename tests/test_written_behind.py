@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from databases import PostgresServer, rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from optuna.trial import FrozenTrial
+from optuna_dashboard import get_note, save_note
 from sqlalchemy.orm import Session
 
 from expo_search.config.spec import SearchSpec
@@ -211,3 +213,22 @@ def test_what_somebody_else_wrote_into_the_study_meanwhile_is_seen_by_who_asks_f
         store.later(lambda study: there.append(study.user_attrs))
         store.flush()
     assert there == [{"mine": 1, "theirs": 2}]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_note_in_many_pieces_is_one_transaction(far: str, held: bool) -> None:
+    store, long, commits = Store(far, "s"), "word " * 5000, list[object]()
+    count = commits.append
+
+    def save(study: optuna.Study) -> None:
+        assert get_note(study) == "theirs"
+        save_note(study, long)
+        sa.event.listen(sa.Engine, "commit", count)
+
+    save_note(optuna.load_study(study_name="s", storage=far), "theirs")
+    with store.owned() if held else nullcontext():
+        store.later(save)
+        store.flush()
+        sa.event.remove(sa.Engine, "commit", count)
+    assert len(commits) == 1
+    assert get_note(optuna.load_study(study_name="s", storage=far)) == long

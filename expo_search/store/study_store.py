@@ -213,12 +213,19 @@ class Store(AnswerTables):
             self._writer.flush()
 
     def later(self, work: Callable[[Study], None]) -> None:
-        """Read and write a study's attributes as the database has them, after all that was kept before.
+        """Read and set a study's attributes as the database has them, after all that was kept before.
 
-        `work` is done at once in a file, and behind the search on a server.
+        `work` gets a copy without trials, whose changes are written in one transaction: at once in a file, and behind
+        the search on a server.
         """
         if self._writer is None:
-            work(self.study)
+            self._change_attributes(self.study, work)
         else:
             direct = self._direct
-            self._writer.put_step(lambda: work(direct))
+            self._writer.put_step(lambda: self._change_attributes(direct, work))
+
+    def _change_attributes(self, study: Study, work: Callable[[Study], None]) -> None:
+        from expo_search.store.attribute_copy import changed_attributes
+
+        rows = changed_attributes(study, work)
+        self._do(lambda session: write_attributes(session, rows))
