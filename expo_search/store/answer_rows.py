@@ -20,7 +20,7 @@ from expo_search.store.database import store_faults
 from expo_search.store.lock import StudyLock
 from expo_search.store.recent import AnswerRow, Recent
 from expo_search.store.server import Patience
-from expo_search.store.tables import CheckRewardRow, CompletionRow, PromptRow, SwitchRow
+from expo_search.store.tables import Base, CheckRewardRow, CompletionRow, PromptRow, SwitchRow
 from expo_search.text import storable
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class AnswerTables:
         self._lock = StudyLock(engine, url, study_id, name, patiently)
         self._writer: Writer | None = None
         self._recent: Recent | None = None  # beside the writer
+        self._tables = set[str]()  # of those that a database may lack: the ones that are known to be there
 
     def put_prompts(self, part: Part, prompts: Sequence[Prompt]) -> None:
         """Keep the texts beside the answers, once."""
@@ -181,9 +182,17 @@ class AnswerTables:
         """Optuna's number of the study, which keys our tables."""
         return int(self._study_id)
 
-    def reading(self, query: Callable[[Session], T]) -> T:
-        """Do what only reads, in a transaction; again where the connection was lost meanwhile."""
-        return self._do(query)
+    def reading(self, table: type[Base], query: Callable[[Session], T]) -> T | None:
+        """Do one statement that reads one table; again where the connection was lost meanwhile.
+
+        None where the database is older than that table and is only read.
+        """
+        name = table.__tablename__
+        if name not in self._tables:
+            if not self._do(lambda session: sa.inspect(session.connection()).has_table(name)):
+                return None
+            self._tables.add(name)  # it stays there
+        return self._read(query)
 
     def writing(self, work: Callable[[Session, bool], None]) -> None:
         """Do what writes, in a transaction, with a sign of life; again where the connection was lost meanwhile.

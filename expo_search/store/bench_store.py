@@ -7,9 +7,9 @@ the item. What a task was answered under is pinned, as a study's settings are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -18,6 +18,8 @@ from expo_search.errors import SettingsChanged
 from expo_search.store.study_store import Store
 from expo_search.store.tables import BenchAlphaRow, BenchAnswerRow, BenchScoreRow, BenchTaskRow
 from expo_search.text import storable
+
+T = TypeVar("T")
 
 _SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
 _TABLES = (BenchTaskRow, BenchAnswerRow, BenchScoreRow)
@@ -211,25 +213,18 @@ class BenchStore:
     def tasks(self) -> dict[str, list[float]]:
         """Task -> the alphas at which items of it are scored, rising."""
         query = sa.select(BenchScoreRow.task, BenchScoreRow.alpha).where(BenchScoreRow.study_id == self._store.study_id)
-        rows: Iterable[tuple[str, float]] = (
-            self._read(lambda s: [(task, alpha) for task, alpha in s.execute(query.distinct())]) or ()
-        )
+        rows = self._read(lambda session: session.execute(query.distinct()).all()) or ()
         found: dict[str, list[float]] = {}
-        for task, alpha in sorted(rows):
+        for task, alpha in sorted((task, alpha) for task, alpha in rows):
             found.setdefault(task, []).append(alpha)
         return found
 
     def _are(self, table: type[BenchAnswerRow | BenchScoreRow], task: str, alpha: float) -> Sequence[Any]:
         return table.study_id == self._store.study_id, table.task == task, table.alpha == alpha
 
-    def _read(self, query: Any) -> Any:
-        """What a query gives; None where the database is older than benchmarks, and only read."""
-
-        def read(session: Session) -> Any:
-            there = sa.inspect(session.connection()).has_table(BenchScoreRow.__tablename__)
-            return query(session) if there else None
-
-        return self._store.reading(read)
+    def _read(self, query: Callable[[Session], T]) -> T | None:
+        """What a query of either table gives; None where the database is older than benchmarks, and only read."""
+        return self._store.reading(BenchScoreRow, query)
 
 
 def _dumped(scores: Scores) -> str:

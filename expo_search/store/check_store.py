@@ -73,9 +73,4 @@ class CheckStore:
 
     def _read(self, query: Any) -> Sequence[Any]:
         """What a query gives; nothing where the database is older than second judges, and only read."""
-
-        def read(session: Session) -> Sequence[Any]:
-            there = sa.inspect(session.connection()).has_table(CheckRewardRow.__tablename__)
-            return session.execute(query).all() if there else ()
-
-        return self._store.reading(read)
+        return self._store.reading(CheckRewardRow, lambda session: session.execute(query).all()) or ()
