@@ -14,7 +14,7 @@ from expo_search.config.presets import studies_folder
 from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
-from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.pair import resolve_check_model, resolve_pair
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights
 INSTALLED = {
@@ -140,6 +140,22 @@ def test_checkpoints_that_are_built_already_are_found_by_their_content_and_a_giv
         found = {role: str(getattr(pair, role).path) for role in built}
         assert found == {role: str(folder) for role, folder in built.items()} | given
         assert said == []
+
+
+def test_the_second_judge_that_ships_is_found_by_its_name_and_built_for_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path))
+    judge = tmp_path / "checkpoints" / f"judge-{content_key('0' * 16, studies_folder() / 'demo/second')}"
+    pair = PairSpec(parts=PartsSpec(**INSTALLED, sha256="0" * 64), check_reward_model="demo/second")
+    with pytest.raises(PairError, match="SHA-256"):  # it would be built, of a file of that content
+        resolve_check_model(pair, trust_remote_code=False, say=print)
+    judge.mkdir(parents=True)
+    source = resolve_check_model(pair, trust_remote_code=False, say=print)
+    assert (source.path, source.id, source.on_hub) == (judge, "demo/second", False)
+    without = spec(check_reward_model="demo/second")
+    with pytest.raises(PairError, match="check reward model demo/second"):  # of another pair it is a Hub id
+        resolve_check_model(without, trust_remote_code=False, say=print)
 
 
 def test_the_cache_folder_is_the_given_one_else_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
 from expo_search.inputs.hub_download import from_hub
-from expo_search.inputs.shipped_parts import shipped_pair
+from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
 from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Source
 
 
@@ -72,9 +72,11 @@ def resolve_reward_models(
 
 
 def resolve_check_model(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
-    """Find or fetch the second judge that a spec names. Raises as `resolve_pair`."""
+    """Find, fetch or build the second judge that a spec names. Raises as `resolve_pair`."""
     assert spec.check_reward_model is not None
     id, revision = spec.check_reward_model, spec.check_reward_revision
+    if spec.parts is not None and id == second_judge_name(spec.parts):
+        return shipped_judge(spec.parts, id, say)
     return _resolve(id, revision, "check reward model", trust_remote_code, say)
 
 

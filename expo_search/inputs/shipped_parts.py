@@ -1,4 +1,7 @@
-"""A pair that ships as parts -> its checkpoints, put together in the cache folder on first use."""
+"""A pair that ships as parts -> its checkpoints, put together in the cache folder on first use.
+
+So is its second judge, an adapter beside that of its reward model, where it is asked for by name and not before.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,29 @@ def shipped_pair(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
         Source(sft, parts.package, base_key),
         Source(reward, parts.reward_adapter, keys["reward"]),
     )
+
+
+def second_judge_name(parts: PartsSpec) -> str | None:
+    """The name that a pair's shipped second judge is asked for by, such as `demo/second`; None where it has none."""
+    name = f"{parts.reward_adapter.rpartition('/')[0]}/second"
+    return name if (studies_folder() / name).is_dir() else None
+
+
+def shipped_judge(parts: PartsSpec, name: str, say: Callable[[str], None]) -> Source:
+    """The second judge's folder, built once for its exact content. Raises as `shipped_pair`."""
+    from expo_search.checkpoint.build import dequantise_gguf, merge_reward_adapter
+
+    adapter, base_key = studies_folder() / name, parts.sha256[:16]
+    key, root = _content_key(base_key, adapter), cache_folder() / "checkpoints"
+    sft, judge = root / f"sft-{base_key}", root / f"judge-{key}"
+    if not judge.is_dir():
+        say(f"building the second judge in {root} (once, some seconds)")
+        if not sft.is_dir():
+            gguf = _package_file(parts)
+            _check_hash(gguf, parts)
+            dequantise_gguf(gguf, sft)
+        merge_reward_adapter(sft, adapter, judge)
+    return Source(judge, name, key)
 
 
 def _package_file(parts: PartsSpec) -> Path:

@@ -17,7 +17,7 @@ from expo_search.evaluation.reward_model import check_whole
 from expo_search.evaluation.second_judge import rate
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_check_model
-from expo_search.inputs.source import PLUG_IN, Source
+from expo_search.inputs.source import LOCAL, PLUG_IN, Source
 from expo_search.session.planning import plans, search_needs
 from expo_search.session.preflight import Checked
 from expo_search.session.running import Running
@@ -33,7 +33,7 @@ class SecondJudge:
 
     Attributes:
         key: of its rewards in the database: another one for other weights, template or arithmetic.
-        name: as people are told it: a Hub id, or a folder's last part.
+        name: as people are told it: a Hub id, a folder's last part, or the name of one that ships with the pair.
         source: its checkpoint, or what rates in its place.
     """
 
@@ -90,7 +90,7 @@ def find_judge(
     if source.on_hub:  # a branch may move
         pair = asked.model_copy(update={"check_reward_revision": source.revision})
         checked = replace(checked, spec=spec.model_copy(update={"pair": pair}))
-    judge = SecondJudge(key, source.id if source.on_hub else source.path.name, source)
+    judge = SecondJudge(key, source.path.name if source.revision == LOCAL else source.id, source)
     return judge, _with_room(checked, checkpoint, rewards, say)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     rows = read_preferences(options.preferences, options.split)
     rows = [r for r in rows if len(token_ids(tokenizer, r.prompt)) <= options.max_prompt_tokens]
     for cap in options.caps:
-        check_preferences(rows, cap, tokenizer, score)
+        check_preferences(rows, cap, tokenizer, score, equal_length=options.equal_length)
     if options.negatives:
         check_negatives(rows, tokenizer, score)
 
@@ -39,14 +39,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="test_prefs", help="the split, of a Hub data set")
     parser.add_argument("--reward", type=Path, required=True, help="checkpoint folder of the reward model")
     parser.add_argument("--caps", type=int, nargs="+", default=[64], help="cut both answers at so many tokens")
+    parser.add_argument("--equal-length", action="store_true", help="cut at the shorter answer's length at most")
     parser.add_argument("--max-prompt-tokens", type=int, default=256)
     parser.add_argument("--negatives", action="store_true", help="also good answers against made-up bad ones")
     return parser.parse_args()
 
 
-def check_preferences(rows: list[Preference], cap: int, tokenizer: Any, score: Score) -> None:
+def check_preferences(rows: list[Preference], cap: int, tokenizer: Any, score: Score, *, equal_length: bool) -> None:
     """Chosen against rejected answers, both cut at `cap` tokens; and what length alone would say."""
-    texts = [(cut(tokenizer, r.chosen, cap), cut(tokenizer, r.rejected, cap)) for r in rows]
+
+    def length(row: Preference) -> int:
+        ends = [cap, *(len(token_ids(tokenizer, text)) for text in (row.chosen, row.rejected))]
+        return min(ends) if equal_length else cap
+
+    texts = [(cut(tokenizer, r.chosen, length(r)), cut(tokenizer, r.rejected, length(r))) for r in rows]
     kept = [i for i, (chosen, rejected) in enumerate(texts) if chosen != rejected]
     sides = [[(rows[i].prompt, texts[i][side]) for i in kept] for side in (0, 1)]
     chosen, rejected = map(score, sides)

@@ -54,7 +54,7 @@ def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
-    model, tokenizer = start_model(options.base, options.start_from)
+    model, tokenizer = start_model(options.base, options.start_from, options.layers)
     preferences = [
         row
         for row in read_preferences(options.ultrafeedback)
@@ -66,7 +66,7 @@ def main() -> None:
     print(f"{len(examples)} pairs, {n_tokens} tokens, {len(batches)} steps", flush=True)
     train(model, batches, options.learning_rate)
     save_adapter(model, options.out)
-    (options.out / "layers.json").write_text(json.dumps({"num_hidden_layers": N_LAYERS}) + "\n")
+    (options.out / "layers.json").write_text(json.dumps({"num_hidden_layers": options.layers}) + "\n")
     (options.out / "chat_template.jinja").write_text(REWARD_TEMPLATE)
 
 
@@ -78,6 +78,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="checkpoint folder of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")
     parser.add_argument("--start-from", type=Path, help="folder of an adapter to go on from")
+    parser.add_argument("--layers", type=int, default=N_LAYERS, help="of the base, from below, that it stands on")
+    parser.add_argument("--passes", type=int, default=1, help="over the preference pairs, each with other cuts")
+    parser.add_argument("--equal-length", action="store_true", help="cut at the shorter answer's length at most")
     parser.add_argument("--n-pairs", type=int, default=1000)
     parser.add_argument("--min-gap", type=float, default=0.0, help="least difference of a pair's two ratings")
     parser.add_argument("--max-prompt-tokens", type=int, default=10_000, help="leave out longer prompts")
@@ -89,15 +92,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_model(base: Path, adapter: Path | None) -> tuple[Any, Any]:
-    """The base as a one-label classifier in bfloat16 with a fresh or a given adapter, and its tokenizer."""
+def start_model(base: Path, adapter: Path | None, n_layers: int) -> tuple[Any, Any]:
+    """The base's lower layers as a one-label bfloat16 classifier with a fresh or a given adapter, and its tokenizer."""
     from peft import LoraConfig, PeftModel, TaskType, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.bfloat16)
     model.config.pad_token_id = 0
-    model.config.num_hidden_layers = N_LAYERS
-    model.model.layers = model.model.layers[:N_LAYERS]
+    model.config.num_hidden_layers = n_layers
+    model.model.layers = model.model.layers[:n_layers]
     torch.nn.init.normal_(model.score.weight, std=0.01)
     tokenizer = AutoTokenizer.from_pretrained(base)
     if adapter is not None:
@@ -106,7 +109,7 @@ def start_model(base: Path, adapter: Path | None) -> tuple[Any, Any]:
         r=4,
         lora_alpha=16,
         lora_dropout=0.0,
-        layers_to_transform=list(range(FIRST_TRAINED_LAYER, N_LAYERS)),
+        layers_to_transform=list(range(FIRST_TRAINED_LAYER, n_layers)),
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         task_type=TaskType.SEQ_CLS,
     )
@@ -128,8 +131,10 @@ def make_examples(
     def cut(text: str, n: int) -> str:
         return str(tokenizer.decode(token_ids(tokenizer, text)[:n])).strip()
 
-    for row in preferences:
+    for row in preferences * options.passes:
         n = rng.randint(*options.cut_at)
+        if options.equal_length:
+            n = min(n, *(len(token_ids(tokenizer, answer)) for answer in (row.chosen, row.rejected)))
         add("preference", row.prompt, cut(row.chosen, n), cut(row.rejected, n))
     negatives = make_negatives(preferences, tokenizer, rng)
     if options.negatives < 1:
