@@ -222,8 +222,8 @@ def test_a_note_in_many_pieces_is_one_transaction(far: str, held: bool) -> None:
 
     def save(study: optuna.Study) -> None:
         assert get_note(study) == "theirs"
-        save_note(study, long)
         sa.event.listen(sa.Engine, "commit", count)
+        save_note(study, long)
 
     save_note(optuna.load_study(study_name="s", storage=far), "theirs")
     with store.owned() if held else nullcontext():

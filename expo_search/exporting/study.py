@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
 from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
-from expo_search.inputs.pair import resolve_pair, resolve_reward_models
+from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses, that_may_win
 from expo_search.results.reward_models import read_model_gains, study_calibration
 from expo_search.results.second_judge import read_checks
@@ -153,11 +153,8 @@ def _origin(
         raise StudyError(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
-    rated = not (spec.reward.rates_itself or spec.rewards)
-    pair = resolve_pair(spec.pair, trust_remote_code=spec.trust_remote_code, say=say, with_reward=rated)
-    if spec.rewards:
-        judges = resolve_reward_models(spec.rewards, trust_remote_code=spec.trust_remote_code, say=say)
-        pair = replace(pair, reward_models=judges)
+    rated, trust = not spec.reward.rates_itself, spec.trust_remote_code
+    pair = resolve_pair(spec.pair, rewards=spec.rewards, trust_remote_code=trust, say=say, with_reward=rated)
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts, answers = store.prompts("search"), store

@@ -25,20 +25,22 @@ from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Sour
 def resolve_pair(
     spec: PairSpec,
     *,
+    rewards: Sequence[RewardModelSpec] = (),
     trust_remote_code: bool,
     say: Callable[[str], None],
     own_model: bool = True,
     own_scorer: bool = True,
     with_reward: bool = True,
 ) -> Pair:
-    """Find, fetch or build the three checkpoints. `say` gets a line before anything that takes long.
+    """Find, fetch or build the checkpoints of a pair and of what rates. `say` gets a line before what takes long.
 
     Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are;
-    without `with_reward` the reward model's name is left alone.
+    without `with_reward` the reward model's name is left alone. `rewards`: several reward models, in its place.
 
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
     """
+    with_reward = with_reward and not rewards
     given = (
         (spec.aligned, spec.aligned_revision, "aligned"),
         (spec.sft, spec.sft_revision, "sft"),
@@ -55,20 +57,14 @@ def resolve_pair(
     if spec.adapter and aligned and own_model:
         base, adapter = aligned, _resolve(spec.adapter, None, "adapter", trust_remote_code, say, "adapter_config.json")
         aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
+    role = "one of the reward models"
+    several = tuple(_resolve(entry.model, entry.revision, role, trust_remote_code, say) for entry in rewards)
     if aligned and sft and (reward_model or not with_reward):
-        return Pair(aligned, sft, reward_model, base, adapter)
+        return Pair(aligned, sft, reward_model, base, adapter, several)
     assert spec.parts is not None, "StudySpec checks that all three are given where there are no parts"
     parts = shipped_pair(spec.parts, say)
     rated_by = (reward_model or parts.reward_model) if with_reward else None
-    return Pair(aligned or parts.aligned, sft or parts.sft, rated_by)
-
-
-def resolve_reward_models(
-    rewards: Sequence[RewardModelSpec], *, trust_remote_code: bool, say: Callable[[str], None]
-) -> tuple[Source, ...]:
-    """Find or fetch several reward models. Raises as `resolve_pair`."""
-    role = "one of the reward models"
-    return tuple(_resolve(entry.model, entry.revision, role, trust_remote_code, say) for entry in rewards)
+    return Pair(aligned or parts.aligned, sft or parts.sft, rated_by, reward_models=several)
 
 
 def resolve_check_model(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Source:

@@ -53,8 +53,8 @@ class StudyResult:
         shapes: the searches for an alpha for each weight that start from its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
-        calibration: of a study that several reward models rate; model_gains: what each of them makes of its best alpha.
         asks_consent: whether that runs again with consent alone.
+        calibration: of a study that several reward models rate; model_gains: what each of them makes of its best alpha.
     """
 
     name: str

@@ -31,7 +31,7 @@ from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
-from expo_search.inputs.pair import resolve_pair, resolve_reward_models
+from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
 from expo_search.inputs.source import Pair, Source
 from expo_search.session.planning import plans, search_needs
@@ -136,15 +136,13 @@ def check(
     )
     pair = resolve_pair(
         spec.pair,
+        rewards=spec.rewards,
         trust_remote_code=spec.trust_remote_code,
         say=say,
         own_model=own_model,
         own_scorer=own_scorer,
-        with_reward=not (spec.reward.rates_itself or spec.rewards),
+        with_reward=not spec.reward.rates_itself,
     )
-    if spec.rewards:
-        trust = spec.trust_remote_code
-        pair = replace(pair, reward_models=resolve_reward_models(spec.rewards, trust_remote_code=trust, say=say))
     judges = pair.rating if has_reward else ()  # with their files
     for judge in judges:
         refuse_language_model(judge.path)

@@ -27,7 +27,7 @@ from expo_search.engine.start import INSTALL, SourcesReport, check_batch_invaria
 from expo_search.engine.trial_time import Workload
 from expo_search.engine.vllm_version import installed_vllm
 from expo_search.errors import EngineDied, EngineError
-from expo_search.inputs.pair import pinned, resolve_pair, resolve_reward_models
+from expo_search.inputs.pair import pinned, resolve_pair
 from expo_search.inputs.source import LOCAL, Pair, Source
 from expo_search.pool.actor import Share, Started
 from expo_search.session.planning import plans, search_needs
@@ -145,22 +145,19 @@ class SiteRecipe:
         return Started(model, scorer, facts)
 
     def _pair_here(self) -> Pair:
-        here, trust = pinned(self.spec, self.pair), self.spec.trust_remote_code
-        pair = resolve_pair(
-            here.pair.model_copy(update=_paths(self.spec.pair, self.pair)),
-            trust_remote_code=trust,
-            say=lambda _: None,
-            own_scorer=self.own_scorer,
-            with_reward=self.pair.reward_model is not None,
-        )
-        if not self.pair.reward_models:
-            return pair
+        here = pinned(self.spec, self.pair)
         placed = [
             entry.model_copy(update={"model": str(source.path)}) if source.revision == LOCAL else entry
             for entry, source in zip(here.rewards, self.pair.reward_models, strict=True)
         ]
-        judges = resolve_reward_models(placed, trust_remote_code=trust, say=lambda _: None)
-        return replace(pair, reward_models=judges)
+        return resolve_pair(
+            here.pair.model_copy(update=_paths(self.spec.pair, self.pair)),
+            rewards=placed,
+            trust_remote_code=self.spec.trust_remote_code,
+            say=lambda _: None,
+            own_scorer=self.own_scorer,
+            with_reward=self.pair.reward_model is not None,
+        )
 
     def _checkpoints(self, pair: Pair) -> tuple[Checkpoint, Checkpoint, list[Checkpoint]]:
         judges = pair.rating if self.own_scorer else ()
