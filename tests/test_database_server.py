@@ -305,6 +305,20 @@ def test_a_table_that_another_one_has_just_made_is_known_by_its_code(
     assert not server.was_made_meanwhile(None)
 
 
+@pytest.mark.parametrize("where", ["server", "file"])
+def test_a_table_that_is_there_when_it_is_made_is_known_in_a_fault_of_ours(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = request.getfixturevalue("url") if where == "server" else f"sqlite:///{tmp_path / 'file.db'}"
+    engine = make_engine(storage)
+    table = sa.Table("expo_locks", sa.MetaData(), sa.Column("id", sa.Integer))
+    table.create(engine)
+    with pytest.raises(StoreError) as told:
+        table.create(engine, checkfirst=False)
+    assert server.was_made_meanwhile(told.value.__cause__)
+    engine.dispose()
+
+
 class TestCheck:
     """What is found out before an engine starts."""
 

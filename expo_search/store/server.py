@@ -90,11 +90,11 @@ def is_lost(context: sa.engine.ExceptionContext) -> bool:
 def was_made_meanwhile(fault: BaseException | None) -> bool:
     """Whether a table could not be made since another process has just made it.
 
+    `fault` is SQLAlchemy's error or the driver's own, which is the cause where an event's handler raised another error.
     PostgreSQL says so in its user's language, with a code; SQLite, which has no code for it, always in English.
     """
-    if not isinstance(fault, DBAPIError):
-        return False
-    return _state(fault.orig).startswith(_ALREADY_THERE) or "already exists" in str(fault.orig)
+    told = fault.orig if isinstance(fault, DBAPIError) else fault
+    return _state(told).startswith(_ALREADY_THERE) or "already exists" in str(told)
 
 
 def _state(fault: BaseException | None) -> str:
