@@ -131,9 +131,8 @@ class Session:
         from rich.console import Console
 
         from expo_search.session.preflight import check, check_stored
-        from expo_search.session.progress import say_on
-        from expo_search.session.running import Running
         from expo_search.session.sites import sites_for
+        from expo_search.session.working import say_on
 
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
@@ -158,6 +157,8 @@ class Session:
         except BaseException:
             self._at_end.close()
             raise
+        from expo_search.session.running import Running  # which talks to databases: see `preflight`
+
         self.checked: Checked = checked
         self.running = Running(self.checked, self.say, give_up, model=model, scorer=scorer)
         self._at_end.callback(self.running.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sqlite3
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -67,11 +68,11 @@ def folder_of(module: str) -> str:
     return "engine.worker" if module.startswith("engine.worker") else module.split(".")[0]
 
 
-def loaded_after(code: str) -> set[str]:
+def loaded_after(code: str, cwd: Path | None = None) -> set[str]:
     """Modules of a new interpreter after it ran `code`."""
     shown = "\nimport sys; print('LOADED', *sys.modules)"
     output = subprocess.run(
-        [sys.executable, "-c", code + shown], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code + shown], capture_output=True, text=True, check=True, cwd=cwd
     ).stdout.splitlines()
     return set(output[-1].split())
 
@@ -80,15 +81,31 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert HEAVY & loaded_after("import expo_search; print(expo_search.__version__)") == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--pair", "no-such-pair"]])
-def test_help_and_a_wrong_option_load_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "neither"),
+    [
+        (["--help"], {"sqlalchemy", "numpy"}),
+        (["--pair", "no-such-pair"], {"sqlalchemy", "numpy"}),
+        (["--pair", "demo", "--prompts", "."], {"sqlalchemy", "numpy"}),
+        (["compare", "-n", "0"], {"sqlalchemy", "numpy"}),
+        (["show", "nothing"], {"numpy"}),
+    ],
+    ids=" ".join,
+)
+def test_help_and_what_is_wrong_at_first_sight_load_nothing_heavy(
+    arguments: list[str], neither: set[str], tmp_path: Path
+) -> None:
+    """So they are said within a second."""
     code = (
         f"import sys; sys.argv = ['expo-search', *{arguments}]\n"
         "from expo_search.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code)\n"
     )
-    assert HEAVY & loaded_after(code) == set()
+    with sqlite3.connect(tmp_path / "expo-search.db") as database:
+        database.execute("CREATE TABLE studies (study_id INTEGER, study_name TEXT)")
+        database.execute("CREATE TABLE study_user_attributes (study_id INTEGER, key TEXT)")
+    assert (HEAVY | neither) & loaded_after(code, tmp_path) == set()
 
 
 @pytest.mark.parametrize("module", ["contracts", "evaluation.objective", "search.loop"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from typing import Any
@@ -92,3 +93,17 @@ def test_a_search_that_asks_for_it_in_vain_is_refused_before_anything_else(
     }
     with pytest.raises(EngineError, match=rf"^--batch-invariant: {found}; expected one of compute capability 8\.0"):
         check(load_study(overrides=tables, name="x"), "sqlite:///x.db", lambda _: None)
+
+
+def test_what_the_imports_left_stays_frozen_while_an_engine_comes_and_goes() -> None:
+    """vLLM's own freezing and thawing does nothing within, and works again after it."""
+    gc.collect()
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with pytest.raises(EngineError), start.imports_stay_frozen():
+        gc.unfreeze()
+        gc.freeze()
+        assert gc.get_freeze_count() == frozen > 0
+        raise EngineError(where="vLLM", found="a fault", expected="none", do="go on")
+    gc.unfreeze()
+    assert gc.get_freeze_count() == 0

@@ -86,7 +86,6 @@ def known_study(study: str | None, storage: str) -> str:
             expected="a database with a study in it",
             do="check the path, or search first",
         )
-    check_readable(storage)
     names = study_names(storage)
     if study is None and len(names) == 1:
         study = names[0]
@@ -97,6 +96,7 @@ def known_study(study: str | None, storage: str) -> str:
             expected=f"one of {', '.join(names)}" if names else "a database with a study in it",
             do="give a study's name, or --storage",
         )
+    check_readable(storage)
     return study
 
 

@@ -93,7 +93,7 @@ def export_to(
     out: Path, result: StudyResult, printed: Console, err: Console, *, quiet: bool = False, **options: Any
 ) -> None:
     """Export with a bar, and print what the checkpoint can be used with; options are those of `api.export`."""
-    from expo_search.session.progress import say_on
+    from expo_search.session.working import say_on
 
     check_name(out)
     with _bytes_bar(err, quiet) as on_bytes:
@@ -125,8 +125,8 @@ def reproduce_model(
     """Evaluate an exported alpha again, from its sources, and compare with what its search found."""
     from expo_search.exporting.provenance import read_provenance
     from expo_search.exporting.reproduce import check_n_prompts, reproduce
-    from expo_search.session.progress import Progress, say_on
-    from expo_search.session.working import working
+    from expo_search.session.progress import Progress
+    from expo_search.session.working import say_on, working
 
     origin = read_provenance(exported)
     check_n_prompts(origin, n_prompts)

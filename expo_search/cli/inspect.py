@@ -77,13 +77,13 @@ def show(
     ] = None,
 ) -> None:
     """Show a study's trials, curve and verdict."""
+    if as_csv and as_json:
+        raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
+    name = known_study(study, storage)  # imports what it needs alone: a study that is not there is said at once
     from expo_search.results.answer_files import trial_files, write_files
     from expo_search.results.trials_csv import trials_csv
     from expo_search.store.study_store import Store
 
-    if as_csv and as_json:
-        raise StudyError(where="--csv", found="--csv beside --json", expected="one of the two", do="drop one of them")
-    name = known_study(study, storage)
     result = open_study(storage, name)
     if answers is not None:
         write_files(trial_files(Store(storage, name, read_only=True), result.evaluations), answers, "--answers")

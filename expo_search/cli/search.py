@@ -227,10 +227,10 @@ def _tracker_names(text: str) -> list[str]:
 
 def _budget(time_limit: str | None, n_tokens: str | None) -> Budget | None:
     """What may be spent, from now on; None: no limit was given."""
-    from expo_search.search.budget import Budget
-
     if time_limit is None and n_tokens is None:
         return None
+    from expo_search.search.budget import Budget
+
     return Budget(
         tokens=None if n_tokens is None else tokens_of(n_tokens, where="--tokens"),
         seconds=None if time_limit is None else seconds_of(time_limit, where="--time"),
@@ -294,13 +294,13 @@ def _search(
     as_json: bool,
     no_menu: bool,
 ) -> None:
-    from expo_search.results.trackers.tracking import Tracking
-
     stopped = False
     with terminal(log) as (out, err):
         session = open_session(
             spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err), **where
         )
+        from expo_search.results.trackers.tracking import Tracking  # what is wrong with the input is said by now
+
         with session, Tracking(track, session.say) as tracking:
             if n_confirm is not None:
                 session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts

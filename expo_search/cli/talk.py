@@ -56,6 +56,7 @@ def compare(
     from expo_search.cli.chat_session import parse_alphas
 
     given = None if alphas is None else parse_alphas(alphas)
+    _check_choice(prompt, n)  # before a database is looked into
     name = known_study(study, storage)
     prompts = shown_prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
     with terminal(log) as (out, err):
@@ -147,19 +148,30 @@ def _best_alpha(storage: str, name: str) -> float:
     return 0.0 if best is None else best.alpha
 
 
+def _check_choice(texts: Sequence[str] | None, n: int | None) -> None:
+    """That prompts are given, or a number of the study's, or neither."""
+    if texts and n is not None:
+        raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
+    if n is not None and n < 1:
+        raise PromptsError(
+            where=f"-n {n}",
+            found="no prompt",
+            expected="at least 1",
+            do=f"give another number, or leave it out for {_N_PROMPTS}",
+        )
+
+
 def shown_prompts(storage: str, name: str, texts: Sequence[str] | None, n: int | None) -> Sequence[str | Prompt]:
     """The prompts given, or the first n of the study's."""
     from expo_search.store.study_store import Store
 
-    if texts and n is not None:
-        raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
     if texts:
         return texts
     store = Store(storage, name, read_only=True)
     stored = store.prompts("search")
     store.close()
     wanted = min(_N_PROMPTS, len(stored)) if n is None else n
-    if not 1 <= wanted <= len(stored):
+    if not 1 <= wanted <= len(stored):  # none are stored, or more are wanted
         raise PromptsError(
             where=f"-n {wanted}",
             found=f"{len(stored)} prompts in study {name}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from expo_search.engine.start import ModelSpec, start_engine
+from expo_search.engine.start import ModelSpec, imports_stay_frozen, start_engine
 from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied, ExpoError, MaterializeError
 
@@ -107,7 +107,8 @@ class WatchedEngine:
     def close(self) -> None:
         """Stop the engine and free its memory."""
         self._watchdog.close()
-        self._llm.llm_engine.engine_core.shutdown()
+        with imports_stay_frozen():
+            self._llm.llm_engine.engine_core.shutdown()
 
     def _start(self) -> None:
         # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)

@@ -2,6 +2,8 @@
 
 Prompts, the two checkpoints' headers, the reward model's labels or the scorer in its place, the database, the settings
 of a study that is resumed, memory: all before an engine starts and before anything is written.
+
+What talks to a database takes half a second to import, and is imported when what comes before it has been said.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo_search.bench.registry import check_names
 from expo_search.checkpoint.computed_weights import check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
@@ -26,7 +27,6 @@ from expo_search.engine.ranks import check_ranks
 from expo_search.engine.start import INSTALL, check_batch_invariant, dtypes_of
 from expo_search.engine.trial_time import PROMPT_TOKENS, Workload
 from expo_search.errors import EngineError, RewardError, StudyError
-from expo_search.evaluation.ensemble import Member, Members
 from expo_search.evaluation.judge import Judge
 from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
@@ -38,13 +38,12 @@ from expo_search.session.planning import plans, search_needs
 from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
-from expo_search.store.attributes import StudyAttributes, stored_attributes
-from expo_search.store.database import check_storage
-from expo_search.store.lock import refuse_if_held
 from expo_search.store.settings import Settings, compare_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from expo_search.evaluation.ensemble import Members
 
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
 _LENGTHS_FROM = 64  # prompts whose lengths are measured for the memory plan
@@ -118,6 +117,8 @@ def check(
             raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
         check_batch_invariant(spec.engine)
     if spec.guardrails.bench:
+        from expo_search.bench.registry import check_names
+
         check_names(spec.guardrails.bench, "guardrails.bench")  # one of no task would rule nothing out
     if spec.rewards and not own_scorer:
         raise StudyError(
@@ -128,13 +129,15 @@ def check(
         )
     scorer = load_scorer(spec.reward) if own_scorer else None
     has_reward = own_scorer and scorer is None
-    if adds:
-        check_storage(storage)
     wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else 2
     prompts = load_prompts(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
     )
-    pair = resolve_pair(
+    from expo_search.store.database import check_readable, check_storage
+
+    if adds:
+        check_storage(storage)
+    pair = resolve_pair(  # which may have to fetch it
         spec.pair,
         rewards=spec.rewards,
         trust_remote_code=spec.trust_remote_code,
@@ -160,6 +163,7 @@ def check(
     _refuse_same(judges, rewards)
     if aligned is not None:
         spec = in_context(spec, aligned.path)
+    check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
     reward_tokenizers = [_tokenizer(judge, spec, None) for judge in judges]
     fits = _room_for_answers(spec, prompts, tokenizer)
@@ -187,6 +191,9 @@ def check(
         template=None if tokenizer is None else tokenizer.chat_template,
         scorer=None if scorer is None else scorer.identity,
     )
+    from expo_search.store.attributes import stored_attributes
+    from expo_search.store.lock import refuse_if_held
+
     stored = stored_attributes(storage, spec.name)
     if stored is not None and stored.settings is not None:
         advice = advice_on_changes(stored.settings, settings)
@@ -223,6 +230,8 @@ def check(
 
 def _members(spec: StudySpec, judges: Sequence[Source], each: Sequence[Settings]) -> Members:
     """Several reward models by their names for people: Hub ids, or as many last parts of a path as tell them apart."""
+    from expo_search.evaluation.ensemble import Member, Members
+
     for n_parts in range(1, 1 + max(len(judge.path.parts) for judge in judges)):
         names = [judge.id if judge.on_hub else "/".join(judge.path.parts[-n_parts:]) for judge in judges]
         if len(set(names)) == len(names):
@@ -333,6 +342,8 @@ def check_stored(
 
     It computes as its trials did, also where this machine would be better at something else.
     """
+    from expo_search.store.attributes import StudyAttributes, stored_attributes
+
     stored = stored_attributes(storage, name) or StudyAttributes()
     kept = stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code)
     if own_scorer:

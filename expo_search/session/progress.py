@@ -15,6 +15,7 @@ from rich.text import Text
 
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.pool.state import EngineState
+from expo_search.session.working import say_on
 from expo_search.text import clean
 from expo_search.weights.shape import shape_of
 
@@ -33,19 +34,6 @@ Engines = Callable[[], Sequence[EngineState]]
 def can_be_live(console: Console) -> bool:
     """Whether a line can change in its place: on a terminal, and in a notebook where Rich finds its widgets."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-
-
-def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
-    """What shows lines that stay on a console, cleaned; nothing when quiet.
-
-    On a terminal lines end between words; one that begins with blanks is a command, to be copied as it is.
-    """
-
-    def say(lines: str) -> None:
-        for line in clean(lines).split("\n") if not quiet else ():
-            console.print(Text(line), soft_wrap=not console.is_terminal or line.startswith("  "))
-
-    return say
 
 
 class Progress:

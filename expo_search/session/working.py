@@ -1,4 +1,4 @@
-"""What is being done while nothing else is shown: one line with a spinner in a terminal, nothing elsewhere."""
+"""Lines of a console: what is being done while nothing else is shown, with a spinner in a terminal; what stays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from expo_search.text import clean
 
 
 @contextmanager
@@ -28,3 +31,16 @@ def working(console: Console, quiet: bool, first: str = "") -> Iterator[Callable
     task = line.add_task(first, total=None)
     with line:
         yield lambda step: line.update(task, description=step)
+
+
+def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
+    """What shows lines that stay on a console, cleaned; nothing when quiet.
+
+    On a terminal lines end between words; one that begins with blanks is a command, to be copied as it is.
+    """
+
+    def say(lines: str) -> None:
+        for line in clean(lines).split("\n") if not quiet else ():
+            console.print(Text(line), soft_wrap=not console.is_terminal or line.startswith("  "))
+
+    return say

@@ -25,13 +25,13 @@ from expo_search.store.server import (
     server_fault,
     without_secrets,
 )
-from expo_search.store.tables import LockRow
 from expo_search.text import one_line, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 PREFIX = "expo_"  # of our attributes of Optuna's studies, which other programs may add to
+_PROBE = "CREATE TABLE expo_probe (x INTEGER)"
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
 _LONGEST_CAUSE = 300  # characters of a driver's own words
 
@@ -41,8 +41,7 @@ def check_storage(url: str) -> None:
 
     Raises:
         StoreError: not a database URL, not a database, in memory, read-only, locked, or no folder to put it in; a
-            server that cannot be reached or does not let this user in; no driver for it; tables of another version of
-            Optuna.
+            server that cannot be reached or does not let this user in; no driver for it.
     """
     path = _kept(url)
     if path is not None and not path.exists():
@@ -57,19 +56,28 @@ def check_storage(url: str) -> None:
         return
     engine = make_engine(url)
     with store_faults(url), engine.connect() as connection:
-        if path is not None:
+        if path is None:
+            _check_server(connection)
+        else:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
-        if path is not None or not sa.inspect(connection).has_table(LockRow.__tablename__):
-            connection.exec_driver_sql("CREATE TABLE expo_probe (x INTEGER)")
-            connection.rollback()
-            if connection.dialect.name in ("mysql", "mariadb"):  # which commit a new table at once
-                connection.exec_driver_sql("DROP TABLE expo_probe")
-        else:  # this user may write to tables that another one made
-            connection.execute(sa.delete(LockRow).where(LockRow.study_id == -1))
+            # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
+            connection.exec_driver_sql(_PROBE)
             connection.rollback()
     engine.dispose()
-    check_readable(url)  # tables that this Optuna can use? Found out here, not after the engine has started
+
+
+def _check_server(connection: sa.Connection) -> None:
+    """That this user may make tables, or write to those that another one made. Taken back."""
+    from expo_search.store.tables import LockRow  # SQLAlchemy's mapping of classes takes long to import
+
+    if sa.inspect(connection).has_table(LockRow.__tablename__):
+        connection.execute(sa.delete(LockRow).where(LockRow.study_id == -1))
+        connection.rollback()
+        return
+    connection.exec_driver_sql(_PROBE)
+    connection.rollback()
+    if connection.dialect.name in ("mysql", "mariadb"):  # which commit a new table at once
+        connection.exec_driver_sql("DROP TABLE expo_probe")
 
 
 def check_readable(url: str) -> None:
@@ -139,15 +147,24 @@ def study_id_of(url: str, name: str) -> int | None:
 
 
 def study_names(url: str) -> list[str]:
-    """Names of the studies in a database but those of shapes, without writing; empty where there is none."""
-    storage = reading_storage(url)
-    if storage is None:
+    """Names of the studies in a database but those of shapes, without writing; empty where there is none.
+
+    Read without Optuna, whose storage takes longer to import than to ask: a name that is not there is said at once.
+    """
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
         return []
+    studies = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
+    attributes = sa.table("study_user_attributes", sa.column("study_id"), sa.column("key"))
+    is_of_shapes = sa.exists().where(attributes.c.study_id == studies.c.study_id, attributes.c.key == f"{PREFIX}shapes")
+    engine = reading_engine(url)
     try:
-        return sorted(s.study_name for s in storage.get_all_studies() if f"{PREFIX}shapes" not in s.user_attrs)
+        with store_faults(url), engine.connect() as connection:
+            if not sa.inspect(connection).has_table("studies"):
+                return []
+            return sorted(connection.scalars(sa.select(studies.c.study_name).where(~is_of_shapes)))
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        engine.dispose()
 
 
 def sqlite_path(url: str) -> Path | None:
