@@ -122,7 +122,7 @@ def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[s
     assert len(texts["search"]) == 6
     assert texts["search"].isdisjoint(texts["confirm"])
     shown, _ = run(home, "show", "--storage", "sqlite:///whole.db")
-    assert "confirmed on 4 fresh prompts" in shown
+    assert " on 4 fresh prompts and seeds: " in shown
     # what is confirmed already needs no engine
     _, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--confirm", "4")
     assert "starting vLLM" not in err

@@ -175,5 +175,5 @@ def test_pairs_are_one_a_line_at_80_columns_and_verbose_has_the_checkpoints() ->
 def test_the_confirmation_of_another_alpha_than_the_verdicts_is_shown() -> None:
     other = Confirmation(1, 18.88, -12.0, 0.5, 40, "hash", 0.1, 12.1)
     result = StudyResult("s", "sqlite:///s.db", TRIALS, {1: other}, verdict(TRIALS, {1: other}))
-    assert f"Confirmed too: {confirmation_sentence(other)}" in printed(result, 1000)
+    assert f"Measured again, too: {confirmation_sentence(other)}" in printed(result, 1000)
     assert json.loads(printed(result, 80, as_json=True))["confirmations"][0]["alpha"] == 18.88

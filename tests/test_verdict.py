@@ -189,7 +189,14 @@ def test_a_confirmation_of_the_best_trial_is_what_counts(difference: float, word
     better = make_evaluation(1, 0.3, 5.0, 0.1)
     found = verdict([CONTROL, better], {1: confirmed(1, difference)})
     assert found.word == word
-    assert f"confirmed on 100 fresh prompts and seeds: {difference:+.4f} against alpha = 0" in found.sentence()
+    opening = "confirmed" if word == "better" else "measured again"
+    assert f"; {opening} on 100 fresh prompts and seeds: {difference:+.4f} against alpha = 0" in found.sentence()
+    shown = summarised([CONTROL, better], {1: confirmed(1, difference)})
+    assert shown["verdict_by"] == "confirmation"
+    assert shown["verdict_interval_95"] == shown["confirmation"]["difference_95"] != shown["interval_95"]
+    assert (shown["verdict_interval_95"][0] > 0) == (word == "better")
+    alone = summarised([CONTROL, better])
+    assert (alone["verdict_by"], alone["verdict_interval_95"]) == ("search", alone["interval_95"])
     other = verdict([CONTROL, better], {2: confirmed(2, difference)})
     assert (other.word, other.confirmed) == ("better", None)
     assert "`expo-search confirm` measures it on fresh prompts" in other.sentence()

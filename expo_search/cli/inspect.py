@@ -196,7 +196,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     print_reward_models(console, result)
     for confirmation in result.confirmations.values():
         if confirmation is not verdict.confirmed:  # of another alpha than the verdict's
-            print_prose(console, f"Confirmed too: {confirmation_sentence(confirmation)}")
+            print_prose(console, f"Measured again, too: {confirmation_sentence(confirmation)}")
     for sentence in result.other_checks:
         print_prose(console, sentence)
     print_prose(console, terminal.stage_seconds(known))

@@ -24,13 +24,17 @@ def summary(
     """For machines: the verdict, every trial's numbers, and every benchmark's.
 
     `best_alpha`, `best_trial` and `recommended` are of the alpha that the verdict recommends, which may be 0;
-    `best_other` is the best trial at another alpha than 0, of whose gain `interval_95` is; `shown_better` the alphas
-    that the search shows to be better than 0; `excess` of a trial is by how much it exceeds each guardrail's limit.
+    `best_other` is the best trial at another alpha than 0, of whose gain `interval_95` is, on the search's
+    prompts; `verdict_by` says whose interval `verdict_interval_95` is, by which the verdict was judged. `shown_better`
+    are the alphas that the search shows to be better than 0; `excess` of a trial is by how much it exceeds each
+    guardrail's limit. Every key: docs/verdict.md.
     """
     recommended = next((e for e in evaluations if verdict.recommends(e)), None)
     return {
         "study": study_name,
         "verdict": verdict.word,
+        "verdict_by": verdict.judged_by,
+        "verdict_interval_95": list(verdict.judged_interval),
         "best_alpha": verdict.alpha,
         "best_trial": CONTROL if verdict.recommended is None else verdict.recommended.trial,
         "recommended": None if recommended is None else as_json(recommended),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
@@ -15,9 +15,6 @@ from expo_search.search.confirm import Confirmation
 from expo_search.search.recommendation import recommend
 from expo_search.stats.paired import Estimate, Kind
 from expo_search.stats.selection import Power
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,16 @@ class Verdict:
     power: Power | None = None
 
     @property
+    def judged_by(self) -> Literal["search", "confirmation"]:
+        """Which data `word` is of."""
+        return "search" if self.confirmed is None else "confirmation"
+
+    @property
+    def judged_interval(self) -> tuple[float, float]:
+        """The 95 % interval by which `word` was judged: the confirmation's, or `interval`."""
+        return self.interval if self.confirmed is None else (self.confirmed.estimate.low, self.confirmed.estimate.high)
+
+    @property
     def recommended(self) -> Evaluation | None:
         """The trial at the recommended alpha; None: that is alpha = 0."""
         return self.best if self.word == "better" else None
@@ -82,7 +89,8 @@ class Verdict:
         )
         if self.confirmed:
             c = self.confirmed.estimate
-            searched += f"; confirmed on {c.n} fresh prompts and seeds: {_gain(c)}{_broke(self.confirmed)}"
+            word = "confirmed" if self.word == "better" else "measured again"
+            searched += f"; {word} on {c.n} fresh prompts and seeds: {_gain(c)}{_broke(self.confirmed)}"
         elif self.word == "better":
             searched += " (`expo-search confirm` measures it on fresh prompts)"
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(

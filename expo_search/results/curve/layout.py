@@ -55,7 +55,7 @@ EVALUATED = Style("trial, 95 % interval", BLUE, "o", "circle", "●")
 FEWER = Style("enough learnt from fewer prompts", BLUE, "D", "diamond-open", "◇")
 STOPPED = Style("stopped early: hopeless or degenerate", GREY, "v", "triangle-down-open", "▽")
 BROKEN = Style("broke a guardrail: cannot win", ORANGE, "X", "x", "×")
-CONFIRMED = Style("confirmed on fresh prompts", GREEN, "s", "square", "■")
+CONFIRMED = Style("measured on fresh prompts", GREEN, "s", "square", "■")
 CHOSEN = Style("verdict", BLACK, "o", "circle-open", "▲")
 
 
