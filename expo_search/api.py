@@ -420,7 +420,8 @@ class Session:
             stop: asked after each block of answers; what is rated by then is kept.
 
         Returns:
-            What is then kept with the study; None: no judge was found, no alpha is recommended, or it was stopped.
+            What is then kept with the study; None: no judge was found, no alpha is recommended, it was stopped, or the
+            judge was trained on the prompts (a line says so).
 
         Raises:
             RewardError: the judge cannot be loaded, or gives a reward that is not finite.
@@ -450,7 +451,10 @@ class Session:
                     if not judge_answers(self.running, store, judge, trial.trial, part, n, doing, stop):
                         return None
                 self._dashboard(store).refresh()
-            return read_check(store, judge.key, trial.trial, trial.alpha, part, n, self.spec.search.objective)
+            found = read_check(store, judge.key, trial.trial, trial.alpha, part, n, self.spec.search.objective)
+            if found is None:
+                self.say(f"study {self.name}: {judge.name} was trained on these {n} prompts, so it checks nothing")
+            return found
         finally:
             if opened is None:
                 store.close()

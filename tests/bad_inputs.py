@@ -125,6 +125,12 @@ def headless_judge(folder: Path, _: pytest.MonkeyPatch) -> None:
     drop(folder / "judge", "score.weight")
 
 
+def judge_with_a_list(folder: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / "reward", folder / "judge")
+    edit(folder / "judge", lambda _, t: t * 1.5)
+    (folder / "judge" / "trained_on.txt").write_text("What is the capital of France?\n")
+
+
 def template(text: str | None) -> Spoil:
     def spoil(folder: Path, _: pytest.MonkeyPatch) -> None:
         tokenizer = make_tokenizer()
@@ -527,6 +533,8 @@ CASES = [
          ["reward model", "LlamaForCausalLM, a language model: it has no score head"]),
     Case("a second judge without its score head", search(check_reward_model="judge"),
          ["judge: no weights for score.weight"], headless_judge),
+    Case("a second judge whose list of prompts is none", search(check_reward_model="judge"),
+         ["trained_on.txt, line 1: 'What is the capital", "SHA-256"], judge_with_a_list),
     Case("a second judge that is not there", search(check_reward_model="./judge"),
          ["check reward model ./judge: no such folder"]),
     # the machine

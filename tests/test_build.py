@@ -92,6 +92,7 @@ def test_a_reward_model_has_the_head_its_layers_its_template_and_padding_of_its_
     adapter = write_adapter(tmp_path / "adapter", head=True)
     (adapter / "layers.json").write_text('{"num_hidden_layers": 2}')
     (adapter / "chat_template.jinja").write_text("its own")
+    (adapter / "trained_on.txt").write_text("ab" * 32)
     merge_reward_adapter(base, adapter, tmp_path / "out")
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == {LAYERS[0], LAYERS[1], "score.weight"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -99,6 +100,7 @@ def test_a_reward_model_has_the_head_its_layers_its_template_and_padding_of_its_
     assert (config["num_hidden_layers"], config["pad_token_id"], len(config["id2label"])) == (2, 0, 1)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["pad_token"] == "<none>"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "its own"
+    assert (tmp_path / "out" / "trained_on.txt").read_text() == "ab" * 32
 
 
 @pytest.mark.parametrize("fault", [{"head": True}, {"peft_type": "IA3"}, {"a_columns": 3}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -21,19 +22,23 @@ from typer.testing import CliRunner
 
 import expo_search as es
 from expo_search.cli.main import app
+from expo_search.config.presets import studies_folder
+from expo_search.contracts import Part
 from expo_search.engine.machine import Machine
 from expo_search.errors import ExpoError, RewardError, SettingsChanged
 from expo_search.evaluation.answering import BLOCK
 from expo_search.evaluation.second_judge import Check, Word, agreement
 from expo_search.exporting.model_card import card
 from expo_search.exporting.provenance import provenance
+from expo_search.inputs.prompts import load_prompts
+from expo_search.inputs.trained_on import ids_among, read_trained_on
 from expo_search.results.html_report import write_report
 from expo_search.results.next_commands import go_on
 from expo_search.results.second_judge import check_sentence
 from expo_search.session import planning
 from expo_search.session.preflight import check
 from expo_search.session.running import Running
-from expo_search.session.second_judge import find_judge
+from expo_search.session.second_judge import SecondJudge, find_judge
 from expo_search.stats.paired import Estimate, estimate
 from expo_search.store.check_store import CheckStore
 from expo_search.store.study_store import Store
@@ -190,6 +195,49 @@ class TestCheck:
                 assert found is not None
                 assert found.gain.n == n
         assert len(judge.scored) == len(set(judge.scored)) == 64
+
+    @pytest.mark.parametrize("confirmed", [False, True])
+    def test_prompts_that_the_judge_was_trained_on_are_left_out_and_counted(
+        self, spec: es.StudySpec, url: str, searched: es.Evaluation, confirmed: bool
+    ) -> None:
+        judge, again = rising(), rising()
+        with opened(spec, url) as session:
+            part: Part = "confirm" if confirmed else "search"
+            n = 32 if confirmed else N
+            if confirmed:
+                session.confirm(searched, n)
+            prompts = Store(url, "mine", read_only=True).prompts(part)
+            seen, new = prompts[: n // 2], prompts[n // 2 : n]
+            elsewhere = frozenset({"0" * 64})
+            knows = frozenset(hashlib.sha256(p.text.encode()).hexdigest() for p in seen) | elsewhere
+            session._judge = SecondJudge("key", "my/judge", judge, knows)
+            found = session.check(searched)
+            session._judge = SecondJudge("key", "my/judge", again, knows)
+            assert session.check(searched) == found
+        assert found is not None
+        store = Store(url, "mine", read_only=True)
+        stored = {t: store.completions(t, part, prompts[:n])[n // 2 :] for t in (searched.trial, 0)}
+        answers = {t: [s.completion for s in of] for t, of in stored.items()}
+        gains = [w - c for w, c in zip(*(rising().score(a, lambda _: None)[0] for a in answers.values()), strict=True)]
+        assert found.gain == estimate(gains)
+        assert (found.own.n, found.left_out, found.as_json()["left_out"]) == (len(new), len(seen), len(seen))
+        assert (len(judge.scored), again.scored) == (2 * len(new), [])
+        assert f"({len(seen)} prompts left out that it was trained on): its own reward" in check_sentence(found)
+        assert list(es.open_study(url, "mine").checks) == [found]
+
+    def test_a_judge_that_was_trained_on_all_of_the_prompts_checks_nothing_and_says_so(
+        self, spec: es.StudySpec, url: str, searched: es.Evaluation
+    ) -> None:
+        judge, said = rising(), list[str]()
+        with opened(spec, url) as session:
+            session.say = said.append
+            texts = [p.text for p in Store(url, "mine", read_only=True).prompts("search")]
+            knows = frozenset(hashlib.sha256(text.encode()).hexdigest() for text in texts[1:])
+            session._judge = SecondJudge("key", "my/judge", judge, knows)
+            assert session.check(searched) is None
+        assert judge.scored == []
+        assert said[-1] == f"study mine: my/judge was trained on these {N} prompts, so it checks nothing"
+        assert list(es.open_study(url, "mine").checks) == []
 
     def test_what_is_judged_is_printed_and_not_judged_again(
         self, spec: es.StudySpec, url: str, searched: es.Evaluation
@@ -431,6 +479,11 @@ class TestFind:
         assert (first.name, first.source.path) == ("judge", home / "judge")
         (home / "judge").rename(home / "moved")
         assert found("moved").key == first.key
+        assert found("moved").trained_on == frozenset()
+        (home / "moved" / "trained_on.txt").write_text(f"{'ab' * 32}\n\n{'cd' * 32}\n")
+        assert found("moved").trained_on == {"ab" * 32, "cd" * 32}
+        assert found("moved").key != first.key, "it rates other answers"
+        (home / "moved" / "trained_on.txt").unlink()
         edit(home / "moved", lambda _, t: t * 1.5)
         assert found("moved").key != first.key
 
@@ -494,6 +547,13 @@ def larger(folder: str) -> None:
     config.vocab_size *= 8
     shutil.copytree("reward", folder)
     LlamaForSequenceClassification(config).save_pretrained(folder)
+
+
+def test_the_demos_second_judge_lists_the_prompts_that_it_was_trained_on() -> None:
+    knows = read_trained_on(studies_folder() / "demo" / "second")
+    ordered = load_prompts(str(studies_folder() / "demo" / "prompts.jsonl"), "train_prefs", 42)
+    assert ids_among(knows, ordered) == [p.id for p in ordered[128:280]]
+    assert len(knows) == 152
 
 
 def test_a_check_of_an_evaluation_has_its_numbers_in_json() -> None:

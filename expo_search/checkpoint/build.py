@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from expo_search.checkpoint.atomic_folder import published
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.checkpoint.lora import check_fits, merged, open_adapter, write_merged
-from expo_search.checkpoint.side_files import copy_small_files, copy_tokenizer
+from expo_search.checkpoint.side_files import TRAINED_ON, copy_small_files, copy_tokenizer
 from expo_search.errors import PairError
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def merge_reward_adapter(base: Path, adapter: Path, out: Path) -> None:
     """Write `base` as a one-label sequence classifier: adapter merged in, its score head on top.
 
     The classifier reads the score at the last token that is not padding, so padding must be a token that no
-    text ends with: id 0, in `config.json` and in the tokenizer. Two more files may lie in the adapter folder,
+    text ends with: id 0, in `config.json` and in the tokenizer. Three more files may lie in the adapter folder,
     since they belong to the reward model: `chat_template.jinja`, the template it was trained under, replaces
-    the base's; `layers.json`, an object with `num_hidden_layers`, says that its body is that many of the
-    base's lower layers.
+    the base's; `trained_on.txt` lists prompts (see `inputs/trained_on.py`); `layers.json`, an object with
+    `num_hidden_layers`, says that its body is that many of the base's lower layers.
 
     Raises:
         PairError: a file is missing, the adapter is no plain LoRA with a score head or fits another base, `out` exists.
@@ -106,7 +106,7 @@ def merge_reward_adapter(base: Path, adapter: Path, out: Path) -> None:
         weights[_HEAD] = load_file(lora.others[_HEAD].file)[lora.others[_HEAD].name]
         _save_weights(weights, folder)
         copy_tokenizer(base, folder)
-        _copy(adapter, folder, ("chat_template.jinja",))
+        _copy(adapter, folder, ("chat_template.jinja", TRAINED_ON))
         family = config["architectures"][0].removesuffix("ForCausalLM")
         config |= {"architectures": [f"{family}ForSequenceClassification"], "pad_token_id": 0}
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}

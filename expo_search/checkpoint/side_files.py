@@ -19,6 +19,7 @@ from expo_search.checkpoint.remote_code import CONFIGS
 PROVENANCE = "expo.json"
 CARD = "README.md"
 RECIPE = "mergekit.yaml"
+TRAINED_ON = "trained_on.txt"  # of a reward model: see inputs/trained_on.py
 _NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, RECIPE}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 _TOKENIZER, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"

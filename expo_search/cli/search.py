@@ -409,7 +409,8 @@ def confirm_winner(
                 confirmation = session.confirm(winner, n_prompts, stop=stop)
                 if confirmation is not None and not stop():
                     check = session.check(winner, stop=stop)
-        if confirmation is None or (judge is not None and check is None):
+                stopped = confirmation is None or (judge is not None and check is None and stop())
+        if confirmation is None or stopped:
             session.say(f"Stopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)
         result = open_study(storage, name)

@@ -9,7 +9,7 @@ judge rates them, and its gain is paired by prompt as the search's own is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ class Check:
         own, gain: by the search's reward and by the second judge, each in its own unit, as the study's objective has it
             (`stats.paired.gain`).
         kind: that objective.
+        left_out: prompts among these that the judge was trained on; neither gain is of them.
     """
 
     judge: str
@@ -46,6 +47,7 @@ class Check:
     own: Estimate
     gain: Estimate
     kind: Kind = "reward"
+    left_out: int = 0
 
     @property
     def word(self) -> Word:
@@ -75,6 +77,7 @@ class Check:
             "prompts": "fresh" if self.part == "confirm" else "the search's",
             "objective": self.kind,
             "n": self.gain.n,
+            "left_out": self.left_out,
             "word": self.word,
             "gain": self.gain.mean,
             "gain_se": self.gain.se,
@@ -126,14 +129,14 @@ def rate(
 ) -> bool:
     """Have a judge rate the answers of a trial, and of alpha = 0, to the first n prompts of a part, where it has not.
 
-    Each block of answers is stored before the next one, so whatever ends this costs one block. Whether it came to the
-    end: `stop` is asked before each block. `judge`: its key.
+    Prompts that it was trained on are left out. Each block of answers is stored before the next one, so whatever ends
+    this costs one block. Whether it came to the end: `stop` is asked before each block. `judge`: its key.
     """
-    kept = CheckStore(store)
+    kept, new = CheckStore(store), new_to(store, judge, part, n)
     for number in (CONTROL, trial):
         there = kept.rewards(judge, number, part)
-        answers = answers_of(store, number, part, n)
-        for start in range(0, n, BLOCK):
+        answers = [s for s in answers_of(store, number, part, n) if s.position in new]
+        for start in range(0, len(answers), BLOCK):
             left = [s for s in answers[start : start + BLOCK] if s.position not in there]
             if not left:
                 continue
@@ -146,21 +149,30 @@ def rate(
 
 def is_rated(store: Store, judge: str, trial: int, part: Part, n: int) -> bool:
     """Whether a judge has rated all of the answers that `rate` would have it rate."""
-    kept = CheckStore(store)
-    return all(kept.rewards(judge, number, part).keys() >= set(range(n)) for number in (CONTROL, trial))
+    kept, new = CheckStore(store), new_to(store, judge, part, n)
+    return all(kept.rewards(judge, number, part).keys() >= new for number in (CONTROL, trial))
+
+
+def new_to(store: Store, judge: str, part: Part, n: int) -> set[int]:
+    """The positions among the first n prompts of a part of those that a judge, by its key, was not trained on."""
+    seen = CheckStore(store).trained_on(judge)
+    if not seen:
+        return set(range(n))
+    return {position for position, prompt in enumerate(store.prompts(part)[:n]) if prompt.id not in seen}
 
 
 def read_check(store: Store, judge: str, trial: int, alpha: float, part: Part, n: int, kind: Kind) -> Check | None:
-    """What a judge, by its key, makes of a trial on the first n prompts of a part; None: it has not rated all of them.
+    """What a judge, by its key, makes of a trial on the first n prompts of a part, but for those it was trained on.
 
-    Nothing is rated here. `kind`: the study's objective.
+    None: it has not rated all of them, or was trained on all but one. Nothing is rated here. `kind`: the study's
+    objective.
     """
-    kept = CheckStore(store)
-    own = {number: _first(store.rated(number, part), n) for number in (CONTROL, trial)}
+    kept, new = CheckStore(store), new_to(store, judge, part, n)
+    own = {number: _only(store.rated(number, part), new) for number in (CONTROL, trial)}
     by_judge = {}
     for number, rated in own.items():
         rewards = kept.rewards(judge, number, part)
-        if len(rated) < n or any(p not in rewards for p in rated):
+        if len(rated) < max(len(new), 2 if len(new) < n else 1) or any(p not in rewards for p in rated):
             return None
         by_judge[number] = {p: Rated(rewards[p], r.length) for p, r in rated.items()}
     return Check(
@@ -171,6 +183,7 @@ def read_check(store: Store, judge: str, trial: int, alpha: float, part: Part, n
         own=gain(own[trial], own[CONTROL], kind),
         gain=gain(by_judge[trial], by_judge[CONTROL], kind),
         kind=kind,
+        left_out=n - len(new),
     )
 
 
@@ -179,5 +192,5 @@ def answers_of(store: Store, trial: int, part: Part, n: int) -> Sequence[Stored]
     return store.completions(trial, part, store.prompts(part)[:n])
 
 
-def _first(rated: Mapping[int, Rated], n: int) -> dict[int, Rated]:
-    return {p: r for p, r in rated.items() if p < n}
+def _only(rated: Mapping[int, Rated], positions: Collection[int]) -> dict[int, Rated]:
+    return {p: r for p, r in rated.items() if p in positions}

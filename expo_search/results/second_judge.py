@@ -36,8 +36,9 @@ def check_sentence(check: Check) -> str:
     """For people."""
     name = one_line(check.judge)
     prompts = "fresh prompts" if check.part == "confirm" else "of the search's prompts, by which it was picked"
+    left_out = f" ({check.left_out} prompts left out that it was trained on)" if check.left_out else ""
     return (
-        f"Checked by a reward model that the search never used, on the answers to {check.gain.n} {prompts}: "
+        f"Checked by a reward model that the search never used, on the answers to {check.gain.n} {prompts}{left_out}: "
         f"its own reward {_shown(check.own)}; {name} {_shown(check.gain)}{_UNITS[check.kind]}: "
         f"{check.word}{_why(check)}."
     )

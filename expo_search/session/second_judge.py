@@ -14,10 +14,11 @@ from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.contracts import Part, Scorer
 from expo_search.errors import RewardError
 from expo_search.evaluation.reward_model import check_whole
-from expo_search.evaluation.second_judge import rate
+from expo_search.evaluation.second_judge import new_to, rate
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_check_model
 from expo_search.inputs.source import LOCAL, PLUG_IN, Source
+from expo_search.inputs.trained_on import ids_among, read_trained_on
 from expo_search.session.planning import plans, search_needs
 from expo_search.session.preflight import Checked
 from expo_search.session.running import Running
@@ -35,11 +36,13 @@ class SecondJudge:
         key: of its rewards in the database: another one for other weights, template or arithmetic.
         name: as people are told it: a Hub id, a folder's last part, or the name of one that ships with the pair.
         source: its checkpoint, or what rates in its place.
+        trained_on: hashes of the prompts that it was trained on, where its folder lists them.
     """
 
     key: str
     name: str
     source: Source | Scorer
+    trained_on: frozenset[str] = frozenset()
 
 
 def find_judge(
@@ -59,8 +62,8 @@ def find_judge(
         The judge, and the study with it: its spec names it, and the memory plan has room for it.
 
     Raises:
-        ExpoError: a folder or repository that is not there, no scalar reward model, one without its score head; the
-            study's own; no room for it.
+        ExpoError: a folder or repository that is not there, no scalar reward model, one without its score head or with
+            a list of prompts that is none; the study's own; no room for it.
     """
     asked = (
         checked.spec.pair
@@ -86,11 +89,12 @@ def find_judge(
     if any(checkpoint.is_same_as(own) for own in rewards):
         raise _own_again(id, several=bool(spec.rewards))
     template = load_tokenizer(str(source.path), trust_remote_code=trust).chat_template
-    key = judge_key(reward_settings(spec, source, checkpoint, checked.dtypes, template))
+    trained_on = read_trained_on(source.path)
+    key = judge_key(reward_settings(spec, source, checkpoint, checked.dtypes, template), trained_on)
     if source.on_hub:  # a branch may move
         pair = asked.model_copy(update={"check_reward_revision": source.revision})
         checked = replace(checked, spec=spec.model_copy(update={"pair": pair}))
-    judge = SecondJudge(key, source.path.name if source.revision == LOCAL else source.id, source)
+    judge = SecondJudge(key, source.path.name if source.revision == LOCAL else source.id, source, trained_on)
     return judge, _with_room(checked, checkpoint, rewards, say)
 
 
@@ -142,12 +146,16 @@ def judge_answers(
 ) -> bool:
     """Load the judge, have it rate what it has not of a trial and of alpha = 0, and keep it; whether it got to the end.
 
+    It is not loaded where it was trained on all of the prompts but one: those it does not rate (`read_check`).
     `doing`: gets a line on what is done.
 
     Raises:
         RewardError: it cannot be loaded, or a reward that is not finite. What was rated before is kept.
     """
-    CheckStore(store).name(judge.key, judge.name)
+    stored = [*store.prompts("search"), *store.prompts("confirm")]
+    CheckStore(store).name(judge.key, judge.name, ids_among(judge.trained_on, stored))
+    if len(new_to(store, judge.key, part, n)) < 2:
+        return True
     scored = 0
 
     def on_scored(more: int) -> None:

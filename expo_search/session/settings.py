@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from expo_search.checkpoint.folder import Checkpoint
@@ -116,9 +116,13 @@ def _together(rewards: Sequence[Settings], combine: str) -> Settings:
     return Settings.from_flat(flat | {"reward.combine": combine})
 
 
-def judge_key(settings: Settings) -> str:
-    """The key of a reward model's rewards beside a study's own: another one for other weights, template, arithmetic."""
-    return hashlib.sha256(json.dumps(settings.flat(), sort_keys=True).encode()).hexdigest()[:16]
+def judge_key(settings: Settings, trained_on: Collection[str] = ()) -> str:
+    """The key of a reward model's rewards beside a study's own: another one for other weights, template, arithmetic.
+
+    And for another list of prompts that it was trained on, since that says which answers it rates.
+    """
+    told = [json.dumps(settings.flat(), sort_keys=True), *sorted(trained_on)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def reward_settings(

@@ -34,6 +34,7 @@ class StudyAttributes:
         shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
         shaped: names of the studies of shapes that start from this one.
         judges: names of the second judges that have rated answers, by key (see `session/second_judge.py`).
+        trained_on: by such a key, ids of this study's prompts that the judge was trained on.
         calibration: of a study that several reward models rate, once alpha = 0 is rated: for each its key, its name,
             mean and standard deviation of its rewards there (see `evaluation/ensemble.py`).
         artifacts: where the trials' files are, where somebody said (see `results/artifacts.py`).
@@ -48,6 +49,7 @@ class StudyAttributes:
     shapes: Mapping[str, Any] | None = None
     shaped: Sequence[str] | None = None
     judges: Mapping[str, str] | None = None
+    trained_on: Mapping[str, Sequence[str]] | None = None
     calibration: Sequence[Mapping[str, Any]] | None = None
     artifacts: str | None = None
     wanted: int | None = None

@@ -6,7 +6,7 @@ of second judges, and where several reward models make the study's own together 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,9 +29,15 @@ class CheckStore:
         """The second judges' names, by key."""
         return self._store.attributes.judges or {}
 
-    def name(self, judge: str, name: str) -> None:
-        """Keep what a judge is called."""
-        self._store.keep(StudyAttributes(judges={**self.judges, judge: name}))
+    def trained_on(self, judge: str) -> frozenset[str]:
+        """Ids of the study's prompts that a judge was trained on, as far as it has met them."""
+        return frozenset((self._store.attributes.trained_on or {}).get(judge, ()))
+
+    def name(self, judge: str, name: str, trained_on: Collection[str] = ()) -> None:
+        """Keep what a judge is called, and the ids of those of the study's prompts that it was trained on."""
+        known = self._store.attributes.trained_on or {}
+        ids = {**known, judge: sorted(self.trained_on(judge).union(trained_on))} if trained_on else None
+        self._store.keep(StudyAttributes(judges={**self.judges, judge: name}, trained_on=ids))
 
     def add(self, judge: str, trial: int, part: Part, rewards: Mapping[int, float]) -> None:
         """Keep a judge's rewards by the position of their prompt, in one transaction."""
