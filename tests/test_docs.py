@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ import pytest
 import typer.main
 from databases import PostgresServer
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from twins import write_prompts
+from typer.testing import CliRunner
 
 import expo_search as es
 from expo_search.cli.main import app
@@ -22,6 +25,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.loop import search
+from expo_search.session.forecast import forecast
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
 
@@ -70,6 +74,66 @@ def test_a_command_of_the_docs_has_options_that_there_are(command: str) -> None:
         if rest:
             name, asked, words = group.resolve_command(context, rest)
             asked.make_context(name, words, parent=context).close()
+
+
+def test_every_command_stands_on_a_page() -> None:
+    group: Any = typer.main.get_command(app)
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    assert [name for name in group.commands if f"expo-search {name}" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_of_a_page_works_in_the_repository_too(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_messages_that_troubleshooting_quotes_are_in_the_source() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r'^\*\*"(.*?)"', text, re.MULTILINE)
+    source = "\n".join(file.read_text("utf-8") for file in Path(es.__file__).parent.rglob("*.py"))
+    parts = [part.strip() for quote in quoted for part in re.split(r"\.\.\.|(?<=\().*(?=\))", quote)]
+    assert len(quoted) >= 2
+    assert [part for part in parts if len(part) > 2 and part.removesuffix(".") not in source] == []
+
+
+def keys_of(value: Any) -> set[str]:
+    """Of all objects inside, but of those whose keys are names of the study's own."""
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    if not isinstance(value, dict):
+        return set()
+    inside = (keys_of(v) for k, v in value.items() if k not in ("excess", "covariances"))
+    return set(value).union(*inside)
+
+
+def test_every_key_of_json_and_csv_stands_on_the_page_of_the_verdict(tmp_path: Path) -> None:
+    url, prompts = f"sqlite:///{tmp_path / 'mine.db'}", tmp_path / "prompts.jsonl"
+    write_prompts(prompts, 80)
+    pair = {"sft": "my/sft", "aligned": "my/aligned", "reward_model": "my/reward"}
+    overrides: dict[str, dict[str, Any]] = {"pair": pair, "prompts": {"source": str(prompts), "n": 48}}
+    spec = es.load_study(name="mine", overrides=overrides | {"search": {"sampler": "grid", "alpha_max": 1.0}})
+    with es.open_session(
+        spec, url, model=FakeModel(), scorer=FakeScorer(noise=0.5), quiet=True, start=False
+    ) as session:
+        best = session.search(n_trials=4).verdict.best
+        session.confirm(best, 32)
+        session.find_judge("my/judge", scorer=FakeScorer())
+        assert session.check(best) is not None
+        forecasted = forecast(session.checked, 4).as_json()
+    page = (ROOT / "docs" / "verdict.md").read_text("utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+)`", page[page.index("## JSON and CSV") :]))
+
+    def show(how: str) -> str:
+        return CliRunner().invoke(app, ["show", "mine", "--storage", url, how]).output
+
+    shown = keys_of(json.loads(show("--json"))) | forecasted.keys()
+    assert shown >= {"edge", "best_other", "alphas_tried", "verdict_by", "left_out", "least_gain_sd"}
+    columns = {name for name in show("--csv").splitlines()[0].split(",") if not name.startswith("excess_")}
+    assert {"gain_low", "gain_high"} <= columns
+    assert {re.sub("_(se|95)$", "", key) for key in shown | columns} - {
+        re.sub("_(se|95)$", "", key) for key in named
+    } == set()
 
 
 def test_the_readme_is_read_in_minutes() -> None:
