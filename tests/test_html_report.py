@@ -27,8 +27,10 @@ from expo_search.cli.inspect import report_page, show
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError, StudyError
 from expo_search.evaluation.result import Evaluation
-from expo_search.results.html_report import _with_code, write_report
+from expo_search.results.html_report import _with_code, trial_table, write_report
+from expo_search.results.legend import EQUAL_LENGTH
 from expo_search.results.trials_csv import trials_csv
+from expo_search.results.verdict import verdict
 from expo_search.search.loop import evaluations
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
@@ -101,6 +103,20 @@ def test_it_holds_verdict_curve_trials_and_answers(store: Store, text: str) -> N
     assert "Question 0?" in page.cells
     assert [tag for tag, _ in page.tags if tag == "svg"] == ["svg"]
     assert "for the best of 3 alphas" in text
+
+
+def test_the_trials_have_their_gain_at_equal_length_and_what_that_is() -> None:
+    control, trial = make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 0.5, 0.4, 0.1)
+    found = [control, replace(trial, length_controlled=replace(trial.gain, mean=0.125))]
+    table = trial_table(found, verdict(found))
+    at = table.heads.index("equal length")
+    assert [row.cells[at] for row in table.rows] == ["", "+0.1250"]
+    assert {len(row.cells) for row in table.rows} == {len(table.heads)}
+
+
+def test_the_page_says_what_equal_length_is(text: str) -> None:
+    assert "<th>equal length</th>" in text
+    assert EQUAL_LENGTH in text
 
 
 def test_the_best_trial_comes_first_and_is_the_one_that_is_open(store: Store, text: str) -> None:

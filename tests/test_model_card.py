@@ -65,6 +65,18 @@ def test_the_metadata_names_both_models_and_how_they_were_merged(tmp_path: Path)
     assert found["license"] == "other", "the sources name none"
 
 
+def test_the_trials_have_their_gain_at_equal_length(tmp_path: Path) -> None:
+    origin = make_origin(tmp_path)
+    zero, half, two = origin.evaluations
+    half = replace(half, length_controlled=replace(half.gain, mean=0.125))
+    lines = card(replace(origin, evaluations=[zero, half, two])).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| trial | alpha |"))
+    heads, dashes, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start : start + 5])
+    assert [row[heads.index("equal length")] for row in rows] == ["", "+0.1250", "-3.0000"]
+    assert {len(row) for row in (heads, dashes, *rows)} == {len(heads)}
+    assert any(line.startswith("Equal length: the gain") for line in lines)
+
+
 @pytest.mark.parametrize("name", ["owner/model", EVIL, "null", "1.0", "a: b # c", "日本 👀"])
 def test_the_hub_reads_the_metadata_as_it_was_meant(tmp_path: Path, name: str) -> None:
     origin = make_origin(tmp_path)
@@ -147,7 +159,7 @@ def test_folders_are_named_without_their_path_and_are_no_base_model(tmp_path: Pa
 def test_it_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
     text = card(make_origin(tmp_path))
     assert "alpha = 0.5" in text
-    assert "| 1 | 0.5 | 1.4000 | +0.4000 | [+0.202, +0.598] | 100 | 12 | 25% |  |" in text
+    assert "| 1 | 0.5 | 1.4000 | +0.4000 | [+0.202, +0.598] | +0.4000 | 100 | 12 | 25% |  |" in text
     assert "was not confirmed on fresh prompts" in text
     assert "**Not evaluated.**" in card(make_origin(tmp_path, trial=None, alpha=0.7))
     other = card(make_origin(tmp_path, trial=make_evaluation(2, 2.0, -3, 0.1), alpha=2.0))

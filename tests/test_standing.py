@@ -14,14 +14,17 @@ import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_evaluation, make_prompts
 from rich.console import Console
 
+from expo_search.cli import inspect
 from expo_search.cli.inspect import print_result
 from expo_search.config.presets import load_study, preset_names
 from expo_search.config.spec import StudySpec
 from expo_search.evaluation.objective import Objective
+from expo_search.results.fitted_table import headings
 from expo_search.results.html_report import write_report
 from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult, read_result
-from expo_search.results.terminal import trial_table
+from expo_search.results.terminal import HEADINGS, trial_table
+from expo_search.results.trials_csv import trials_csv
 from expo_search.results.verdict import confirmation_sentence, verdict
 from expo_search.search.confirm import Confirmation
 from expo_search.search.loop import search
@@ -149,10 +152,31 @@ def test_no_word_and_no_number_is_broken_on_a_terminal(width: int) -> None:
     assert " ".join(verdict(TRIALS).sentence().split()) in " ".join(text.split())
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [60, 80, 100])
 def test_the_columns_that_are_left_are_those_that_tell_most(width: int) -> None:
-    heads = [str(column.header) for column in trial_table(TRIALS, verdict(TRIALS), width).columns]
+    heads = headings(trial_table(TRIALS, verdict(TRIALS), width))
     assert {"trial", "alpha", "gain", "95 % interval", ""} <= set(heads)
+    if width >= 80:  # what shows whether answers only got longer
+        assert {"equal length", "cut off", "tokens"} <= set(heads)
+
+
+def test_at_60_columns_the_gain_at_equal_length_and_the_share_cut_off_stay_where_numbers_are_of_ordinary_length() -> (
+    None
+):
+    found = [make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 2.883, 0.2611, 0.07)]
+    found.append(replace(make_evaluation(2, 18.88, -1.2, 0.07, 16), outcome="hopeless"))
+    assert {"equal length", "cut off", ""} <= set(headings(trial_table(found, verdict(found), 60)))
+
+
+@pytest.mark.parametrize("width", [60, 80, 1000])
+def test_what_a_terminal_has_no_room_for_is_named_with_where_it_is(width: int) -> None:
+    text = " ".join(printed(StudyResult("s", "sqlite:///s.db", TRIALS, {}, verdict(TRIALS)), width).split())
+    missing = [h for h in HEADINGS if h not in headings(trial_table(TRIALS, verdict(TRIALS), width))]
+    assert bool(missing) == (width < 1000)
+    told = f"left out for width: {', '.join(missing)}; all columns: show --csv"
+    assert told in text if missing else "left out for width" not in text
+    columns = trials_csv(TRIALS).splitlines()[0].split(",")
+    assert {"length_controlled", "mean_length", "share_cut", "share_repeating", "reward"} <= set(columns)
 
 
 def test_the_picture_names_the_trials_that_lie_below_it() -> None:
@@ -170,6 +194,26 @@ def test_pairs_are_one_a_line_at_80_columns_and_verbose_has_the_checkpoints() ->
     assert sorted(line.split()[0] for line in lines[: len(names)]) == names
     assert max(map(len, lines)) <= 80
     assert re.search(r"aligned: HuggingFaceH4/zephyr-7b-beta\n", run("--verbose"))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_pairs_breaks_no_fact_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inspect, "console_on", lambda file: Console(file=file, width=width))
+    inspect.list_pairs(verbose=False, as_json=False)
+    listed = capsys.readouterr().out.partition("\n\n")[0]
+    lines = [line for line in listed.splitlines() if line]
+    assert max(map(len, lines)) <= width
+    assert "…" not in listed
+    assert ("runs its own code" in [line.strip() for line in lines]) == (width == 60)
+    specs = [load_study(preset=name, trust_remote_code=True) for name in {f.stem for f in preset_names().values()}]
+    told = " ".join(listed.split())
+    for spec in specs:
+        p = spec.pair
+        facts = [p.family, f"published alpha {p.published_alpha or 0:g}", "runs its own code"]
+        expected = facts[: 3 if p.needs_remote_code else 2 if p.published_alpha is not None else 1]
+        assert f"{spec.name} {', '.join(filter(None, expected))}" in told
 
 
 def test_the_confirmation_of_another_alpha_than_the_verdicts_is_shown() -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from expo_search.errors import ExpoError, StoreError, StudyError
 from expo_search.text import clean, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Storage = Annotated[
     str, typer.Option("--storage", metavar="URL", help="Database of the studies.", rich_help_panel="Output")
@@ -127,6 +130,16 @@ def give_up_on(console: Console) -> Callable[[ExpoError], None]:
 def print_prose(console: Console, text: str, *, style: str = "") -> None:
     """Print sentences: on a terminal with lines that end between words, elsewhere as long as they are."""
     console.print(Text(clean(text)), soft_wrap=not console.is_terminal, style=style)
+
+
+def print_table(console: Console, table: Table, every: Sequence[str], option: str = "--json") -> None:
+    """Print a fitted table, and below it which of `every` heading it has no room for and the option that has them."""
+    from expo_search.results.fitted_table import left_out
+
+    console.print(table)
+    line = left_out(table, every, f"show {option}")
+    if line:
+        print_prose(console, line, style="dim")
 
 
 def print_steps(console: Console, steps: Sequence[tuple[str, str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,16 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.api import open_study
-from expo_search.cli.console import Artifacts, Json, Storage, console_on, known_study, print_prose, print_steps
+from expo_search.cli.console import (
+    Artifacts,
+    Json,
+    Storage,
+    console_on,
+    known_study,
+    print_prose,
+    print_steps,
+    print_table,
+)
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
@@ -44,15 +54,16 @@ def list_pairs(
         p = spec.pair
         alpha = "" if p.published_alpha is None else f"published alpha {p.published_alpha:g}"
         code = "runs its own code" if p.needs_remote_code else ""
-        facts = ", ".join(filter(None, (p.family, alpha, code)))
+        facts = [fact for fact in (p.family, alpha, code) if fact]
         if not verbose:
-            console.print(Text(f"{name:{width}}  {facts}"), no_wrap=True, overflow="ellipsis", crop=False)
+            lines = _fact_lines(facts, console.width - width - 2)
+            console.print(Text(f"{name:{width}}  " + f"\n{'':{width}}  ".join(lines)), soft_wrap=True)
             continue
         console.print(Text(name, style="bold"))
         shipped = "ships with expo-search, built on first use"
         details = {
             "also": ", ".join(p.aliases),
-            "family": facts,
+            "family": ", ".join(facts),
             "aligned": p.aligned or shipped,
             "sft": p.sft or shipped,
             "reward model": p.reward_model or shipped,
@@ -65,6 +76,19 @@ def list_pairs(
                 print_prose(console, f"  {key}: {value}")
     if not verbose:
         print_prose(console, "\n--verbose has their checkpoints; search with: expo-search --pair NAME", style="dim")
+
+
+def _fact_lines(facts: Sequence[str], width: int) -> list[str]:
+    """Facts with commas between them, in lines that end between two facts."""
+    lines = [""]
+    for i, fact in enumerate(facts):
+        told = fact if i == len(facts) - 1 else f"{fact},"
+        longer = f"{lines[-1]} {told}".lstrip()
+        if lines[-1] and len(longer) > width:
+            lines.append(told)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def show(
@@ -145,11 +169,11 @@ def dashboard(
 
 def print_bench(console: Console, bench: BenchResult) -> None:
     """Of a study's benchmarks the table, the curve of each task, and a sentence for each task and alpha; or nothing."""
-    from expo_search.results.bench_table import bench_table
+    from expo_search.results.bench_table import HEADINGS, bench_table
     from expo_search.results.curve.tax import terminal_tax
 
     if bench.tasks:
-        console.print(bench_table(bench))
+        print_table(console, bench_table(bench, console.width), HEADINGS)
         picture = terminal_tax(bench, width=min(100, console.width))
         if picture:
             console.print(Text(picture), soft_wrap=True)
@@ -159,10 +183,11 @@ def print_bench(console: Console, bench: BenchResult) -> None:
 
 def print_reward_models(console: Console, result: StudyResult) -> None:
     """Of a study that several reward models rate, what each of them makes of the best alpha; or nothing."""
-    from expo_search.results.reward_models import MODEL_GAINS, model_gain_table
+    from expo_search.results.reward_models import MODEL_GAINS, model_gain_rows, model_gain_table
 
     if result.model_gains:
-        console.print(model_gain_table(result.model_gains))
+        table = model_gain_table(result.model_gains, console.width)
+        print_table(console, table, list(model_gain_rows(result.model_gains)[0]))
         print_prose(console, MODEL_GAINS + "\n", style="dim")
 
 
@@ -170,6 +195,7 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     """Table, curve, verdict and what can be done next; or all numbers as JSON."""
     from expo_search.results import terminal
     from expo_search.results.curve.terminal import terminal_curve
+    from expo_search.results.fitted_table import headings
     from expo_search.results.legend import legend
     from expo_search.results.shapes import shapes_json
     from expo_search.results.summary_json import confirmation_json, summary
@@ -185,8 +211,8 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
         console.print(Text(json.dumps(numbers, indent=2)), soft_wrap=True)
         return
     table = terminal.trial_table(known, verdict, console.width, result.standing.left)
-    console.print(table)
-    explained = legend(known, verdict, [str(column.header) for column in table.columns])
+    print_table(console, table, terminal.HEADINGS, "--csv")
+    explained = legend(known, verdict, headings(table))
     if explained:
         print_prose(console, "\n".join(explained) + "\n", style="dim")
     if len(known) > 1:

@@ -23,6 +23,7 @@ from expo_search.cli.console import (
     known_study,
     n_engines,
     print_prose,
+    print_table,
     terminal,
 )
 from expo_search.cli.signals import same_command, stop_on_signals
@@ -47,7 +48,7 @@ def search_shape(
     as_json: Json = False,
 ) -> None:
     """Spread the best alpha over layers or modules, and see whether that beats one alpha for all."""
-    from expo_search.results.shapes import shape_sentence, shape_table, shapes_json
+    from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json
 
     name = known_study(study, storage)
     with terminal(log) as (out, err):
@@ -68,7 +69,7 @@ def search_shape(
         if as_json:
             out.print(Text(json.dumps(shapes_json(shapes), indent=2)), soft_wrap=True)
         else:
-            out.print(shape_table(shapes))
+            print_table(out, shape_table(shapes, out.width), HEADS)
             print_prose(out, shape_sentence(shapes), style="bold")
             print_prose(out, f"{shapes.n_tokens:,} tokens were generated for it.")
         if stopped:

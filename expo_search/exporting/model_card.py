@@ -17,6 +17,7 @@ from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
 from expo_search.results.bench_table import bench_rows
+from expo_search.results.legend import EQUAL_LENGTH
 from expo_search.results.reward_models import MODEL_GAINS, ensemble_sentence, model_gain_lines
 from expo_search.results.second_judge import check_sentence
 from expo_search.text import markdown, one_line
@@ -167,13 +168,26 @@ def _picture(origin: Origin) -> str:
 
 
 def _trials(origin: Origin) -> str:
-    heading = "| trial | alpha | mean reward | gain over alpha = 0 | 95 % interval | prompts | tokens | cut off | |"
-    return "\n".join(["## Trials", "", heading, "|" + " ---: |" * 8 + " --- |", *map(trial_row, origin.evaluations)])
+    heads = (
+        "trial",
+        "alpha",
+        "mean reward",
+        "gain over alpha = 0",
+        "95 % interval",
+        "equal length",
+        "prompts",
+        "tokens",
+    )
+    heading = f"| {' | '.join(heads)} | cut off | |"
+    table = [heading, "|" + " ---: |" * (len(heads) + 1) + " --- |", *map(trial_row, origin.evaluations)]
+    return "\n".join(["## Trials", "", *table, "", f"{EQUAL_LENGTH[0].upper()}{EQUAL_LENGTH[1:]}."])
 
 
 def trial_row(e: Evaluation) -> str:
     """A row of the table of trials, in Markdown."""
-    gain = ["0", ""] if e.trial == CONTROL else [f"{e.gain.mean:+.4f}", f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]"]
+    interval = f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]"
+    equal = f"{e.length_controlled.mean:+.4f}"
+    gain = ["0", "", ""] if e.trial == CONTROL else [f"{e.gain.mean:+.4f}", interval, equal]
     numbers = [str(e.trial), f"{e.alpha:.6g}", f"{e.reward.mean:.4f}", *gain, str(e.reward.n)]
     return "| " + " | ".join([*numbers, f"{e.mean_length:.0f}", f"{e.share_cut:.0%}", markdown(e.remark)]) + " |"
 
@@ -218,7 +232,7 @@ def _limits(origin: Origin) -> str:
             else []
         ),
         "A reward model's mean is not quality: reward models like long answers, and answers grow with alpha. Compare "
-        "lengths and cut-off shares above.",
+        "lengths, the gain at equal length and cut-off shares above.",
         "Only what the prompts ask for"
         + (" and the tasks above were" if origin.compared else " was")
         + " measured. Other knowledge, mathematics, safety and other languages were not; they can get worse while the "

@@ -6,24 +6,36 @@ from typing import TYPE_CHECKING
 
 from expo_search.bench.comparison import Compared
 from expo_search.bench.result import BenchResult
+from expo_search.results.fitted_table import fitted_table, headings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def bench_table(bench: BenchResult) -> Table:
-    """A row a metric and alpha: the means, how far they differ, its interval; the metric that decides first."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+HEADINGS = ("task", "metric", "alpha", "items", "alpha = 0", "at alpha", "difference", "95 % interval", "")
+_TEXTS = ("task", "metric", "")
+_LEAVE_OUT = ("alpha = 0", "at alpha", "items")
 
+
+def bench_table(bench: BenchResult, width: int = 200) -> Table:
+    """A row a metric and alpha: the means, how far they differ, its interval; the metric that decides first.
+
+    Columns that `width`, in characters, has no room for are left out, the verdict's at last: the sentences have it.
+    """
     rows = bench_rows(bench)
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in rows[0] if rows else ():
-        left = heading in ("task", "metric", "")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=not left)
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+    one_alpha = len({c.alpha for c in bench.compared}) == 1  # the sentences name it
+    at_last = ["", *(["alpha"] if one_alpha else [])]
+    table = fitted_table(rows, width, texts=_TEXTS, leave_out=_LEAVE_OUT, at_last=at_last)
+    if "" in headings(table):
+        return table
+    rows = [_without_remark(row) for row in rows]
+    return fitted_table(rows, width, texts=_TEXTS, leave_out=_LEAVE_OUT, at_last=at_last)
+
+
+def _without_remark(row: dict[str, str]) -> dict[str, str]:
+    """A row without its last cell; where nothing is compared that moves to the metric, since no sentence has it."""
+    said = {} if row["alpha"] else {"metric": row[""]}
+    return {heading: cell for heading, cell in (row | said).items() if heading}
 
 
 def bench_rows(bench: BenchResult) -> list[dict[str, str]]:
@@ -33,11 +45,8 @@ def bench_rows(bench: BenchResult) -> list[dict[str, str]]:
         if not any(c.task == task.name for c in bench.compared):
             at = ", ".join(f"{alpha:.4g} ({n})" for alpha, n in task.n_items.items())
             remark = f"answered at {at}" + ("" if task.metrics else "; it is judged elsewhere")
-            rows.append(dict.fromkeys(_HEADINGS, "") | {"task": task.title, "": remark})
+            rows.append(dict.fromkeys(HEADINGS, "") | {"task": task.title, "": remark})
     return rows
-
-
-_HEADINGS = ("task", "metric", "alpha", "items", "alpha = 0", "at alpha", "difference", "95 % interval", "")
 
 
 def _row(c: Compared, bench: BenchResult) -> dict[str, str]:
@@ -55,4 +64,4 @@ def _row(c: Compared, bench: BenchResult) -> dict[str, str]:
         f"[{low}, {high}]",
         c.word if c.decides else "",
     )
-    return dict(zip(_HEADINGS, values, strict=True))
+    return dict(zip(HEADINGS, values, strict=True))

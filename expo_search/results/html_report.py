@@ -131,7 +131,7 @@ def _page(store: Store) -> Iterator[str]:
     """The page in pieces; a trial's answers are read when their turn comes."""
     study = read_result(store)
     known, verdict = study.evaluations, study.verdict
-    script = _asset("report.js")
+    script, trials = _asset("report.js"), trial_table(known, verdict)
     return _template().generate(
         name=store.name,
         policy=_policy(script),
@@ -142,8 +142,8 @@ def _page(store: Store) -> Iterator[str]:
         curve=curve_svg(known, verdict, band=study.band) if len(known) > 1 else "",
         reward_models=_reward_models(study.model_gains),
         reward_model_legend=MODEL_GAINS,
-        trials=trial_table(known, verdict),
-        legend=legend(known, verdict),
+        trials=trials,
+        legend=legend(known, verdict, trials.heads),
         in_order=IN_ORDER,
         seconds=stage_seconds(known),
         bench=_bench(study.bench),
@@ -198,6 +198,7 @@ def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
         "alpha",
         "gain",
         "95 % interval",
+        "equal length",
         "mean reward",
         "± SE",
         "prompts",
@@ -214,6 +215,7 @@ def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
             f"{e.alpha:.4g}",
             "0" if control else f"{e.gain.mean:+.4f}",
             "" if control else f"{e.gain.low:+.3f} .. {e.gain.high:+.3f}",
+            "" if control else f"{e.length_controlled.mean:+.4f}",
             f"{e.reward.mean:.4f}",
             f"{e.reward.se:.4f}",
             str(e.reward.n),

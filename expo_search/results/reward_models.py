@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from expo_search.contracts import Part
 from expo_search.evaluation.ensemble import Calibration, read_calibration, rewards_of
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.fitted_table import fitted_table
 from expo_search.search.confirm import Confirmation
 from expo_search.stats.paired import Estimate, estimate
 from expo_search.store.attributes import StudyAttributes
@@ -116,18 +117,11 @@ def _see(names: Sequence[str]) -> str:
     return "sees" if len(names) == 1 else "see"
 
 
-def model_gain_table(gains: Sequence[ModelGain]) -> Table:
-    """The rows for a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def model_gain_table(gains: Sequence[ModelGain], width: int = 200) -> Table:
+    """The rows for a terminal, without the columns that `width`, in characters, has no room for."""
     rows = model_gain_rows(gains)
-    for i, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=bool(i))
-    for row in rows:
-        table.add_row(*row.values())
-    return table
+    name, prompts, at_zero, at_alpha, *_, standardised = rows[0]
+    return fitted_table(rows, width, texts=(name,), leave_out=(at_zero, at_alpha, prompts), at_last=(standardised,))
 
 
 def model_gain_lines(gains: Sequence[ModelGain]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from expo_search.results.fitted_table import fitted_table
 from expo_search.results.summary_json import as_json
 from expo_search.search.shapes import UNIFORM, Against, Shapes, shape_text
 from expo_search.stats.paired import Estimate
@@ -58,16 +59,17 @@ def shape_rows(shapes: Shapes) -> list[dict[str, str]]:
     return rows
 
 
-def shape_table(shapes: Shapes) -> Table:
-    """`shape_rows` for a terminal; the best shape is bold."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for head in HEADS:
-        table.add_column(head, justify="left" if head in ("shape", "") else "right")
-    for e, row in zip(shapes.trials, shape_rows(shapes), strict=True):
-        table.add_row(*row.values(), style="bold" if e is shapes.best else None)
-    return table
+def shape_table(shapes: Shapes, width: int = 200) -> Table:
+    """`shape_rows` for a terminal, without the columns that `width` has no room for; the best shape is bold."""
+    styles = ["bold" if e is shapes.best else "" for e in shapes.trials]
+    return fitted_table(
+        shape_rows(shapes),
+        width,
+        texts=("shape", ""),
+        leave_out=("reward", "prompts", "over alpha = 0"),
+        at_last=("trial",),
+        styles=styles,
+    )
 
 
 def shapes_json(shapes: Shapes) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.results.fitted_table import fitted_table
 from expo_search.results.verdict import Verdict
 from expo_search.search.standing import Left
 
@@ -14,39 +14,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+HEADINGS = (
+    "trial", "alpha", "prompts", "reward", "gain", "95 % interval", "wins", "equal length", "tokens", "cut off",
+    "loops", "seconds", "",
+)  # fmt: skip
+# what tells least goes first; gains can be the length of answers alone, so what shows that goes at last
+_LEAVE_OUT = ("seconds", "loops", "wins", "reward", "prompts")
+_AT_LAST = ("tokens", "cut off", "equal length")
+
+
 def trial_table(
     evaluations: Sequence[Evaluation], verdict: Verdict, width: int = 200, left: Sequence[Left] = ()
 ) -> Table:
     """Trials in the order in which they ran, then those that were left; that at the recommended alpha is marked.
 
-    Columns that `width`, in characters, has no room for are left out, the last of `_LEAVE_OUT` first, so that no number
-    and no word is broken.
+    Columns that `width`, in characters, has no room for are left out, so that no number and no word is broken.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     rows = [cells(e) for e in evaluations]
-    rows += [dict.fromkeys(rows[0], "") | _left_cells(each) for each in left] if rows else []
-    sizes = {k: max([len(k), *(len(row[k]) for row in rows)]) + 3 for k in (rows[0] if rows else ())}
-    words = max([len(word) for row in rows for word in row[""].split()], default=0)
-    for heading in reversed(_LEAVE_OUT):
-        remark = words + 3 if heading in _AT_LAST else min(sizes.get("", 0), _REMARK)  # a long one goes on below
-        if sum(sizes.values()) - sizes.get("", 0) + remark > width:
-            sizes.pop(heading, None)
-    room = sum(sizes.values()) - (sizes.get("", words + 3) - words - 3)
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if room <= width else 0))
-    for heading in sizes:
-        least = None if heading else words
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading), min_width=least)
-    for e, row in zip_longest(evaluations, rows):
-        marked = e is not None and verdict.recommends(e)
-        table.add_row(*(row[heading] for heading in sizes), style="bold green" if marked else "" if e else "dim")
-    return table
-
-
-_REMARK = 24  # characters
-_AT_LAST = ("prompts", "reward")
-_LEAVE_OUT = (*_AT_LAST, "equal length", "cut off", "tokens", "wins", "loops", "seconds")
+    styles = ["bold green" if verdict.recommends(e) else "" for e in evaluations]
+    if rows:
+        rows += [dict.fromkeys(rows[0], "") | _left_cells(each) for each in left]
+        styles += ["dim"] * len(left)
+    return fitted_table(rows, width, texts=("",), leave_out=_LEAVE_OUT, at_last=_AT_LAST, styles=styles)
 
 
 def _left_cells(trial: Left) -> dict[str, str]:
@@ -61,21 +50,22 @@ def _left_cells(trial: Left) -> dict[str, str]:
 def cells(e: Evaluation) -> dict[str, str]:
     """A trial's row of the table, by heading. The control is not compared with itself."""
     versus = e.trial != CONTROL
-    return {
-        "trial": str(e.trial),
-        "alpha": f"{e.alpha:.4g}",
-        "prompts": str(e.gain.n),
-        "reward": f"{e.reward.mean:.4f}",
-        "gain": f"{e.gain.mean:+.4f}" if versus else "",
-        "95 % interval": f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]" if versus else "",
-        "wins": f"{e.win_rate.mean:.0%}" if versus else "",
-        "equal length": f"{e.length_controlled.mean:+.3f}" if versus else "",
-        "tokens": f"{e.mean_length:.0f}",
-        "cut off": f"{e.share_cut:.0%}",
-        "loops": f"{e.share_repeating:.0%}",
-        "seconds": f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
-        "": e.remark,
-    }
+    values = (
+        str(e.trial),
+        f"{e.alpha:.4g}",
+        str(e.gain.n),
+        f"{e.reward.mean:.4f}",
+        f"{e.gain.mean:+.4f}" if versus else "",
+        f"[{e.gain.low:+.3f}, {e.gain.high:+.3f}]" if versus else "",
+        f"{e.win_rate.mean:.0%}" if versus else "",
+        f"{e.length_controlled.mean:+.3f}" if versus else "",
+        f"{e.mean_length:.0f}",
+        f"{e.share_cut:.0%}",
+        f"{e.share_repeating:.0%}",
+        f"{e.switch_s + e.generate_s + e.score_s + e.other_s:.1f}",
+        e.remark,
+    )
+    return dict(zip(HEADINGS, values, strict=True))
 
 
 def stage_seconds(evaluations: Sequence[Evaluation]) -> str:
