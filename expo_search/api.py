@@ -363,7 +363,7 @@ class Session:
             trial = self._recommended()
         there = self.confirmed(trial, n_prompts)
         if there is not None:
-            self.say(f"study {self.name}: alpha = {trial.alpha:.4g} is confirmed on these {there.n} fresh prompts")
+            self.say(f"study {self.name}: alpha = {trial.alpha:.4g} was measured on these {there.n} fresh prompts")
             return there
         self.start()
         store = self.running.store

@@ -124,7 +124,12 @@ class TestSession:
             assert session.confirm(result.best, 12, stop=lambda: True) is None
             before = get_note(session.running.store.study)
             assert "12 fresh prompts" not in before
-            assert session.confirm(result.best, 12) is not None
+            measured = session.confirm(result.best, 12)
+            assert measured is not None
+            said: list[str] = []
+            session.say = said.append
+            assert session.confirm(result.best, 12) == measured
+            assert said[-1].endswith("was measured on these 12 fresh prompts"), "which may show no gain"
             study = session.running.store.study
             assert "12 fresh prompts" in get_note(study)
             assert FIGURE in get_plotly_graph_objects(
