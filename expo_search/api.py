@@ -17,7 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE, DEFAULT_TRIALS
+from expo_search.config.options import (
+    DEFAULT_SHAPES,
+    DEFAULT_STORAGE,
+    DEFAULT_TRIALS,
+    OF_BENCH,
+    OF_SEARCH,
+    TaskOptions,
+)
 from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
 from expo_search.text import storable
@@ -653,8 +660,8 @@ class Session:
     def check_bench(
         self, tasks: Sequence[str], *, data: Mapping[str, str | Path] | None = None, limit: int | None = None
     ) -> None:
-        """Find out whether tasks can be benchmarked, before anything is started. Raises as `bench`."""
-        self._benchmarks(tasks, [], data, limit)
+        """Find out whether tasks can be benchmarked after a search, before anything is started. Raises as `bench`."""
+        self._benchmarks(tasks, [], data, limit, OF_SEARCH)
 
     def bench_winner(
         self,
@@ -682,12 +689,18 @@ class Session:
         return measured
 
     def _benchmarks(
-        self, tasks: Sequence[str], alphas: Sequence[float], data: Mapping[str, str | Path] | None, limit: int | None
+        self,
+        tasks: Sequence[str],
+        alphas: Sequence[float],
+        data: Mapping[str, str | Path] | None,
+        limit: int | None,
+        options: TaskOptions = OF_BENCH,
     ) -> Benchmarks:
         from expo_search.session.benchmarks import prepare
 
         files = {task: Path(file) for task, file in (data or {}).items()}
-        return prepare(self.checked, tasks, alphas, data=files, limit=limit, own_model=self._own_model, say=self.say)
+        own, say = self._own_model, self.say
+        return prepare(self.checked, tasks, alphas, data=files, limit=limit, own_model=own, say=say, options=options)
 
     def _evaluated(self, alpha: float) -> float:
         """The alpha of the trial that is nearest, where that is the same but for digits that no table shows."""

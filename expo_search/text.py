@@ -33,6 +33,15 @@ def cut(text: str, n_max: int = _LONGEST) -> str:
     return text if len(text) <= n_max else f"{text[:n_max]}… ({len(text) - n_max} more characters)"
 
 
+def shortened(text: str, n_max: int = 160) -> str:
+    """On one line, and cut after a word that is within n_max characters; "…" says that there was more."""
+    line = " ".join(text.split())
+    if len(line) <= n_max:
+        return line
+    words, _, _ = line[: n_max + 1].rpartition(" ")
+    return f"{words or line[:n_max]} …"
+
+
 def one_line(text: str) -> str:
     """`clean`, and on one line whatever a name or a library's message holds."""
     return " ".join(clean(text).split())

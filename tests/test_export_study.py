@@ -295,11 +295,13 @@ class TestChoice:
         with pytest.raises(SettingsChanged, match=r"other settings \(files\.sft: '\w+' there, '\w+' now\)"):
             export(url, tmp_path / "out")
 
-    @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2 GiB", 2 << 30), ("1.5kb", 1500), ("7", 7)])
+    @pytest.mark.parametrize(
+        ("text", "size"), [("5GB", 5 * 10**9), ("2 GiB", 2 << 30), ("1.5kb", 1500), ("7KiB", 7168)]
+    )
     def test_a_shard_size_is_read_as_people_write_it(self, text: str, size: int) -> None:
         assert size_in_bytes(text) == size
 
-    @pytest.mark.parametrize("text", ["", "0GB", "5XB", "-1GB", "GB"])
+    @pytest.mark.parametrize("text", ["", "0GB", "5XB", "-1GB", "GB", "5"])
     def test_what_is_no_size_is_refused(self, text: str) -> None:
         with pytest.raises(StudyError, match="--max-shard-size"):
             size_in_bytes(text)

@@ -15,6 +15,7 @@ from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
 from expo_search.inputs.pair import resolve_check_model, resolve_pair
+from expo_search.text import shortened
 
 FILE = "pytest/__init__.py"  # stands for a package's file of weights
 INSTALLED = {
@@ -78,6 +79,14 @@ def test_a_hub_that_cannot_be_reached_says_which_file_and_that_a_local_path_work
     assert "expected a repository on the Hub that can be reached" in found
     assert found.endswith("a local folder works too\n")
     assert found.count("\n") == 1
+    assert " …; expected a repository" in found, "cut between two words"
+
+
+def test_a_librarys_words_are_cut_between_two_of_them() -> None:
+    assert shortened("so\n  short") == "so short"
+    assert shortened("try again later", 9) == "try again …"
+    assert shortened("try again later", 8) == "try …"
+    assert shortened("nowhere", 3) == "now …"
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_line_that_installs_it() -> None:

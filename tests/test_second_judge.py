@@ -25,7 +25,7 @@ from expo_search.cli.main import app
 from expo_search.config.presets import studies_folder
 from expo_search.contracts import Part
 from expo_search.engine.machine import Machine
-from expo_search.errors import ExpoError, RewardError, SettingsChanged
+from expo_search.errors import ExpoError, PairError, RewardError, SettingsChanged
 from expo_search.evaluation.answering import BLOCK
 from expo_search.evaluation.second_judge import Check, Word, agreement
 from expo_search.exporting.model_card import card
@@ -501,6 +501,17 @@ class TestFind:
         checked = check(self.spec(), "sqlite:///a.db", lambda _: None)
         with pytest.raises(RewardError, match=found):
             find_judge(checked, model, None, lambda _: None)
+
+    @pytest.mark.usefixtures("home")
+    def test_the_studys_own_is_known_by_the_name_that_cards_give_it_without_asking_the_hub(self) -> None:
+        """As of a pair that ships as parts, whose spec has no name for it."""
+        checked = check(self.spec(), "sqlite:///a.db", lambda _: None)
+        own = replace(checked.pair.reward_source, id="demo/reward", revision="0" * 16)
+        shipped = replace(checked, pair=replace(checked.pair, reward_model=own))
+        with pytest.raises(RewardError, match="demo/reward: the reward model that the search uses"):
+            find_judge(shipped, "demo/reward", None, lambda _: None)
+        with pytest.raises(PairError, match="check reward model someone/else"):
+            find_judge(shipped, "someone/else", None, lambda _: None)
 
     @pytest.mark.usefixtures("home")
     def test_the_memory_is_planned_for_the_larger_of_the_two(self, monkeypatch: pytest.MonkeyPatch) -> None:

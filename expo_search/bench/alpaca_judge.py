@@ -16,6 +16,7 @@ from expo_search.bench.run import Benchmark, Chosen
 from expo_search.bench.task import Metric, generator_name
 from expo_search.errors import StudyError
 from expo_search.store.bench_store import BenchStore, Score, Scores
+from expo_search.text import shortened
 
 WIN_RATE = Metric("win_rate", "win rate over alpha = 0")
 _EVEN = Score(0.5)  # alpha = 0 against itself
@@ -123,7 +124,7 @@ def _preferences(config: str, at: Sequence[dict[str, str]], zero: Sequence[dict[
     except Exception as fault:  # the judge's, the network's, those of somebody's configuration
         raise StudyError(
             where=f"--judge {config}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a judge that answers",
             do="check its key and address; the answers are kept, the same command judges them",
         ) from None

@@ -10,6 +10,7 @@ from typing import Any
 from expo_search.bench.task import TaskData
 from expo_search.errors import PromptsError
 from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
+from expo_search.text import shortened
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,9 @@ def load_rows(task: str, file: Path | None, hub: HubData | HubFile | None, colum
     Raises:
         PromptsError: no file and no data set, not readable, no rows, or a row without the columns.
     """
-    option = f"--data {task}=FILE"
+    option = f"--data {task}=FILE (of the search: --bench-data)"
     if file is not None:
-        if not file.is_file() or file.suffix not in SUFFIXES:
-            raise PromptsError(
-                where=f"--data {task}={file}",
-                found="a file of another kind" if file.is_file() else "no such file",
-                expected="a .jsonl, .json or .parquet file",
-                do="check the path",
-            )
+        check_file(file, f"--data {task}={file}")
         rows = _checked(file_rows(file), columns)
         source = str(file)
     elif isinstance(hub, HubFile):
@@ -59,6 +54,21 @@ def load_rows(task: str, file: Path | None, hub: HubData | HubFile | None, colum
     return TaskData(source, rows)
 
 
+def check_file(file: Path, where: str) -> None:
+    """Check that a task's file is there and of a kind that is read; `where` gave it.
+
+    Raises:
+        PromptsError: it is not.
+    """
+    if not file.is_file() or file.suffix not in SUFFIXES:
+        raise PromptsError(
+            where=where,
+            found="a file of another kind" if file.is_file() else "no such file",
+            expected="a .jsonl, .json or .parquet file",
+            do="check the path",
+        )
+
+
 def _fetched(hub: HubFile, option: str) -> Path:
     """The file in the Hub's cache."""
     from huggingface_hub import hf_hub_download
@@ -68,7 +78,7 @@ def _fetched(hub: HubFile, option: str) -> Path:
     except Exception as fault:  # the Hub's errors, and the network's of the library that its client uses
         raise PromptsError(
             where=f"data set {hub.id}, {hub.file}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a file on the Hub, or in its cache",
             do=f"check the network; a local file works too: {option}",
         ) from None

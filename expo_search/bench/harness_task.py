@@ -23,6 +23,7 @@ from expo_search.bench.harness_model import LiveRequests, live_model
 from expo_search.bench.harness_package import need_harness
 from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import BenchStore, Score, Scores
+from expo_search.text import shortened
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -119,8 +120,8 @@ class HarnessTask:
         store.add(self.name, asking.alpha, {}, fresh)
 
 
-def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
-    """The tasks of a name with one of the prefixes. Loads their data, which the harness fetches.
+def load_harness(name: str, limit: int | None, option: str = "--tasks") -> list[HarnessTask]:
+    """The tasks of a name with one of the prefixes, which `option` asked for; their data, which the harness fetches.
 
     Raises:
         StudyError: the harness is not installed, or has no such task.
@@ -136,7 +137,7 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
     if not is_file and wanted not in known:
         near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
         raise StudyError(
-            where="--tasks",
+            where=option,
             found=f"unknown task {name!r}",
             expected=f"one of {', '.join(prefix + n for n in near)}" if near else "a task of lm-evaluation-harness",
             do=f"did you mean {prefix}{near[0]}?" if near else "see `lm-eval ls tasks`, or give a task's YAML file",
@@ -149,7 +150,7 @@ def load_harness(name: str, limit: int | None) -> list[HarnessTask]:
     except Exception as fault:  # the harness's own errors, YAML's, those of `datasets`, the Hub's, the network's
         raise PromptsError(
             where=f"task {name}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a task whose data are on the Hub, in its cache or in files",
             do="check the network; a YAML file of one's own may name local data",
         ) from None

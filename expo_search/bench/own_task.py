@@ -21,6 +21,7 @@ from expo_search.contracts import Request
 from expo_search.errors import StudyError
 from expo_search.inputs.own_function import load_function
 from expo_search.store.bench_store import Answered, Score, Scores
+from expo_search.text import shortened
 
 _MAX_TOKENS = 512
 
@@ -64,7 +65,7 @@ class OwnTask:
         try:
             result = self._scorer(dict(item.row), answer)
         except Exception as fault:  # somebody's own code
-            told = f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}"
+            told = f"{type(fault).__name__}: {shortened(str(fault))}"
             raise self._fault(item, told, "a scorer that takes any answer, an empty one too") from None
         values = dict(result) if isinstance(result, Mapping) else {"score": result}
         for value in values.values():

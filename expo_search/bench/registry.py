@@ -8,6 +8,7 @@ from pathlib import Path
 
 from expo_search.bench.alpaca_eval import AlpacaEval
 from expo_search.bench.basics import Basics
+from expo_search.bench.data import check_file
 from expo_search.bench.gsm8k import N_SHOTS, SHOTS, Gsm8k
 from expo_search.bench.harness_task import CHAT_PREFIX, PREFIX, load_harness
 from expo_search.bench.ifeval import WITHOUT_PUNKT, Ifeval
@@ -15,6 +16,7 @@ from expo_search.bench.mt_bench import MtBench
 from expo_search.bench.own_task import OwnTask, is_own
 from expo_search.bench.run import Benchmark, Chosen
 from expo_search.bench.task import Task
+from expo_search.config.options import OF_BENCH, TaskOptions
 from expo_search.errors import StudyError
 
 Data = Mapping[str, Path]  # files in the place of the Hub, by the task's name
@@ -30,30 +32,26 @@ TASKS: Mapping[str, Callable[[Data], Task]] = {
 _FURTHER_DATA = {SHOTS: "gsm8k_5shot"}  # names of files that are of no task's own
 
 
-def load_tasks(names: Sequence[str], data: Data, limit: int | None = None) -> list[Benchmark]:
-    """The tasks of these names, each with its first `limit` items.
+def load_tasks(
+    names: Sequence[str], data: Data, limit: int | None = None, options: TaskOptions = OF_BENCH
+) -> list[Benchmark]:
+    """The tasks of these names, each with its first `limit` items; `options` asked for them.
 
     Raises:
         StudyError: an unknown task, one that needs what is not installed, data that no task takes, no task at all.
         PromptsError: data that are missing or of another form.
     """
     names = list(dict.fromkeys(names))
-    check_names(names)
+    check_names(names, options.tasks)
     if limit is not None and limit < 1:
-        raise StudyError(where="--limit", found=str(limit), expected="at least 1", do="give the number of items wanted")
-    takers = {*names, *("gsm8k" for n in names if n.startswith("gsm8k")), *("ifeval" for n in names if "ifeval" in n)}
-    for name in data:
-        if name not in takers and _FURTHER_DATA.get(name) not in names:
-            raise StudyError(
-                where=f"--data {name}={data[name]}",
-                found="data of a task that is not asked for",
-                expected=f"one of {', '.join(names)}",
-                do="check the name, or add the task to --tasks",
-            )
+        raise StudyError(
+            where=options.limit, found=str(limit), expected="at least 1", do="give the number of items wanted"
+        )
+    _check_data(names, data, options)
     chosen: list[Benchmark] = []
     for name in names:
         if name.startswith((PREFIX, CHAT_PREFIX)):
-            chosen += load_harness(name, limit)
+            chosen += load_harness(name, limit, options.tasks)
             continue
         task = OwnTask(name, data) if is_own(name) else TASKS[name](data)
         items = task.items[:limit]
@@ -61,6 +59,28 @@ def load_tasks(names: Sequence[str], data: Data, limit: int | None = None) -> li
             task.check(items)
         chosen.append(Chosen(task, items))
     return chosen
+
+
+def _check_data(names: Sequence[str], data: Data, options: TaskOptions) -> None:
+    """Check that each file is of a task that is asked for and reads one, and that it is there."""
+    takers = {*names, *("gsm8k" for n in names if n.startswith("gsm8k")), *("ifeval" for n in names if "ifeval" in n)}
+    for name, file in data.items():
+        where = f"{options.data} {name}={file}"
+        if name not in takers and _FURTHER_DATA.get(name) not in names:
+            raise StudyError(
+                where=where,
+                found="data of a task that is not asked for",
+                expected=f"one of {', '.join(names)}",
+                do=f"check the name, or add the task to {options.tasks}",
+            )
+        if name == Basics.name or name.startswith((PREFIX, CHAT_PREFIX)):
+            raise StudyError(
+                where=where,
+                found="data of a task that has items of its own",
+                expected="a task that reads a file",
+                do="leave it out",
+            )
+        check_file(file, where)
 
 
 def known() -> str:
@@ -75,7 +95,7 @@ def check_names(names: Collection[str], where: str = "--tasks") -> None:
         StudyError: none, or one that is unknown.
     """
     if not names:
-        raise StudyError(where=where, found="nothing", expected=f"names of {known()}", do="give --tasks A,B")
+        raise StudyError(where=where, found="nothing", expected=f"names of {known()}", do=f"give {where} A,B")
     for name in names:
         if name in TASKS or name.startswith((PREFIX, CHAT_PREFIX)) or is_own(name):
             continue

@@ -29,7 +29,7 @@ from expo_search.cli.console import (
 )
 from expo_search.cli.inspect import print_bench
 from expo_search.cli.signals import same_command, stop_on_signals
-from expo_search.config.options import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE, OF_BENCH, TaskOptions
 from expo_search.errors import StudyError
 
 _TASKS = (
@@ -102,8 +102,8 @@ class Wanted:
     limit: int | None
 
 
-def task_names(text: str) -> list[str]:
-    """The names between commas.
+def task_names(text: str, options: TaskOptions = OF_BENCH) -> list[str]:
+    """The names between commas; `options` gave them.
 
     Raises:
         StudyError: none, or one that is unknown.
@@ -111,12 +111,12 @@ def task_names(text: str) -> list[str]:
     from expo_search.bench.registry import check_names
 
     names = [task for task in text.split(",") if task]
-    check_names(names)
+    check_names(names, options.tasks)
     return names
 
 
-def task_files(given: Sequence[str]) -> dict[str, str | Path]:
-    """Task -> file, of TASK=FILE each.
+def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[str, str | Path]:
+    """Task -> file, of TASK=FILE each; `options` gave them.
 
     Raises:
         StudyError: a text that is not of that form.
@@ -126,7 +126,7 @@ def task_files(given: Sequence[str]) -> dict[str, str | Path]:
         task, equals, file = text.partition("=")
         if not task or not equals or not file:
             raise StudyError(
-                where="--data", found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
+                where=options.data, found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
             )
         files[task] = Path(file).expanduser()
     return files

@@ -76,6 +76,16 @@ def n_engines(given: str | None) -> int | Literal["auto"] | None:
         ) from None
 
 
+def check_trials(n: int) -> None:
+    """Check what `--trials` says.
+
+    Raises:
+        StudyError: none.
+    """
+    if n < 1:
+        raise StudyError(where="--trials", found=str(n), expected="at least 1", do="give the number of trials wanted")
+
+
 def known_study(study: str | None, storage: str) -> str:
     """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
     from expo_search.store.database import check_readable, sqlite_path, study_names

@@ -25,6 +25,7 @@ from expo_search.cli.console import (
     RayAddress,
     Storage,
     TrustRemoteCode,
+    check_trials,
     give_up_on,
     known_study,
     n_engines,
@@ -36,7 +37,7 @@ from expo_search.cli.menu import Menu, is_wanted
 from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.amounts import seconds as seconds_of
 from expo_search.config.amounts import tokens as tokens_of
-from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, PANELS, overrides
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OF_SEARCH, OPTIONS, PANELS, overrides
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
@@ -186,10 +187,7 @@ def search(
             )
         typer.echo(context.get_help())
         return
-    if trials < 1:
-        raise StudyError(
-            where="--trials", found=str(trials), expected="at least 1", do="give the number of trials wanted"
-        )
+    check_trials(trials)
     budget = _budget(time_limit, tokens)
     if budget is not None and not _is_typed(context, "trials"):
         trials = _TRIALS_OF_A_BUDGET
@@ -197,7 +195,7 @@ def search(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
     trackers = [] if track is None else _tracker_names(track)
-    wanted = None if bench is None else Wanted(task_names(bench), task_files(bench_data or []), bench_limit)
+    wanted = _benchmarks(bench, bench_data or [], bench_limit)
     where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     if dry_run:
         _forecast(spec, trials, confirm, wanted, storage, log, where, quiet=quiet, as_json=as_json)
@@ -217,6 +215,18 @@ def search(
         as_json=as_json,
         no_menu=no_menu,
     )
+
+
+def _benchmarks(tasks: str | None, data: Sequence[str], limit: int | None) -> Wanted | None:
+    """What is to be benchmarked at the end, if anything."""
+    if tasks is not None:
+        return Wanted(task_names(tasks, OF_SEARCH), task_files(data, OF_SEARCH), limit)
+    for option, is_given in ((OF_SEARCH.data, bool(data)), (OF_SEARCH.limit, limit is not None)):
+        if is_given:
+            raise StudyError(
+                where=option, found="no --bench", expected="--bench A,B beside it", do="add the tasks, or leave it out"
+            )
+    return None
 
 
 def _tracker_names(text: str) -> list[str]:

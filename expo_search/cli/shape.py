@@ -19,6 +19,7 @@ from expo_search.cli.console import (
     RayAddress,
     Storage,
     TrustRemoteCode,
+    check_trials,
     give_up_on,
     known_study,
     n_engines,
@@ -50,6 +51,7 @@ def search_shape(
     """Spread the best alpha over layers or modules, and see whether that beats one alpha for all."""
     from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json
 
+    check_trials(trials)
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         session = open_session(

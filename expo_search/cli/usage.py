@@ -15,6 +15,7 @@ from expo_search.text import one_line
 # typer brings click's classes under private names; these are theirs
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 _COMMAND = "expo-search"
+_COMMAND_LINE = "command line"  # the program's name is in front of every message
 _PANELS = ("Pair", "Prompts", "Search", "Engine", "Output")  # of the search's options, in this order
 
 
@@ -59,11 +60,12 @@ def as_ours(fault: Any, group: Any) -> StudyError:
     context = getattr(fault, "ctx", None)
     name = getattr(context, "info_name", None) if getattr(context, "parent", None) is not None else None
     command = f"{_COMMAND} {name}" if name else _COMMAND
+    place = command if name else _COMMAND_LINE
     option = getattr(fault, "option_name", None)
     if type(fault).__name__ == "NoSuchOption":
         near = _near(option, _options(getattr(context, "command", group)))
         return StudyError(
-            where=command,
+            where=place,
             found=f"no option {option}",
             expected="one that it has",
             do=f"did you mean {near}?" if near else f"see `{command} --help`",
@@ -80,7 +82,7 @@ def as_ours(fault: Any, group: Any) -> StudyError:
         found, expected = "no value", "one after it"
     elif parameter is not None:
         found, expected = _refused(fault, message)
-    where = option or (_name(parameter) if parameter is not None else command)
+    where = option or (_name(parameter) if parameter is not None else place)
     return StudyError(where=where, found=found, expected=expected, do=f"see `{command} --help`")
 
 
@@ -96,14 +98,18 @@ def _refused(fault: Any, message: str) -> tuple[str, str]:
 
 def unknown_command(typed: str, group: Any) -> StudyError:
     """A first word that is no command. The search has no name, which is the commonest mistake."""
+    from expo_search.config.presets import preset_names
+
     names = [name for name, command in group.commands.items() if not command.hidden]
     near = _near(typed, [*names, "search"])
     do = "see `expo-search --help`"
-    if near == "search":
+    if typed in preset_names():
+        do = f"to search that pair: expo-search --pair {typed}"
+    elif near == "search":
         do = "the search has no name: expo-search --pair NAME"
     elif near:
         do = f"did you mean `expo-search {near}`?"
-    return StudyError(where=_COMMAND, found=f"no command {typed!r}", expected="one of its commands", do=do)
+    return StudyError(where=_COMMAND_LINE, found=f"no command {typed!r}", expected="one of its commands", do=do)
 
 
 def _does(command: Any) -> str:

@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 DEFAULT_STORAGE = "sqlite:///expo-search.db"
 DEFAULT_SHAPES = 12
 DEFAULT_TRIALS = 20
+
+
+class TaskOptions(NamedTuple):
+    """The options that name tasks, their files and a limit, as messages call them."""
+
+    tasks: str = "--tasks"
+    data: str = "--data"
+    limit: str = "--limit"
+
+
+OF_BENCH = TaskOptions()
+OF_SEARCH = TaskOptions("--bench", "--bench-data", "--bench-limit")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from expo_search.checkpoint.remote_code import CONFIGS, check_code, is_commit
 from expo_search.errors import ExpoError, PairError
 from expo_search.inputs.source import CODE_REVISIONS, Source
+from expo_search.text import shortened
 
 _WANTED = (
     "*.safetensors",
@@ -62,7 +63,7 @@ def from_hub(
     except Exception as fault:  # the Hub's errors, and the network's of the library that its client uses
         raise PairError(
             where=f"{role} {id}, file {file}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a repository on the Hub that can be reached",
             do="check the id and the network, then run it again: what was fetched is kept; a local folder works too",
         ) from None

@@ -16,6 +16,7 @@ from typing import Any
 
 from expo_search.config.own_scorer import function_of
 from expo_search.errors import StudyError
+from expo_search.text import shortened
 
 
 def load_function(named: str) -> Callable[..., Any]:
@@ -32,7 +33,7 @@ def load_function(named: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as fault:  # what it does when it is imported is somebody's own code
         raise StudyError(
             where=f"scorer {named}",
-            found=f"{type(fault).__name__}: {' '.join(str(fault).split())[:160]}",
+            found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a function module:function, on Python's path or in the working directory, or FILE.py:function",
             do="check the name",
         ) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.errors import PromptsError
+from expo_search.text import shortened
 
 _BATCH_ROWS = 1000
 SUFFIXES = frozenset({".jsonl", ".json", ".parquet"})
@@ -100,7 +101,7 @@ def hub_rows(
     except Exception as error:  # datasets raises its own, the Hub's, and the network's errors
         raise PromptsError(
             where=f"data set {source}, split {split}",
-            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
+            found=f"{type(error).__name__}: {shortened(str(error))}",
             expected="a data set on the Hub, or in the local cache",
             do=f"check the id and the network; a local .jsonl file works too: {option}",
         ) from None

@@ -12,6 +12,7 @@ from expo_search.bench.registry import Data, load_tasks
 from expo_search.bench.result import BenchResult, read_bench
 from expo_search.bench.run import Benchmark, Chosen, is_done, run
 from expo_search.bench.task import WrittenTask, generator_name
+from expo_search.config.options import OF_BENCH, TaskOptions
 from expo_search.config.spec import StudySpec
 from expo_search.contracts import Prompt, Request
 from expo_search.errors import EngineDied, PromptsError, StudyError
@@ -133,8 +134,11 @@ def prepare(
     limit: int | None,
     own_model: bool,
     say: Callable[[str], None],
+    options: TaskOptions = OF_BENCH,
 ) -> Benchmarks:
     """Load the tasks, and leave out the items that are too long for the context, which is said.
+
+    `options` asked for them.
 
     Raises:
         StudyError: an alpha that makes no weights; else as `load_tasks`.
@@ -145,7 +149,7 @@ def prepare(
             raise StudyError(
                 where="--alphas", found=f"{alpha}", expected="numbers that are finite in float32", do="give others"
             )
-    tasks = load_tasks(names, data, limit)
+    tasks = load_tasks(names, data, limit, options)
     wanted = [0.0, *dict.fromkeys(alpha for alpha in alphas if alpha != 0)]
     if not own_model:
         return Benchmarks(tasks, wanted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.contracts import Part, Scorer
@@ -77,6 +78,9 @@ def find_judge(
     for own in spec.each_reward:
         if id == own.pair.reward_model and asked.check_reward_revision in (None, own.pair.reward_revision):
             raise _own_again(id, several=bool(spec.rewards))
+    # one that ships with a pair has no name in the spec, but cards and reports name it; a folder here may be another
+    if not Path(id).is_dir() and any(id == own.id and not own.on_hub for own in checked.pair.rating):
+        raise _own_again(id, several=bool(spec.rewards))
     checked = replace(checked, spec=spec)
     if scorer is not None:
         key = hashlib.sha256(f"{id}@{PLUG_IN}".encode()).hexdigest()[:16]
