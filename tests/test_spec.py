@@ -145,8 +145,9 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
 def test_a_value_that_is_not_allowed_is_named_with_its_place(table: str, values: Any, found: str) -> None:
     given = {"pair": PAIR, table: (PAIR | values if table == "pair" else values)}
     fault = fault_of(overrides=given)
-    assert found in fault.found
-    assert (fault.expected, fault.do) == ("one that is allowed", "fix the option or the file")
+    assert found in str(fault)
+    assert fault.expected in ("one that is allowed", "aligned, sft and reward_model (paths or Hub ids)")
+    assert fault.do == "fix the option or the file"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,32 @@ def test_a_file_that_is_no_study_is_one_clear_error(tmp_path: Path, text: str) -
     found = str(fault_of(file=write(tmp_path, text + "\n" + PAIR_TOML if "pair" not in text else text)))
     assert "expected" in found
     assert str(tmp_path / "mine.toml") in found or "preset" in found
+
+
+def test_a_fault_says_once_what_was_expected_and_names_the_option_that_made_it(tmp_path: Path) -> None:
+    half = {"reward": {"judge_url": "http://localhost:1/v1"}}
+    fault = fault_of(preset="demo", overrides=half)
+    assert str(fault) == (
+        "--judge-url: reward: half a judge; expected judge_url and judge_model; fix the option or the file"
+    )
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "demo"\n[reward]\njudge_url = "http://localhost:1/v1"\n')
+    fault = fault_of(file=file)
+    assert (fault.where, fault.expected) == (str(file), "judge_url and judge_model")
+    both = half | {"search": {"seed": -1}}
+    text = str(fault_of(preset="demo", overrides=both))
+    assert text.startswith("--seed --judge-url: ")
+    assert "half a judge (wanted: judge_url and judge_model)" in text
+    assert text.count("; expected ") == 1
+
+
+def test_a_fault_of_a_file_beside_that_of_an_option_is_told_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "demo"\n[sampling]\ntop_p = 2\n')
+    fault = fault_of(file=file, overrides={"search": {"seed": -1}})
+    assert fault.where == str(file)
+    one = fault_of(preset="demo", overrides={"search": {"seed": -1}})
+    assert one.where == "--seed"
 
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:

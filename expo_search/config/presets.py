@@ -82,7 +82,7 @@ def load_study(
         data["engine"] = {"max_model_len": pair["max_model_len"]} | engine
     if isinstance(data.get("reward"), Mapping) and "judge_url" in data["reward"]:
         data = _over({"search": {"objective": "win-rate"}}, data)
-    spec = check_spec(data, where)
+    spec = check_spec(data, where, overrides)
     named = (overrides or {}).get("reward", {})
     if all(named.get(key) is None for key in ("scorer", "judge_url")):  # else the caller names it
         check_consent(spec, where)

@@ -28,11 +28,13 @@ from pydantic import (
     model_validator,
 )
 
+from expo_search.config.options import option_of
 from expo_search.config.several_rewards import apart
 from expo_search.dtypes import Asked
 from expo_search.errors import StudyError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_EXPECTED = "; expected "  # in a validator's own text
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Combine = Literal["mean", "worst-case"]
 
@@ -464,8 +466,10 @@ def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_cod
     return check_spec(dict(stored) | {"trust_remote_code": trust_remote_code}, f"study {name}")
 
 
-def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
+def check_spec(data: Mapping[str, Any], where: str, typed: Mapping[str, Mapping[str, Any]] | None = None) -> StudySpec:
     """The spec that nested settings, by table and key, make. `where` names their file or study in messages.
+
+    `typed`: those of the settings that options gave; a fault of theirs is told of the options.
 
     Raises:
         StudyError: unknown keys or values that are not allowed, all of them at once; a tokenizer of remote code without
@@ -474,13 +478,7 @@ def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as faults:
-        texts = _faults(faults.errors())
-        raise StudyError(
-            where=where,
-            found="; ".join(texts),
-            expected="values that are allowed" if len(texts) > 1 else "one that is allowed",
-            do="fix the option or the file",
-        ) from None
+        raise _not_allowed(faults.errors(), where, typed or {}) from None
     if spec.pair.needs_remote_code and not spec.trust_remote_code:
         raise StudyError(
             where=where,
@@ -496,6 +494,38 @@ def check_spec(data: Mapping[str, Any], where: str) -> StudySpec:
             do="lower --max-tokens or raise --max-model-len",
         )
     return spec
+
+
+def _not_allowed(errors: Sequence[Any], where: str, typed: Mapping[str, Mapping[str, Any]]) -> StudyError:
+    """One error of all faults. Where there is one, and it says itself what was expected, that is what is expected."""
+    texts = _faults(errors)
+    flags = [_flags(error, typed) for error in errors]
+    if all(flags):
+        where = " ".join(dict.fromkeys(" ".join(flags).split()))
+    found, expected = "; ".join(_in_one(text) for text in texts), "values that are allowed"
+    if len(texts) == 1:
+        found, says, own = texts[0].partition(_EXPECTED)
+        expected = own if says else "one that is allowed"
+    return StudyError(where=where, found=found, expected=expected, do="fix the option or the file")
+
+
+def _in_one(text: str) -> str:
+    found, says, expected = text.partition(_EXPECTED)
+    return f"{found} (wanted: {expected})" if says else text
+
+
+def _flags(error: Any, typed: Mapping[str, Mapping[str, Any]]) -> str:
+    """The options that gave a fault's setting, or of a table's fault the settings that it names; empty: none did."""
+    table, key = (*map(str, error["loc"][:2]), "", "")[:2]
+    given = typed.get(table)
+    if not isinstance(given, Mapping):
+        return ""
+    if key:
+        named = [key] if key in given else []
+    else:  # what half a pair has is not at fault
+        named = [k for k in given if table != "pair" and re.search(rf"\b{k}\b", error["msg"])]
+    options = [option_of(table, k) for k in named]
+    return " ".join(option.flag for option in options if option is not None)
 
 
 def _faults(errors: Sequence[Any]) -> list[str]:
