@@ -321,14 +321,21 @@ class Session:
 
     def n_confirmable(self, budget: Budget) -> int:
         """On how many fresh prompts what the search left of a budget pays a confirmation."""
+        spent = self.with_spent(budget)
+        return 0 if spent is None else min(self.n_fresh(), spent.n_confirmable(self.result().evaluations))
+
+    def with_spent(self, budget: Budget | None) -> Budget | None:
+        """The budget, with what the study's confirmations have taken of it. Starts nothing."""
+        from expo_search.store.database import study_names
         from expo_search.store.study_store import Store
 
+        if budget is None or self.name not in study_names(self.checked.storage):
+            return budget
         store = Store(self.checked.storage, self.name, read_only=True)
         try:
-            spent = self._with_spent(budget, store)
+            return self._with_spent(budget, store)
         finally:
             store.close()
-        return 0 if spent is None else min(self.n_fresh(), spent.n_confirmable(self.result().evaluations))
 
     @staticmethod
     def _with_spent(budget: Budget | None, store: Store) -> Budget | None:

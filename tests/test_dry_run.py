@@ -1,10 +1,11 @@
-"""`--dry-run`: all is checked, what a search takes is told from what is stored, and nothing is loaded or written."""
+"""`--dry-run`: all is checked, what a search takes is told from what is stored, and nothing is started or written."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.cli.main import app
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
+from expo_search.errors import StudyError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import CONTROL
+from expo_search.search.budget import Budget
 from expo_search.search.loop import evaluations, search
 from expo_search.session.forecast import forecast
 from expo_search.session.preflight import check
@@ -95,6 +99,50 @@ def test_stored_trials_tell_tokens_and_time_of_those_to_come() -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_a_confirmation_counts_with_the_trials() -> None:
+    searched(spec(), 4)
+    checked = check(spec(), URL, lambda _: None)
+    alone, both = forecast(checked, 10), forecast(checked, 10, n_confirm=8)
+    assert both.most_tokens == alone.most_tokens + 2 * 8 * 8
+    answers = 6 * N_PROMPTS
+    for one, two in ((alone.tokens, both.tokens), (alone.seconds, both.seconds)):
+        assert one is not None
+        assert two == pytest.approx(one * (answers + 16) / answers, rel=0.02)
+    assert f"(6 trials x {N_PROMPTS} prompts x 8 tokens; to confirm 2 alphas x 8 prompts" in both.sentences()[1]
+
+
+@pytest.mark.usefixtures("home")
+def test_a_budget_ends_it_before_its_trials_do() -> None:
+    fresh = check(spec(), URL, lambda _: None)
+    told = forecast(fresh, 200, budget=Budget(tokens=3, seconds=1))
+    assert told.most_tokens == N_PROMPTS * 8, "alpha = 0 is answered whole"
+    assert told.sentences()[:3] == [
+        "trials: as many as the budget pays, at most 200",
+        f"tokens: at most {N_PROMPTS * 8} (the first trial, which is whole whatever the budget)",
+        "time: 1 s, the budget, the start of the engine counted; the first trial is whole whatever the budget",
+    ]
+    assert (
+        forecast(fresh, 200, budget=Budget(tokens=500)).sentences()[1] == "tokens: at most 500 (what the budget leaves)"
+    )
+    searched(spec(), 4)
+    checked = check(spec(), URL, lambda _: None)
+    store = Store(URL, "mine", read_only=True)
+    spent = sum(e.n_tokens for e in evaluations(store.study))
+    store.close()
+    told = forecast(checked, 200, budget=Budget(tokens=spent + 150, spent_before=50))
+    assert (told.most_tokens, told.tokens) == (100, 100)
+    whole = forecast(checked, 200)
+    assert whole.seconds is not None
+    assert whole.tokens is not None
+    assert told.seconds == pytest.approx(whole.seconds * 100 / whole.tokens)
+    told = forecast(checked, 200, budget=Budget(seconds=whole.seconds / 4))
+    assert told.tokens == round(whole.tokens / 4)
+    assert told.seconds == pytest.approx(whole.seconds / 4)
+    assert told.sentences()[2].endswith("the budget, the start of the engine counted")
+    assert forecast(checked, 10, budget=Budget(tokens=10**9)).sentences()[1:] == forecast(checked, 10).sentences()[1:]
+
+
+@pytest.mark.usefixtures("home")
 def test_more_engines_than_those_trials_had_shorten_them_down_to_the_longest_answer() -> None:
     study = spec(max_num_seqs=1)
     searched(study, 4)
@@ -148,8 +196,8 @@ def test_the_command_loads_no_engine_and_writes_nothing(home: Path) -> None:
     done = run()
     assert done.returncode == 0, done.stderr
     assert "memory plan: " in done.stderr
-    assert "tokens: at most 480 (5 trials x 12 prompts x 8 tokens)" in done.stdout
-    assert "nothing was loaded or written" in done.stdout
+    assert "tokens: at most 544 (5 trials x 12 prompts x 8 tokens; to confirm 2 alphas x 4 prompts" in done.stdout
+    assert "Checked. Nothing was started, nothing written but" in done.stdout
     assert done.stdout.endswith("False\n")
     told, _, _ = run("--json").stdout.rpartition("False")
     assert json.loads(told)["memory"].startswith("memory plan: ")
@@ -162,3 +210,44 @@ def test_a_dry_run_finds_what_a_search_would_find(home: Path) -> None:
     done = subprocess.run(code, cwd=home, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert "give --confirm 8" in done.stderr
+
+
+SEARCH = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
+SEARCH += ["--n-prompts", "12", "--max-tokens", "8", "--max-model-len", "128", "--sampler", "random", "--seed", "5"]
+SEARCH += ["--alpha-min", "0", "--alpha-max", "1", "--study-name", "mine", "--storage", URL, "--dry-run"]
+
+
+@pytest.fixture
+def dry(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a dry run of the searched study prints, with further options."""
+
+    def run(*more: str) -> str:
+        capfd.readouterr()
+        app([*SEARCH, *more], standalone_mode=False)
+        return capfd.readouterr().out
+
+    return run
+
+
+@pytest.mark.usefixtures("home")
+def test_the_command_hands_on_its_budget_and_says_where_nothing_is_left_to_do(dry: Callable[..., str]) -> None:
+    assert f"tokens: at most {N_PROMPTS * 8} (the first trial" in dry("--tokens", "3")
+    searched(spec(), 4)
+    assert "tokens: at most 192 (2 trials x 12 prompts x 8 tokens)" in dry("--trials", "6")
+    done = dry("--trials", "4")
+    assert done.splitlines()[0] == "4 finished trials: nothing is left to do"
+    assert "tokens:" not in done
+    assert "but --bench, where not done yet" in dry("--trials", "4", "--bench", "basics")
+    assert json.loads(dry("--trials", "4", "--json"))["done"] == "4 finished trials"
+    left = dry("--trials", "4", "--confirm", "4")
+    assert "trials: 4 finished trials" in left
+    assert "tokens: at most 64 (to confirm 2 alphas x 4 prompts x 8 tokens)" in left
+    assert dry("--tokens", "5").startswith("budget: ")
+
+
+def test_artifacts_are_checked_and_their_folder_is_not_made(home: Path, dry: Callable[..., str]) -> None:
+    for place, found in (("gs://bucket/x", "neither a folder nor a bucket"), ("prompts.jsonl/x", "is no folder")):
+        with pytest.raises(StudyError, match=found):
+            dry("--artifacts", place)
+    dry("--artifacts", "new/folder")
+    assert not (home / "new").exists()

@@ -89,7 +89,11 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="A study file in TOML.", rich_help_panel="Pair")
     ] = None,
     trials: Annotated[
-        int, typer.Option(help="Go on until the study has this many finished trials.", rich_help_panel="Search")
+        int,
+        typer.Option(
+            help=f"Go on until the study has this many finished trials; {_TRIALS_OF_A_BUDGET} with --time or --tokens.",
+            rich_help_panel="Search",
+        ),
     ] = DEFAULT_TRIALS,
     confirm: Annotated[
         int | None,
@@ -137,7 +141,7 @@ def search(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check everything, plan memory, tell tokens, minutes and disk; load nothing.",
+            help="Check everything, tell tokens, minutes and disk; start nothing, write to caches alone.",
             rich_help_panel="Search",
         ),
     ] = False,
@@ -198,7 +202,9 @@ def search(
     wanted = _benchmarks(bench, bench_data or [], bench_limit)
     where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     if dry_run:
-        _forecast(spec, trials, confirm, wanted, storage, log, where, quiet=quiet, as_json=as_json)
+        if artifacts is not None:
+            _check_artifacts(artifacts)
+        _forecast(spec, trials, confirm, wanted, storage, log, where, budget, quiet=quiet, as_json=as_json)
         return
     _search(
         spec,
@@ -227,6 +233,12 @@ def _benchmarks(tasks: str | None, data: Sequence[str], limit: int | None) -> Wa
                 where=option, found="no --bench", expected="--bench A,B beside it", do="add the tasks, or leave it out"
             )
     return None
+
+
+def _check_artifacts(place: str) -> None:
+    from expo_search.results.artifacts import check_given
+
+    check_given(place)
 
 
 def _tracker_names(text: str) -> list[str]:
@@ -260,6 +272,7 @@ def _forecast(
     storage: str,
     log: Path,
     where: _Where,
+    budget: Budget | None = None,
     *,
     quiet: bool,
     as_json: bool,
@@ -276,16 +289,35 @@ def _forecast(
             session.checked.confirm_prompts(n_confirm, "--confirm")
         if bench is not None:
             session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
-        session.find_judge()
-        expected = forecast(session.checked, n_trials)
+        judge = session.find_judge()
+        budget = _reserving(session, budget, n_confirm)
+        done = session.why_done(n_trials, budget)
+        to_confirm = n_confirm or (0 if budget is None else budget.n_confirm)
+        if done is not None:
+            left = _to_confirm(session, n_confirm, budget)
+            to_confirm = 0 if left is None else left[1]
+        spent = session.with_spent(budget)
+        expected = forecast(session.checked, n_trials, n_confirm=to_confirm, budget=spent, done=done)
         if as_json:
             plan = session.checked.memory
             told = expected.as_json() | {"memory": None if plan is None else plan.sentence()}
             out.print(Text(json.dumps(told, indent=2)), soft_wrap=True)
             return
-        for line in expected.sentences():
-            print_prose(out, line)
-        print_prose(out, "All is checked; nothing was loaded or written. Without --dry-run the search begins.")
+        if done is not None and not to_confirm:
+            after = [option for option, given in (("--bench", bench), ("--check-reward-model", judge)) if given]
+            but = f" but {' and '.join(after)}, where not done yet" if after else ""
+            print_prose(out, f"{done}: nothing is left to do{but}")
+        else:
+            for line in expected.sentences():
+                print_prose(out, line)
+        print_prose(out, "Checked. Nothing was started, nothing written but what was fetched or built into caches.")
+
+
+def _reserving(session: Session, budget: Budget | None, n_confirm: int | None) -> Budget | None:
+    """The budget with enough kept back for the confirmation."""
+    if budget is None:
+        return None
+    return replace(budget, n_confirm=n_confirm or min(session.n_fresh(), len(session.checked.search_prompts) // 2))
 
 
 def _search(
@@ -317,9 +349,7 @@ def _search(
             if bench is not None:
                 session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
             session.find_judge()
-            if budget is not None:
-                reserve = n_confirm or min(session.n_fresh(), len(session.checked.search_prompts) // 2)
-                budget = replace(budget, n_confirm=reserve)
+            budget = _reserving(session, budget, n_confirm)
             done = session.why_done(n_trials, budget) is not None
             if done and _to_confirm(session, n_confirm, budget) is None:
                 session.search(n_trials, budget=budget)  # says why there is nothing left to do

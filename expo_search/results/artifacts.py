@@ -7,6 +7,7 @@ Credentials, region and, for a store that is not Amazon's, the address are boto3
 from __future__ import annotations
 
 import io
+import os
 import re
 import tempfile
 import uuid
@@ -80,6 +81,29 @@ def check_place(place: str) -> None:
             expected="a place that can be written to",
             do="make the folder or the bucket, check credentials and AWS_ENDPOINT_URL_S3, or give another place",
         ) from None
+
+
+def check_given(given: str) -> None:
+    """Check a place as far as nothing need be written for it: its form, and that a folder could be made there.
+
+    Raises:
+        StudyError: it cannot be one.
+    """
+    place = given_place(given)
+    if place.startswith("s3://"):
+        return
+    try:
+        there = next(folder for folder in (Path(place), *Path(place).parents) if folder.exists())
+        fault = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is no folder that can be written to"
+    except OSError as refused:  # a name that no file can have
+        fault = refused.strerror or str(refused)
+    if fault:
+        raise StudyError(
+            where=f"--artifacts {given}",
+            found=fault,
+            expected="a place that can be written to",
+            do="make the folder, or give another place",
+        )
 
 
 def open_artifacts(places: Sequence[str]) -> ArtifactStore:

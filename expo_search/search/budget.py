@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from expo_search.evaluation.result import Evaluation
 
-_AT_TWO_ALPHAS = 2  # a confirmation answers its prompts at alpha = 0 and at the winner's
+AT_TWO_ALPHAS = 2  # a confirmation answers its prompts at alpha = 0 and at the winner's
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Budget:
 
     def fits(self, evaluated: Sequence[Evaluation], n_prompts: int) -> bool:
         """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
-        return not evaluated or self._prompts_left(evaluated) >= n_prompts + _AT_TWO_ALPHAS * self.n_confirm
+        return not evaluated or self._prompts_left(evaluated) >= n_prompts + AT_TWO_ALPHAS * self.n_confirm
 
     def n_confirmable(self, evaluated: Sequence[Evaluation]) -> int:
         """Prompts on which what is left pays a confirmation."""
-        return max(0, int(self._prompts_left(evaluated) / _AT_TWO_ALPHAS)) if evaluated else 0
+        return max(0, int(self._prompts_left(evaluated) / AT_TWO_ALPHAS)) if evaluated else 0
 
     def spent(self, evaluated: Sequence[Evaluation]) -> str:
         """What was spent, of what, for people."""
