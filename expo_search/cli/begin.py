@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from expo_search.cli.completion import presets
 from expo_search.cli.console import console_on
 from expo_search.errors import StudyError
 from expo_search.text import clean
@@ -20,7 +21,7 @@ _MODEL = "PATH_OR_ID"
 
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="A new study file.")],
-    pair: Annotated[str | None, typer.Option(help="A preset to build on.")] = None,
+    pair: Annotated[str | None, typer.Option(help="A preset to build on.", autocompletion=presets)] = None,
     sft: Annotated[str | None, typer.Option(metavar=_MODEL, help="The SFT checkpoint.")] = None,
     aligned: Annotated[str | None, typer.Option(metavar=_MODEL, help="The checkpoint aligned from it.")] = None,
     reward_model: Annotated[

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from expo_search.api import open_session
+from expo_search.cli import completion
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Engines,
@@ -21,6 +22,7 @@ from expo_search.cli.console import (
     Quiet,
     RayAddress,
     Storage,
+    StudyName,
     TrustRemoteCode,
     give_up_on,
     known_study,
@@ -39,8 +41,10 @@ _TASKS = (
 
 
 def bench(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
-    tasks: Annotated[str, typer.Option(metavar="A,B,..", help=f"Of: {_TASKS}.")] = "basics",
+    study: StudyName = None,
+    tasks: Annotated[
+        str, typer.Option(metavar="A,B,..", help=f"Of: {_TASKS}.", autocompletion=completion.tasks)
+    ] = "basics",
     alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="Beside 0; the best one by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first items of each task.")] = None,
     data: Annotated[

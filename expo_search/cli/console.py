@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from expo_search.cli.completion import studies
 from expo_search.errors import ExpoError, StoreError, StudyError
 from expo_search.text import clean, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+StudyName = Annotated[str | None, typer.Argument(help="Name in the database.", autocompletion=studies)]
 Storage = Annotated[
     str, typer.Option("--storage", metavar="URL", help="Database of the studies.", rich_help_panel="Output")
 ]

@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.api import export, open_study
+from expo_search.cli.completion import shapes
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Json,
     Log,
     Quiet,
     Storage,
+    StudyName,
     TrustRemoteCode,
     known_study,
     terminal,
@@ -38,11 +40,12 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 
 def export_model(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
     shape: Annotated[
-        str | None, typer.Option(metavar="KIND", help="The best shape of a kind that `shape` searched.")
+        str | None,
+        typer.Option(metavar="KIND", help="The best shape of a kind that `shape` searched.", autocompletion=shapes),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; aligned's by default.")] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one file: 5GB, 500MB, 2GiB.")] = "5GB",

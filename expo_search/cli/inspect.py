@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from expo_search.api import open_study
+from expo_search.cli.completion import studies
 from expo_search.cli.console import (
     Artifacts,
     Json,
     Storage,
+    StudyName,
     console_on,
     known_study,
     print_prose,
@@ -92,7 +94,7 @@ def _fact_lines(facts: Sequence[str], width: int) -> list[str]:
 
 
 def show(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the trials as CSV.")] = False,
@@ -119,7 +121,7 @@ def show(
 
 
 def report_page(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page, FILE.html.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     storage: Storage = DEFAULT_STORAGE,
@@ -140,7 +142,9 @@ def write_page(storage: str, name: str, out: Path, console: Console, *, force: b
 
 
 def dashboard(
-    study: Annotated[str | None, typer.Argument(help="Name in the database; all of them by default.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name in the database; all of them by default.", autocompletion=studies)
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, help="0 for any free one.")] = 8080,
     storage: Storage = DEFAULT_STORAGE,

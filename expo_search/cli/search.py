@@ -15,6 +15,7 @@ from rich.text import Text
 
 from expo_search.api import Session, open_session, open_study
 from expo_search.cli.bench import Wanted, task_files, task_names
+from expo_search.cli.completion import presets, tasks, words_of
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Artifacts,
@@ -24,6 +25,7 @@ from expo_search.cli.console import (
     Quiet,
     RayAddress,
     Storage,
+    StudyName,
     TrustRemoteCode,
     check_trials,
     give_up_on,
@@ -63,7 +65,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     def parameter(option: Any) -> inspect.Parameter:
         panel = option.panel or PANELS[option.table]
-        shown = typer.Option(option.flag, help=option.help, metavar=option.metavar, rich_help_panel=panel)
+        words = words_of(option.table, option.key) if option.kind is str else None
+        shown = typer.Option(
+            option.flag, help=option.help, metavar=option.metavar, rich_help_panel=panel, autocompletion=words
+        )
         if option.kind is bool:
             both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}"
             shown = typer.Option(both, help=option.help, rich_help_panel=panel)
@@ -84,7 +89,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @with_settings
 def search(
     context: typer.Context,
-    pair: Annotated[str | None, typer.Option(help="A preset; see `expo-search pairs`.", rich_help_panel="Pair")] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(help="A preset; see `expo-search pairs`.", rich_help_panel="Pair", autocompletion=presets),
+    ] = None,
     study: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A study file in TOML.", rich_help_panel="Pair")
     ] = None,
@@ -104,6 +112,7 @@ def search(
         typer.Option(
             metavar="A,B,..",
             help="At the end, compare the winner with alpha = 0 on these tasks.",
+            autocompletion=tasks,
             rich_help_panel="Search",
         ),
     ] = None,
@@ -406,7 +415,7 @@ def _to_confirm(session: Session, n: int | None, budget: Budget | None) -> tuple
 
 
 def confirm_winner(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
     check_reward_model: Annotated[

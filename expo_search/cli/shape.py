@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from expo_search.api import open_session
+from expo_search.cli.completion import shapes
 from expo_search.cli.console import (
     DEFAULT_LOG,
     Engines,
@@ -18,6 +19,7 @@ from expo_search.cli.console import (
     Quiet,
     RayAddress,
     Storage,
+    StudyName,
     TrustRemoteCode,
     check_trials,
     give_up_on,
@@ -32,9 +34,12 @@ from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE
 
 
 def search_shape(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     kind: Annotated[
-        str, typer.Option("--shape", metavar="KIND", help="depth, attn-mlp, or blocks:K with K from 2 to 4.")
+        str,
+        typer.Option(
+            "--shape", metavar="KIND", help="depth, attn-mlp, or blocks:K with K from 2 to 4.", autocompletion=shapes
+        ),
     ] = "depth",
     trials: Annotated[int, typer.Option(help="Go on until so many shapes are evaluated.")] = DEFAULT_SHAPES,
     confirm: Annotated[

@@ -23,6 +23,7 @@ from expo_search.cli.console import (
     Log,
     Quiet,
     Storage,
+    StudyName,
     TrustRemoteCode,
     known_study,
     print_prose,
@@ -42,7 +43,7 @@ _N_PROMPTS = 5
 
 
 def compare(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="By default 0 and the best one.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given again.")] = None,
     n: Annotated[int | None, typer.Option("-n", help=f"Or so many of the study's; {_N_PROMPTS} by default.")] = None,
@@ -75,7 +76,7 @@ def compare(
 
 
 def chat(
-    study: Annotated[str | None, typer.Argument(help="Name in the database.")] = None,
+    study: StudyName = None,
     alpha: Annotated[float | None, typer.Option(help="Where to begin; the best one by default.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer; the study's by default.")] = None,
     trust_remote_code: TrustRemoteCode = False,
