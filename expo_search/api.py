@@ -260,7 +260,7 @@ class Session:
         """
         done = self.why_done(n_trials, budget)
         if done is not None:
-            self._pin_again(n_trials)
+            self._pin_again(n_trials if budget is None else None)
             self.say(f"study {self.name}: {done}")
             return self.result()
         from expo_search.search.loop import evaluations, search, why_done
@@ -320,9 +320,18 @@ class Session:
             return 0
 
     def n_confirmable(self, budget: Budget) -> int:
-        """On how many fresh prompts what the search left of a budget pays a confirmation."""
-        spent = self.with_spent(budget)
-        return 0 if spent is None else min(self.n_fresh(), spent.n_confirmable(self.result().evaluations))
+        """On how many fresh prompts what the search left of a budget pays a confirmation, with what one begun has."""
+        from expo_search.evaluation.result import CONTROL
+        from expo_search.store.study_store import Store
+
+        spent, result, n_fresh = self.with_spent(budget), self.result(), self.n_fresh()
+        trials = [CONTROL] if result.verdict.best is None else [CONTROL, result.verdict.best.trial]
+        store = Store(self.checked.storage, self.name, read_only=True)
+        try:
+            n_answered = sum(store.n_completions(trial, "confirm", n_fresh) for trial in trials)
+        finally:
+            store.close()
+        return 0 if spent is None else min(n_fresh, spent.n_confirmable(result.evaluations, n_answered))
 
     def with_spent(self, budget: Budget | None) -> Budget | None:
         """The budget, with what the study's confirmations have taken of it. Starts nothing."""
@@ -526,6 +535,7 @@ class Session:
             return known
         self.start()
         with (
+            running.store.owned(),  # the first study is written to as well, and nobody else may begin the same
             shape_store(running, beginning, list(result.evaluations), self.say) as store,
             self._progress(n_trials, known.n_shapes) as progress,
         ):
@@ -745,8 +755,9 @@ class Session:
         if store is not None:
             store.flush()
 
-    def _pin_again(self, n_trials: int) -> None:
-        """Keep where the checkpoints of a finished study lie now, and how many trials are wanted."""
+    def _pin_again(self, n_trials: int | None) -> None:
+        """Keep where the checkpoints of a finished study lie now, and how many trials are wanted; None: those there."""
+        from expo_search.search.loop import evaluations
         from expo_search.session.running import pin
         from expo_search.store.attributes import StudyAttributes
         from expo_search.store.study_store import Store
@@ -754,7 +765,8 @@ class Session:
         store = Store(self.checked.storage, self.name)
         try:
             pin(store, self.checked)
-            store.keep(StudyAttributes(wanted=n_trials))
+            n = len(evaluations(store.study)) if n_trials is None else n_trials
+            store.keep(StudyAttributes(wanted=n))
         finally:
             store.close()
 

@@ -6,11 +6,14 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from fakes import FakeModel, FakeScorer, FakeWatcher, make_evaluation, make_prompts
+from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_evaluation, make_prompts
+from twins import write_prompts
 
+import expo_search as es
+from expo_search.cli.search import _to_confirm
 from expo_search.config import amounts
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
@@ -20,6 +23,7 @@ from expo_search.results.verdict import verdict
 from expo_search.search.budget import Budget, more
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import search, why_done
+from expo_search.search.standing import read_standing
 from expo_search.search.thorough import exploring, is_exhausted, propose_thoroughly
 from expo_search.stats.paired import Estimate
 from expo_search.store.study_store import Store
@@ -69,6 +73,8 @@ class TestCounting:
 
     def test_what_is_left_pays_a_confirmation_on_so_many_prompts(self) -> None:
         assert Budget(tokens=3750 + 2500).n_confirmable([self.CONTROL, self.LONGER]) == 50
+        begun = Budget(tokens=3750 + 2500, spent_before=1000)  # of 40 answers
+        assert begun.n_confirmable([self.CONTROL, self.LONGER], 40) == 50
         assert Budget(tokens=10).n_confirmable([self.CONTROL, self.LONGER]) == 0
 
     def test_time_is_counted_in_tokens_by_the_speed_so_far(self) -> None:
@@ -182,3 +188,80 @@ class TestThorough:
         assert exploring(trials, 0.0, 64.0, 0.25, 0.5) is None
         tried = [*trials, replace(self.trial(9, 1.01 * math.sqrt(8), 0.1, "complete"), gain=Estimate(0.1, 0.025, 400))]
         assert propose_thoroughly(tried, 0.0, 64.0, 0.25, 0.5) != pytest.approx(1.01 * math.sqrt(8))
+
+    def test_what_stood_out_and_was_stopped_on_all_prompts_is_not_tried_there_again(self) -> None:
+        """The same answers would stop it again, and again, until the budget is gone."""
+        trials = [*self.settled_without_a_gain(), self.trial(8, math.sqrt(8), 0.4)]
+        beside = propose_thoroughly(trials, 0.0, 64.0, 0.25, 0.5)
+        stopped = [*trials, self.trial(9, beside, -0.1, "hopeless")]
+        assert propose_thoroughly(stopped, 0.0, 64.0, 0.25, 0.5) != pytest.approx(beside)
+
+    def test_a_search_that_could_but_repeat_an_alpha_is_exhausted(self) -> None:
+        """Though it is not settled: so little lies between 0 and a collapse that all of it was tried."""
+        low = [self.trial(i, 0.02 * i, 0.01 * (-1) ** i, "complete", 0.2) for i in range(1, 4)]
+        fallen = [self.trial(5, 0.07, -3.0, "degenerate"), self.trial(6, 0.14, -3.0, "degenerate")]
+        trials = [make_evaluation(0, 0.0, 0.0, 0.0), *low, *fallen]
+        places = []
+        while not is_exhausted(trials, 0.0, 64.0, 0.02, 1e-9) and len(trials) < 200:
+            places.append(propose_thoroughly(trials, 0.0, 64.0, 0.02, 1e-9))
+            trials.append(self.trial(len(trials) + 1, places[-1], 0.0, "complete", 0.2))
+        assert len(trials) < 200
+        assert len(set(places)) == len(places)
+
+
+class TestCommand:
+    """What the command line does with `--tokens` alone."""
+
+    URL, TOKENS = "sqlite:///mine.db", 2300
+    SEARCH: ClassVar[dict[str, Any]] = {
+        "seed": 1,
+        "sampler": "grid",
+        "racing": False,
+        "alpha_max": 1.0,
+    }  # trials cost next to nothing
+
+    @pytest.fixture
+    def spec(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> es.StudySpec:
+        monkeypatch.chdir(tmp_path)
+        write_prompts(tmp_path / "prompts.jsonl", 128)
+        pair = {"sft": "my/sft", "aligned": "my/aligned", "reward_model": "my/judge"}
+        prompts = {"n": 64, "source": "prompts.jsonl"}
+        return es.load_study(name="mine", overrides={"pair": pair, "prompts": prompts, "search": self.SEARCH})
+
+    def run(self, spec: es.StudySpec, model: FakeModel, dies_after: int | None = None) -> int | None:
+        """The number of prompts of its confirmation, None where it has none to make."""
+        with es.open_session(spec, self.URL, model=model, scorer=FakeScorer(noise=0.3), quiet=True) as session:
+            budget = Budget(tokens=self.TOKENS, n_confirm=32)
+            session.search(200, budget=budget)
+            wanted = _to_confirm(session, None, budget)
+            if dies_after is not None:
+                model.dies_after = len(model.asked) + dies_after
+            if wanted is not None:
+                session.confirm(*wanted)
+            return None if wanted is None else wanted[1]
+
+    @pytest.mark.parametrize("answered", [5, 45, 70])
+    def test_a_confirmation_that_was_killed_is_ended_by_the_same_command(
+        self, spec: es.StudySpec, answered: int
+    ) -> None:
+        with pytest.raises(Killed):
+            self.run(spec, FakeModel(), answered)
+        model = FakeModel()
+        n = self.run(spec, model)
+        assert n is not None
+        assert n >= 32
+        confirmed = es.open_study(self.URL, "mine").verdict.confirmed
+        assert confirmed is not None
+        assert confirmed.n == n
+        assert len(model.asked) < 2 * n, "what was answered is not asked again"
+        assert self.run(spec, FakeModel()) is None
+
+    def test_a_finished_one_is_finished_also_when_it_is_run_again(self, spec: es.StudySpec) -> None:
+        self.run(spec, FakeModel())
+        n = len(es.open_study(self.URL, "mine").evaluations)
+        for _ in range(2):
+            store = Store(self.URL, "mine", read_only=True)
+            standing = read_standing(store, store.attributes.spec)
+            store.close()
+            assert (standing.n_wanted, standing.is_done) == (n, True)
+            self.run(spec, FakeModel())

@@ -26,6 +26,7 @@ from expo_search.config.presets import load_study
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion, PairwiseScorer, Prompt
 from expo_search.errors import RewardError, SettingsChanged, StudyError
+from expo_search.evaluation import chat_server
 from expo_search.evaluation.chat_server import KEY, ChatServer
 from expo_search.evaluation.judge import Judge, verdict
 from expo_search.evaluation.pairwise import AgainstControl
@@ -69,7 +70,9 @@ def judged(by: Judge, *texts: tuple[str, str]) -> list[float]:
         ("A better answer is hard to imagine.", None),
         ("[[D]]", None),
         ("", None),
-        ("<think>[[A]]", "A"),
+        ("<think>[[A]]", None),
+        ("<think>First it seems [[A]], but [[B]] or", None),
+        ("It seems [[A]]</think>[[B]]", "B"),  # where the template has begun the thoughts
     ],
 )
 def test_a_verdict_is_the_last_one_said_or_a_letter_alone(reply: str, expected: str | None) -> None:
@@ -170,6 +173,22 @@ class TestServers:
             threading.Timer(0.2, slow.close).start()
             with pytest.raises(RewardError, match="the search ends"):
                 judged(slow, ("long", "a"))
+
+    @pytest.mark.parametrize(("says", "waits"), [(0, 1.0), (120, 120.0), (86_400, 600.0)])
+    def test_it_waits_as_long_as_the_server_says_within_ten_minutes(
+        self, says: float, waits: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, waited = ChatServer("http://127.0.0.1:9", MODEL, 60), list[float]()
+
+        def refuse(*_: Any) -> None:
+            raise chat_server._Refused("HTTP 429", 429, may_pass=True, wait_s=says)
+
+        monkeypatch.setattr(asked, "_once", refuse)
+        monkeypatch.setattr(asked._closed, "wait", lambda seconds: waited.append(seconds))
+        with pytest.raises(RewardError):
+            asked.reply([], {})
+        assert waited[0] == waits
+        assert len(waited) == 5
 
     def test_the_key_is_sent_and_shown_nowhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with judge_server(longer, key="sk-a-secret") as server:

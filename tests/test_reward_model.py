@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,15 @@ def test_rewards_do_not_depend_on_batches_and_keep_the_order_given(folder: Path,
     assert len({round(r, 3) for r in rewards}) > 3
     assert n_cut == 0
     assert sum(seen) == len(COMPLETIONS)
+
+
+def test_one_that_is_closed_has_no_weights_left_whoever_still_holds_it(folder: Path) -> None:
+    """Two reward models, one in the place of the other, need the memory of one."""
+    scorer = SequenceRewardModel(folder, RewardSpec())
+    weights = weakref.ref(next(scorer._model.parameters()))
+    scorer.close()
+    gc.collect()
+    assert weights() is None
 
 
 def test_a_conversation_above_the_cap_is_cut_and_counted(folder: Path) -> None:

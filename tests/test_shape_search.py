@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from typer.testing import CliRunner
 
 import expo_search as es
 from expo_search.cli.main import app
-from expo_search.errors import EngineDied, StudyError
+from expo_search.errors import EngineDied, StoreError, StudyError
 from expo_search.results.html_report import write_report
 from expo_search.results.shapes import shape_sentence, shapes_json
 from expo_search.search.shapes import UNIFORM, Shapes
@@ -180,6 +183,45 @@ def test_an_engine_that_dies_is_started_anew_and_the_shape_repeated(
     assert model.restarts == 1
     assert found.n_shapes == 3
     assert [a.trial for a in found.against] == [2, 3, 5]  # Optuna's trial 4 is the repetition of the third
+
+
+def test_an_engine_that_dies_at_an_answer_of_alpha_0_is_started_anew(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    """The references are no trials that could fail; what of them was taken over is dropped here, and so asked for."""
+
+    def die() -> None:
+        raise EngineDied(where="x", found="y", expected="z", do="w")
+
+    with opened(spec, url, model) as session:
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+            database.execute("DELETE FROM expo_completions WHERE trial = 0 AND position >= 8")
+        model.dies_after, model.die, model.dies_again = len(model.asked) + 4, die, 0
+        assert session.shape("depth", 1).n_shapes == 1
+    assert model.restarts == 1
+
+
+def test_nobody_else_may_begin_the_same_meanwhile(spec: es.StudySpec, url: str, model: FakeLayeredModel) -> None:
+    with opened(spec, url, model) as session:
+        code = (
+            "import sys; from expo_search.store.study_store import Store\n"
+            "with Store(sys.argv[1], 'mine').owned(): print('held', flush=True); sys.stdin.readline()\n"
+        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-c", code, url], text=True, **pipes) as other:  # type: ignore[call-overload]
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(StoreError):
+                session.shape("depth", 1)
+            other.stdin.write("\n")
+            other.stdin.flush()
+        assert study_names(url) == ["mine"]
+        assert [s for s in every_study(url) if s != "mine"] == []
+        assert session.shape("depth", 1).n_shapes == 1
+
+
+def every_study(url: str) -> list[str]:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        return [name for (name,) in database.execute("SELECT study_name FROM studies")]
 
 
 def test_another_winner_begins_another_search(spec: es.StudySpec, url: str, model: FakeLayeredModel) -> None:

@@ -106,3 +106,14 @@ def test_what_the_imports_left_stays_frozen_while_an_engine_comes_and_goes() -> 
         assert gc.get_freeze_count() == frozen > 0
     gc.unfreeze()
     assert gc.get_freeze_count() == 0
+
+
+def test_two_engines_that_end_at_once_leave_freezing_as_it_was() -> None:
+    """One hangs at its end while the next one starts: whichever ends last."""
+    blocks = [start.imports_stay_frozen(), start.imports_stay_frozen()]
+    freeze, thaw = gc.freeze, gc.unfreeze
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:
+        block.__exit__(None, None, None)
+    assert (gc.freeze, gc.unfreeze) == (freeze, thaw)

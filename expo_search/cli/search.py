@@ -370,9 +370,9 @@ def _search(
             else:
                 session.start()
                 with stop_on_signals(session.say) as stop, session.owned():
-                    session.search(
-                        n_trials, stop=stop, budget=budget, on_trial=lambda _: tracking.update(session.result)
-                    )
+                    # a study is read for its trackers alone: on a server that is a wait for all that is on its way
+                    to_trackers = (lambda _: tracking.update(session.result)) if track else None
+                    session.search(n_trials, stop=stop, budget=budget, on_trial=to_trackers)
                     _bench(session, bench, stop)
                     wanted = None if stop() else _to_confirm(session, n_confirm, budget)
                     if wanted is not None:

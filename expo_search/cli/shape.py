@@ -78,7 +78,7 @@ def search_shape(
         else:
             print_table(out, shape_table(shapes, out.width), HEADS)
             print_prose(out, shape_sentence(shapes), style="bold")
-            print_prose(out, f"{shapes.n_tokens:,} tokens were generated for it.")
+            print_prose(out, f"{shapes.n_tokens:,} tokens were generated for the shapes.")
         if stopped:
             session.say(f"\nStopped. To go on:\n  {same_command(sys.argv[1:])}")
             raise typer.Exit(130)

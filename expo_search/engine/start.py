@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 _LEAST_INVARIANT = (8, 0)  # vLLM 0.32's documents, "Batch Invariance"
+_FREEZE, _THAW = gc.freeze, gc.unfreeze
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 # A step of a GPU takes milliseconds, and handing over a few hundred outputs as much again. Not on a CPU: there a step
 # may take a second, and the watchdog (`timeout_s`) and the progress shown go by tokens that were handed over.
@@ -282,12 +283,11 @@ def imports_stay_frozen() -> Iterator[None]:
     collections there go through all that was ever imported, two seconds at the end of each command. An engine that is
     not frozen has a tenth of those objects, and is freed as well.
     """
-    freeze, thaw = gc.freeze, gc.unfreeze
     gc.freeze = gc.unfreeze = lambda: None
     try:
         yield
-    finally:
-        gc.freeze, gc.unfreeze = freeze, thaw
+    finally:  # of several blocks at once, of an engine that hangs at its end and of the next one, the first one's
+        gc.freeze, gc.unfreeze = _FREEZE, _THAW
 
 
 @contextmanager

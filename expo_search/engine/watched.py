@@ -17,7 +17,7 @@ from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied, ExpoError, MaterializeError
 
 if TYPE_CHECKING:
-    from vllm import CompletionOutput, RequestOutput, SamplingParams
+    from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 
 _CLOSE_S = 20.0
 
@@ -98,17 +98,18 @@ class WatchedEngine:
         closing = threading.Thread(target=self.close, daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
-        del self._llm
         gc.collect()
         _wait_for_end(self._watchdog.processes, _CLOSE_S)  # a process's memory on a GPU is free when it has ended
         self._spec = self._spec.planned_again()
         self._start()
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
+        """Stop the engine and free its memory, the sources among it, whoever still refers to this object."""
         self._watchdog.close()
-        with imports_stay_frozen():
-            self._llm.llm_engine.engine_core.shutdown()
+        llm: LLM | None = vars(self).pop("_llm", None)
+        if llm is not None:
+            with imports_stay_frozen():
+                llm.llm_engine.engine_core.shutdown()
 
     def _start(self) -> None:
         # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)

@@ -20,7 +20,8 @@ from expo_search.errors import RewardError
 
 KEY = "OPENAI_API_KEY"
 _TRIES = 6
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0  # between two tries, twice as long each time
+_FIRST_PAUSE_S = 1.0  # between two tries, twice as long each time
+_LONGEST_WAIT_S = 600.0  # of what a server says itself
 _LATER = (408, 409, 425, 429)  # answers that another try may change, beside the server's own faults
 _SHOWN = 160  # characters of what a server says
 
@@ -75,10 +76,11 @@ class ChatServer:
             do = "see to the server; what was answered is stored, the same command goes on"
             raise self._fault(refused.found, "a reply", do) from None
         try:
-            return str(answer["choices"][0]["message"]["content"] or "")
+            said = str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, TypeError, IndexError):
             found = f"a reply without choices ({json.dumps(answer)[:_SHOWN]})"
             raise self._fault(found, "a chat completion", "check the address") from None
+        return said
 
     def _sent(self, path: str, body: Mapping[str, Any] | None, n_tries: int = _TRIES) -> Any:
         """A server's JSON, after several tries. Raises `_Refused`."""
@@ -89,7 +91,7 @@ class ChatServer:
             except _Refused as refused:
                 if not refused.may_pass or attempt == n_tries:
                     raise
-                wait = min(_LONGEST_PAUSE_S, max(pause, refused.wait_s))
+                wait = max(pause, min(_LONGEST_WAIT_S, refused.wait_s))
             pause *= 2
             if self._closed.wait(wait):
                 raise _Refused("the search ends", 0)

@@ -50,7 +50,7 @@ class ConversationScorer(ABC):
         return rewards, n_cut
 
     def close(self) -> None:
-        """Free what is held outside of this process; the default holds nothing there."""
+        """Free what it rates with, whoever still refers to this object; the default holds nothing."""
         return
 
     @abstractmethod

@@ -146,8 +146,13 @@ class Judge:
 
 
 def verdict(reply: str) -> str | None:
-    """A, B or C; the last one said after any thoughts, or a letter alone. None: there is none."""
+    """A, B or C; the last one said after any thoughts, or a letter alone. None: there is none.
+
+    Thoughts that do not end, since the reply was cut off, weigh one answer and the other: nothing in them counts.
+    """
     said = reply.rpartition("</think>")[2]
+    if "<think>" in said:
+        return None
     found = _VERDICT.findall(said)
     if found:
         return str(found[-1])

@@ -51,6 +51,14 @@ class SequenceRewardModel(ConversationScorer):
         self._keep_within(getattr(self._model.config.get_text_config(), "max_position_embeddings", None))
         self._budget = self._budget_said = spec.batch_tokens
 
+    def close(self) -> None:
+        """Free the weights, also where something refers to this object: a traceback that a library keeps is enough."""
+        import torch
+
+        self._model = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _rate(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], list[float]]]:
         lengths = [len(s) for s in sequences]
         # longest first: an impossible batch fails at once

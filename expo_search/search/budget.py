@@ -36,9 +36,9 @@ class Budget:
         """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
         return not evaluated or self._prompts_left(evaluated) >= n_prompts + AT_TWO_ALPHAS * self.n_confirm
 
-    def n_confirmable(self, evaluated: Sequence[Evaluation]) -> int:
-        """Prompts on which what is left pays a confirmation."""
-        return max(0, int(self._prompts_left(evaluated) / AT_TWO_ALPHAS)) if evaluated else 0
+    def n_confirmable(self, evaluated: Sequence[Evaluation], n_answered: int = 0) -> int:
+        """Prompts on which what is left pays a confirmation, of which n_answered answers are there and paid."""
+        return max(0, int((self._prompts_left(evaluated) + n_answered) / AT_TWO_ALPHAS)) if evaluated else 0
 
     def spent(self, evaluated: Sequence[Evaluation]) -> str:
         """What was spent, of what, for people."""

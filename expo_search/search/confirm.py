@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from expo_search.contracts import Prompt
@@ -14,6 +15,7 @@ from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.inputs.prompts import prompts_hash
+from expo_search.search.retry import with_one_restart
 from expo_search.stats.paired import Estimate
 from expo_search.store.attributes import StudyAttributes
 from expo_search.store.study_store import Store
@@ -68,14 +70,7 @@ def confirm(
     """
 
     def measured(number: int, at: float) -> Evaluation:
-        try:
-            return objective.evaluate(number, at, stop=stop)
-        except EngineDied as fault:
-            if stop():  # it went down with what stopped us: no failure
-                raise Stopped from None
-            on_failure(fault)
-            objective.restart()
-            return objective.evaluate(number, at, stop=stop)
+        return with_one_restart(partial(objective.evaluate, number, at, stop=stop), objective, on_failure, stop)
 
     key = prompts_hash(prompts)
     with store.owned():

@@ -102,12 +102,22 @@ def refine(trials: Sequence[Finished], low: float, high: float) -> float:
     """The alpha at which one more trial is expected to add most to the best evaluated one."""
     curve = posterior(trials, low, high)
     known = np.array(_known_places(trials, curve))
-    inside = (curve.alphas >= low) & (curve.alphas <= high)
-    new = inside & ~_too_near(curve, [t.alpha for t in trials])
+    inside, new = _places(trials, curve, low, high)
     places = np.flatnonzero(new if new.any() else inside)
     worth = curve.worth(places, known, _trial_noise(trials))
     # the mean breaks ties where everything that could be learnt is known
     return float(curve.alphas[places[int(np.argmax(worth + 1e-9 * curve.mean[places]))]])
+
+
+def has_new(trials: Sequence[Finished], low: float, high: float) -> bool:
+    """Whether `refine` has an alpha to propose that is not beside one that was evaluated."""
+    return bool(_places(trials, posterior(trials, low, high), low, high)[1].any())
+
+
+def _places(trials: Sequence[Finished], curve: Fit, low: float, high: float) -> tuple[Any, Any]:
+    """Which of a fit's alphas may be tried, and which of these are not beside one that was: two masks."""
+    inside = (curve.alphas >= low) & (curve.alphas <= high)
+    return inside, inside & ~_too_near(curve, [t.alpha for t in trials])
 
 
 def doubled(trials: Sequence[Finished], alpha: float, high: float) -> float | None:

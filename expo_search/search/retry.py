@@ -62,6 +62,29 @@ class Attempts:
             raise
 
 
+def with_one_restart(
+    evaluate: Callable[[], Evaluation],
+    objective: Objective,
+    on_failure: Callable[[EngineDied], None] | None,
+    stop: Callable[[], bool],
+) -> Evaluation:
+    """What `evaluate` finds, the second time where the engine died; for what is no trial of Optuna's that could fail.
+
+    Raises:
+        Stopped: `stop` said so.
+        EngineDied: the second time.
+    """
+    try:
+        return evaluate()
+    except EngineDied as fault:
+        if stop():  # it went down with what stopped us: no failure
+            raise Stopped from None
+        if on_failure is not None:
+            on_failure(fault)
+        objective.restart()
+        return evaluate()
+
+
 def to_repeat(study: Study) -> FrozenTrial | None:
     """The failed trial that nothing has repeated yet, if there is one."""
     from optuna.trial import TrialState

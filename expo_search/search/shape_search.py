@@ -22,7 +22,7 @@ from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.confirm import confirm
 from expo_search.search.loop import keep, report, rival
-from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
+from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat, with_one_restart
 from expo_search.search.shapes import (
     UNIFORM,
     Beginning,
@@ -104,7 +104,7 @@ def search_shapes(
         study = store.study
         attempts = Attempts(study, objective, on_failure, stop)
         try:
-            _evaluate_references(study, objective, beginning, stop)
+            _evaluate_references(study, objective, beginning, on_failure, stop)
             while not stop() and len(finished_trials(study)) - 1 < n_trials:
                 known = read_trials(store)
                 trial = _next_trial(study, beginning, spec.seed)
@@ -125,17 +125,26 @@ def search_shapes(
             return
 
 
-def _evaluate_references(study: Study, objective: Objective, beginning: Beginning, stop: Callable[[], bool]) -> None:
+def _evaluate_references(
+    study: Study,
+    objective: Objective,
+    beginning: Beginning,
+    on_failure: Callable[[EngineDied], None] | None,
+    stop: Callable[[], bool],
+) -> None:
     """Trials 0 and 1, of the answers that were taken over. Alpha = 0 is no shape, so the sampler is not told of it."""
     from optuna.distributions import FloatDistribution
     from optuna.trial import TrialState, create_trial
 
+    def measured(number: int, alpha: float) -> Evaluation:
+        return with_one_restart(partial(objective.evaluate, number, alpha, stop=stop), objective, on_failure, stop)
+
     n = len(study.get_trials(deepcopy=False))
     if n <= CONTROL:
-        control = objective.evaluate(CONTROL, 0.0, stop=stop)
+        control = measured(CONTROL, 0.0)
         study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=control.attributes()))
     if n <= UNIFORM:
-        uniform = objective.evaluate(UNIFORM, beginning.alpha, stop=stop)
+        uniform = measured(UNIFORM, beginning.alpha)
         numbers = dimensions(beginning.kind)
         study.add_trial(
             create_trial(

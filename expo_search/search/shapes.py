@@ -64,7 +64,7 @@ class Shapes:
         best: the shape that looks best, of those evaluated on all prompts; None: none looks better than uniform alpha.
         confirmed: the best one on fresh prompts and seeds; None: not measured there.
         fresh: the best one's gain over alpha = 0 on those prompts.
-        n_tokens: generated for the shapes, and for their confirmation.
+        n_tokens: generated for the shapes and their confirmations; not for alpha = 0 and the uniform alpha beside them.
     """
 
     beginning: Beginning
@@ -145,14 +145,13 @@ def read_shapes(store: Store, kind: Kind) -> Shapes:
     best = max(able, key=lambda pair: pair[0], default=None)
     looks_better = best is not None and best[0] > 0
     picked = best[1] if best is not None and looks_better else None
-    n_tokens = sum(e.n_tokens for e in shapes)
+    n_tokens = sum(e.n_tokens + store.n_tokens(e.trial, "confirm") for e in shapes)
     measured = None if picked is None else (store.attributes.confirmed or {}).get(str(picked.trial))
     confirmed = fresh = None
     if picked is not None and measured is not None:
         gain = gain_against_uniform(store, picked.trial, "confirm", kind, measured["n"])
         confirmed = Against(picked.trial, gain, tuple(measured["broken"]))
         fresh = Estimate(measured["difference"], measured["se"], measured["n"])
-        n_tokens += store.n_tokens(picked.trial, "confirm")
     return Shapes(beginning, tuple(trials), tuple(against), picked, confirmed, fresh, n_tokens)
 
 

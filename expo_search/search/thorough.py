@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from expo_search.search.proposal import bracketing, candidates, propose, settled
+from expo_search.search.proposal import bracketing, candidates, has_new, propose, settled
 from expo_search.stats.gain_curve import Finished, collapsed
 
 _NARROW = 1.25  # ratio of neighbouring alphas between which nothing more is looked for
@@ -49,8 +49,12 @@ def propose_thoroughly(
 
 
 def is_exhausted(trials: Sequence[Finished], low: float, high: float, start: float | None, tolerance: float) -> bool:
-    """Whether a thorough search expects nothing more of going on."""
-    return settled(trials, low, high, start, tolerance) and _outstanding(trials) is None and _widest_gap(trials) is None
+    """Whether a thorough search expects nothing more of going on, or could but evaluate an alpha once more."""
+    if _outstanding(trials) is not None or bracketing(trials, low, high, start) is not None:
+        return False
+    if not settled(trials, low, high, start, tolerance):
+        return not has_new(trials, low, high)
+    return _widest_gap(trials) is None
 
 
 def _widest_gap(trials: Sequence[Finished]) -> float | None:
@@ -62,8 +66,11 @@ def _widest_gap(trials: Sequence[Finished]) -> float | None:
 
 
 def _outstanding(trials: Sequence[Finished]) -> float | None:
-    """The alpha above 0 that a part of the prompts shows to be better than 0, and than every trial on all of them."""
-    whole = [t for t in trials if t.outcome == "complete" and t.alpha > 0]
+    """The alpha above 0 that a part of the prompts shows to be better than 0, and than every trial on all of them.
+
+    One that was tried on all of them is no more, also where that was stopped: the same answers would stop it again.
+    """
+    whole = [t for t in trials if t.outcome != "enough" and t.alpha > 0]
     best = max((t.gain.mean for t in candidates(trials) if t.outcome == "complete"), default=0.0)
     outstanding = [
         t

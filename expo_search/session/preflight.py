@@ -137,6 +137,7 @@ def check(
 
     if adds:
         check_storage(storage)
+    check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
     pair = resolve_pair(  # which may have to fetch it
         spec.pair,
         rewards=spec.rewards,
@@ -163,7 +164,6 @@ def check(
     _refuse_same(judges, rewards)
     if aligned is not None:
         spec = in_context(spec, aligned.path)
-    check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
     reward_tokenizers = [_tokenizer(judge, spec, None) for judge in judges]
     fits = _room_for_answers(spec, prompts, tokenizer)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 PREFIX = "expo_"  # of our attributes of Optuna's studies, which other programs may add to
-_PROBE = "CREATE TABLE expo_probe (x INTEGER)"
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
 _LONGEST_CAUSE = 300  # characters of a driver's own words
 
@@ -61,7 +60,7 @@ def check_storage(url: str) -> None:
         else:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             # on a read-only database BEGIN IMMEDIATE quietly begins to read: only a write tells, and it is taken back
-            connection.exec_driver_sql(_PROBE)
+            connection.exec_driver_sql("CREATE TABLE expo_probe (x INTEGER)")
             connection.rollback()
     engine.dispose()
 
@@ -74,7 +73,7 @@ def _check_server(connection: sa.Connection) -> None:
         connection.execute(sa.delete(LockRow).where(LockRow.study_id == -1))
         connection.rollback()
         return
-    connection.exec_driver_sql(_PROBE)
+    connection.exec_driver_sql("CREATE TABLE expo_probe (x INTEGER)")
     connection.rollback()
     if connection.dialect.name in ("mysql", "mariadb"):  # which commit a new table at once
         connection.exec_driver_sql("DROP TABLE expo_probe")
@@ -111,11 +110,11 @@ def _kept(url: str) -> Path | None:
 
 def reading_storage(url: str) -> RDBStorage | None:
     """Optuna's view of a database, which only reads; None where there is none yet, or it has no tables of Optuna's."""
-    from optuna.storages import RDBStorage
-
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return None
+    from optuna.storages import RDBStorage
+
     engine = reading_engine(url)
     try:
         with store_faults(url), engine.connect() as connection:
