@@ -320,12 +320,13 @@ class Session:
             return 0
 
     def n_confirmable(self, budget: Budget) -> int:
-        """On how many fresh prompts what the search left of a budget pays a confirmation, with what one begun has."""
+        """On how many fresh prompts what is left of a budget pays a confirmation, with what an unfinished one has."""
         from expo_search.evaluation.result import CONTROL
         from expo_search.store.study_store import Store
 
         spent, result, n_fresh = self.with_spent(budget), self.result(), self.n_fresh()
-        trials = [CONTROL] if result.verdict.best is None else [CONTROL, result.verdict.best.trial]
+        best, is_done = result.verdict.best, result.verdict.confirmed is not None
+        trials = [] if is_done or best is None else [CONTROL, best.trial]
         store = Store(self.checked.storage, self.name, read_only=True)
         try:
             n_answered = sum(store.n_completions(trial, "confirm", n_fresh) for trial in trials)
