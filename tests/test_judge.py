@@ -233,7 +233,7 @@ class TestSettings:
     def test_half_a_judge_or_two_that_rate_are_refused(self, reward: dict[str, Any], said: str) -> None:
         with pytest.raises(StudyError) as fault:
             load_study(preset="zephyr", overrides={"reward": reward})
-        assert said in fault.value.found
+        assert said in str(fault.value)
         assert "pw" not in str(fault.value), "what may be a key is not shown"
 
     def test_the_objective_is_the_win_rate_unless_another_is_asked_for(self) -> None:
