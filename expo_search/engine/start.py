@@ -286,7 +286,7 @@ def imports_stay_frozen() -> Iterator[None]:
     gc.freeze = gc.unfreeze = lambda: None
     try:
         yield
-    finally:  # of several blocks at once, of an engine that hangs at its end and of the next one, the first one's
+    finally:  # not what was there before the block: an engine may hang at its end while the next one starts
         gc.freeze, gc.unfreeze = _FREEZE, _THAW
 
 

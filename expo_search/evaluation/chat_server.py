@@ -76,11 +76,10 @@ class ChatServer:
             do = "see to the server; what was answered is stored, the same command goes on"
             raise self._fault(refused.found, "a reply", do) from None
         try:
-            said = str(answer["choices"][0]["message"]["content"] or "")
+            return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, TypeError, IndexError):
             found = f"a reply without choices ({json.dumps(answer)[:_SHOWN]})"
             raise self._fault(found, "a chat completion", "check the address") from None
-        return said
 
     def _sent(self, path: str, body: Mapping[str, Any] | None, n_tries: int = _TRIES) -> Any:
         """A server's JSON, after several tries. Raises `_Refused`."""
