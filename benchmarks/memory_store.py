@@ -45,8 +45,11 @@ class MemoryStore(Store):
 
     def pin_weights(self, trial: int, part: Part, alpha: float, fingerprint: str) -> None: ...
 
-    def add_completions(self, trial: int, part: Part, completions: Mapping[int, Completion]) -> None:
+    def add_completions(
+        self, trial: int, part: Part, completions: Mapping[int, Completion], *, tried: bool = False
+    ) -> None:
         there = self._answers.setdefault((trial, part), {})
+        assert tried or there.keys().isdisjoint(completions), "as a database has it: each answer once"
         there.update({position: Stored(position, c, None) for position, c in completions.items()})
 
     def add_rewards(self, trial: int, part: Part, rewards: Mapping[int, float]) -> None:

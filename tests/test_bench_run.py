@@ -84,6 +84,24 @@ class TestRun:
                 assert store.scores("turns", alpha) == whole.scores("turns", alpha)
                 assert store.answers("turns", alpha) == whole.answers("turns", alpha)
 
+    def test_an_interrupt_after_answers_were_written_is_no_fault(
+        self, store: BenchStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write = BenchStore.add
+
+        def interrupted(*batch: Any, **options: Any) -> None:
+            write(*batch, **options)
+            if not options["tried"]:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(BenchStore, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_on(store, chosen())
+        monkeypatch.undo()
+        assert store.scores("turns", 0.0)
+        run_on(store, chosen())
+        assert len(store.scores("turns", 0.4)) == 12
+
     def test_an_engine_that_dies_once_is_started_anew_and_a_second_time_ends_the_run(self, store: BenchStore) -> None:
         def die() -> None:
             raise EngineDied(where="engine", found="gone", expected="one that answers", do="see the log")

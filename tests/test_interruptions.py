@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from databases import rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from optuna.trial import TrialState
 
+from expo_search.cli.main import main
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
@@ -115,6 +117,34 @@ class TestStop:
         confirm(store, Objective(again, FakeScorer(), store, fresh, FakeWatcher(), part="confirm"), 1, 0.3, fresh)
         assert {alpha for alpha, _ in model.asked} == {0.0}
         assert {alpha for alpha, _ in again.asked} == {0.3}
+
+    @pytest.mark.parametrize("is_written", [True, False])
+    def test_an_interrupt_while_answers_are_written_is_no_fault_and_loses_none(
+        self,
+        url: str,
+        unbroken: list[tuple[object, ...]],
+        monkeypatch: pytest.MonkeyPatch,
+        is_written: bool,
+    ) -> None:
+        write, n_calls = Store.add_completions, 0
+
+        def interrupted(store: Store, *batch: Any, **options: Any) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == 3 and not is_written:
+                raise KeyboardInterrupt
+            write(store, *batch, **options)
+            if n_calls == 3:  # as where SQLAlchemy gives the connection back
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Store, "add_completions", interrupted)
+        model, again = FakeModel(), FakeModel()
+        with pytest.raises(KeyboardInterrupt):
+            run(url, model)
+        assert n_calls == 4, "what was on its way is written after all"
+        assert len(answers(url)) == len(set(answers(url))) >= 32 + 8
+        assert outcome(run(url, again)) == unbroken
+        assert set(answers(url)) == {*model.asked, *again.asked}
 
 
 class TestEngineThatDies:
@@ -236,6 +266,25 @@ class TestSignals:
         terminate_as_ctrl_c()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_a_fault_that_comes_up_while_a_stop_clears_up_is_a_stop(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def stopped() -> None:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                crash()
+
+        monkeypatch.setattr("sys.argv", ["expo-search", "--pair", "demo"])
+        for command, code, said in (
+            (stopped, 130, "stopped; what was finished is kept, the same command goes on"),
+            (crash, 2, "vLLM engine: it crashed; expected an engine; look"),
+        ):
+            monkeypatch.setattr("expo_search.cli.main.app", command)
+            with pytest.raises(SystemExit) as end:
+                main()
+            assert (end.value.code, capsys.readouterr().err) == (code, f"expo-search: {said}\n")
 
     def test_in_another_thread_signals_stay_as_they_are(self) -> None:
         seen: list[bool] = []

@@ -73,7 +73,7 @@ def twice(process: subprocess.Popen[str]) -> None:
 
 def test_a_search_is_stopped_by_one_signal_at_its_next_look_and_by_two_at_once(home: Path) -> None:
     code, out, err = stopped(home, lambda process: process.send_signal(signal.SIGTERM))
-    assert code == 130
+    assert code == 130, err
     assert "stopping once this part of the prompts is answered and stored" in err
     assert "alpha" in out, "the result so far"
     assert err.rstrip().endswith("Stopped. To go on:\n  expo-search " + " ".join(SEARCH))
@@ -82,7 +82,7 @@ def test_a_search_is_stopped_by_one_signal_at_its_next_look_and_by_two_at_once(h
     kept = n_answers(home)
 
     code, _, err = stopped(home, twice)
-    assert code == 130
+    assert code == 130, err
     assert "going on" in err or n_answers(home) > kept
     assert "Traceback" not in err
     assert "stopped; what was finished is kept, the same command goes on" in err

@@ -102,12 +102,17 @@ class Asking:
         fresh: dict[Key, Answered] = {}
         scores: dict[Key, Scores] = {}
 
+        tried = False
+
         def flush() -> None:
+            nonlocal tried
             if fresh:
-                self._store.add(self.task, self.alpha, fresh, scores)
+                before, tried = tried, True  # an interrupt may come when they are written already
+                self._store.add(self.task, self.alpha, fresh, scores, tried=before)
                 answers.update(fresh)
                 fresh.clear()
                 scores.clear()
+                tried = False
 
         flushed = time.monotonic()
         try:

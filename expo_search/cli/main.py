@@ -63,12 +63,26 @@ def main() -> None:
     try:
         app()
     except ExpoError as fault:
+        if _follows_a_stop(fault):
+            _say_stopped()
+            sys.exit(130)
         Console(stderr=True).print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
         sys.exit(2)
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
-            command = next(iter(sys.argv[1:]), "-")
-            keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
-            kept = "; what was finished is kept, the same command goes on" if keeps else ""
-            Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)
+            _say_stopped()
         raise
+
+
+def _follows_a_stop(fault: BaseException | None) -> bool:
+    """Whether a fault came up while a stop was clearing up: an engine stopped in mid-step may fail to drop the rest."""
+    while fault is not None and not isinstance(fault, KeyboardInterrupt):
+        fault = fault.__context__
+    return fault is not None
+
+
+def _say_stopped() -> None:
+    command = next(iter(sys.argv[1:]), "-")
+    keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
+    kept = "; what was finished is kept, the same command goes on" if keeps else ""
+    Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)

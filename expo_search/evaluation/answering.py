@@ -185,6 +185,7 @@ class Answering:
         if ahead is not None and isinstance(self._model, AheadModel):
             self._model.answer_ahead(ahead, [self._prompts[i] for i in order], self._seed)
         fresh: dict[int, Completion] = {}
+        tried = False  # to keep those: an interrupt may come when they are written already
         flushed, since = time.monotonic(), time.perf_counter()
         try:
             for item in self._model.generate(list(positions), self._seed):
@@ -197,14 +198,15 @@ class Answering:
                 self._watcher.generated(0, 1)
                 completes = state.add(Stored(position, fresh[position], None))
                 if completes or time.monotonic() - flushed > _FLUSH_S:
+                    tried = True
                     self._store.add_completions(trial, self._part, fresh)
-                    fresh, flushed = {}, time.monotonic()
+                    fresh, tried, flushed = {}, False, time.monotonic()
                     effort.generate_s += time.perf_counter() - since
                     yield
                     since = time.perf_counter()
         finally:
             if fresh:
-                self._store.add_completions(trial, self._part, fresh)
+                self._store.add_completions(trial, self._part, fresh, tried=tried)
         effort.generate_s += time.perf_counter() - since
 
     def _score(self, trial: int, block: range, state: _State, effort: Effort) -> None:

@@ -100,8 +100,13 @@ class AnswerTables:
                 do="give the checkpoints it was made with, or another --study-name",
             )
 
-    def add_completions(self, trial: int, part: Part, completions: Mapping[int, Completion]) -> None:
-        """Keep answers, keyed by the position of their prompt, in one transaction."""
+    def add_completions(
+        self, trial: int, part: Part, completions: Mapping[int, Completion], *, tried: bool = False
+    ) -> None:
+        """Keep answers, keyed by the position of their prompt, in one transaction.
+
+        tried: the very same were given before, and who gave them was interrupted: they may be there, all or none.
+        """
         key = self._key(trial, part)
         rows = {p: AnswerRow(storable(c.text), c.n_tokens, c.finish_reason) for p, c in completions.items()}
         values = [
@@ -111,7 +116,6 @@ class AnswerTables:
         there = sa.select(sa.func.count()).where(
             *_of(self._study_id, trial, part), CompletionRow.position.in_(completions)
         )
-        tried = False
 
         def add(session: Session) -> None:
             nonlocal tried
@@ -194,12 +198,11 @@ class AnswerTables:
             self._tables.add(name)  # it stays there
         return self._read(query)
 
-    def writing(self, work: Callable[[Session, bool], None]) -> None:
+    def writing(self, work: Callable[[Session, bool], None], *, tried: bool = False) -> None:
         """Do what writes, in a transaction, with a sign of life; again where the connection was lost meanwhile.
 
-        `work` is told whether it was tried before: the commit of then may have been made.
+        `work` is told whether it was tried before: the commit of then may have been made. `tried`: by the caller.
         """
-        tried = False
 
         def write(session: Session) -> None:
             nonlocal tried

@@ -144,8 +144,13 @@ class BenchStore:
         alpha: float,
         answers: Mapping[tuple[str, int], Answered],
         scores: Mapping[tuple[str, int], Scores] | None = None,
+        *,
+        tried: bool = False,
     ) -> None:
-        """Keep answers by (item, turn), and scores by (item, position), in one transaction."""
+        """Keep answers by (item, turn), and scores by (item, position), in one transaction.
+
+        tried: the very same were given before, and who gave them was interrupted: they may be there, all or none.
+        """
         key = self._of | {"task": task, "alpha": alpha}
         answer_rows = [
             key
@@ -166,7 +171,7 @@ class BenchStore:
             if score_rows:
                 session.execute(sa.insert(BenchScoreRow), score_rows)
 
-        self._store.writing(put)
+        self._store.writing(put, tried=tried)
 
     def rescore(self, task: str, alpha: float, scores: Mapping[str, Scores]) -> None:
         """Replace the scores of items that have some, by item: a judge came later."""
