@@ -26,7 +26,7 @@ from expo_search.config.options import (
     TaskOptions,
 )
 from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer
-from expo_search.errors import EngineDied, PromptsError, StudyError
+from expo_search.errors import EngineDied, PairError, PromptsError, StudyError
 from expo_search.text import storable
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def open_session(
     ray_address: str | None = None,
     start: bool = True,
     adds: bool = True,
+    fetch: bool = True,
     artifacts: str | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
@@ -79,6 +80,8 @@ def open_session(
         ray_address: of a cluster that runs, "auto" or HOST:PORT; without it many engines run on this machine.
         start: False starts engine and reward model when they are first needed.
         adds: False: nothing will be added to the study, so another process may search it at the same time.
+        fetch: False: of a spec's weights that are on the Hub and not in its cache only headers are fetched. That is
+            enough for a forecast (`session.forecast`); such a session cannot be started.
         artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
             SQLite database, or in the working directory.
         trust_remote_code: for a study that is named: run the repositories' own Python (a spec has its own setting).
@@ -96,6 +99,7 @@ def open_session(
         engines=engines,
         ray_address=ray_address,
         adds=adds,
+        fetch=fetch,
         artifacts=artifacts,
         trust_remote_code=trust_remote_code,
         quiet=quiet,
@@ -124,6 +128,7 @@ class Session:
         engines: int | Literal["auto"] | None,
         ray_address: str | None,
         adds: bool,
+        fetch: bool,
         artifacts: str | None,
         trust_remote_code: bool,
         quiet: bool,
@@ -143,7 +148,7 @@ class Session:
 
         self._console, self._quiet = console or Console(stderr=True), quiet
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
-        self._own_model = model is None
+        self._own_model, self._fetch = model is None, fetch
         self._judge: SecondJudge | None = None
         own = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
@@ -155,12 +160,14 @@ class Session:
                         where="engines", found="a model beside them", expected="one of the two", do="drop one of them"
                     )
                 self._at_end.callback(sites.close)
-            with self.working("checking prompts, checkpoints and settings"):
+            with self.working("checking prompts, checkpoints and settings") as doing:
                 if isinstance(study, str):
                     trust = {"trust_remote_code": trust_remote_code}
-                    checked = check_stored(storage, study, self.say, adds=adds, sites=sites, **trust, **own)
+                    checked = check_stored(
+                        storage, study, self.say, adds=adds, sites=sites, doing=doing, **trust, **own
+                    )
                 else:
-                    checked = check(study, storage, self.say, adds=adds, sites=sites, **own)
+                    checked = check(study, storage, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **own)
         except BaseException:
             self._at_end.close()
             raise
@@ -192,6 +199,14 @@ class Session:
         """What is searched, with the context that the checkpoint allows."""
         return self.checked.spec
 
+    @property
+    def to_fetch(self) -> int:
+        """Bytes of checkpoints that are still on the Hub alone; see `fetch` of `open_session`."""
+        from expo_search.inputs.source import Source
+
+        judge = None if self._judge is None else self._judge.source
+        return self.checked.pair.to_fetch + (judge.to_fetch if isinstance(judge, Source) else 0)
+
     def start(self) -> None:
         """Start what is not running yet: the engine with its canary, the reward model, the study in the database.
 
@@ -204,6 +219,14 @@ class Session:
     def _start_model(self) -> None:
         """What is enough to compare: the engine, the reward model."""
         running = self.running
+        for role, source in self.checked.pair.sources.items():
+            if source.to_fetch:
+                raise PairError(
+                    where=f"{role} {source.id}",
+                    found="headers alone, as asked for with fetch=False",
+                    expected="its weights",
+                    do="open the session without it",
+                )
         with self.working("starting vLLM and its canary") as doing:
             _ = running.model
             doing("loading the reward model")
@@ -428,8 +451,8 @@ class Session:
         """
         from expo_search.session.second_judge import find_judge
 
-        with self.working("checking the second judge"):
-            self._judge, checked = find_judge(self.checked, model, scorer, self.say)
+        with self.working("checking the second judge") as doing:
+            self._judge, checked = find_judge(self.checked, model, scorer, self.say, doing=doing, fetch=self._fetch)
         self.checked = self.running.checked = checked
         return None if self._judge is None else self._judge.name
 

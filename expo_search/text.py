@@ -42,6 +42,24 @@ def shortened(text: str, n_max: int = 160) -> str:
     return f"{words or line[:n_max]} …"
 
 
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, hours where there are some; "?" where they are not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that leaves one to three digits before the point, in powers of 1,000 as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
 def one_line(text: str) -> str:
     """`clean`, and on one line whatever a name or a library's message holds."""
     return " ".join(clean(text).split())

@@ -130,7 +130,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             content = (folder / name).read_bytes()
             etag = hashlib.sha256(content).hexdigest()
-            self._send(content, headers={"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            if part is None:
+                self._send(content, headers=headers)
+            else:
+                first, last = int(part[1]), min(int(part[2]), len(content) - 1)
+                self.asked[-1] += f" bytes {first}-{last}"
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+                self._send(content[first : last + 1], 206, headers)
 
     def _send(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -147,8 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entry(folder: Path, file: Path) -> dict[str, Any]:
-    kind = {"type": "directory"} if file.is_dir() else {"type": "file", "size": file.stat().st_size}
-    return kind | {"path": str(file.relative_to(folder)), "oid": COMMIT}
+    name = {"path": str(file.relative_to(folder))}
+    if file.is_dir():
+        return name | {"type": "directory", "oid": COMMIT}
+    return name | {"type": "file", "size": file.stat().st_size, "oid": hashlib.sha1(file.read_bytes()).hexdigest()}
 
 
 def hub_environment(address: str, home: Path, *, offline: bool = False) -> dict[str, str]:

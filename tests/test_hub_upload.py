@@ -32,9 +32,11 @@ class Hub(NamedTuple):
     asked: list[str]
     work: Path
 
-    def run(self, *arguments: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
-        """A process of its own."""
-        env = hub_environment(self.address, self.work / "home", offline=offline)
+    def run(self, *arguments: str, offline: bool = False, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """A process of its own. `home`: where the Hub's cache is, and ours."""
+        env = hub_environment(self.address, home or self.work / "home", offline=offline)
+        if home is not None:
+            env["EXPO_SEARCH_CACHE"] = str(home / "ours")
         command = [sys.executable, "-m", "expo_search", *arguments]
         return subprocess.run(command, cwd=self.work, env=env, text=True, capture_output=True, timeout=300)
 
@@ -103,6 +105,47 @@ def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_pa
     assert f"me/sft@{COMMIT}" in (there / "mergekit.yaml").read_text()
     metadata = metadata_load(there / "README.md") or {}
     assert metadata["base_model"] == ["me/aligned", "me/sft"]
+
+
+def fetched_weights(asked: list[str]) -> list[str]:
+    """What of checkpoints' weights a Hub was asked for, but for their sizes."""
+    return [line for line in asked if line.startswith("GET ") and ".safetensors" in line]
+
+
+def test_a_dry_run_fetches_headers_alone_and_plans_as_with_the_weights(searched: Hub, tmp_path: Path) -> None:
+    whole = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", offline=True)
+    before = len(searched.asked)
+    outlined = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", home=tmp_path)
+    assert (whole.returncode, outlined.returncode) == (0, 0), whole.stderr + outlined.stderr
+    asked = fetched_weights(searched.asked[before:])
+    assert {line.split()[1].split("/")[2] for line in asked} == {"aligned", "sft", "reward"}
+    assert all(" bytes 0-" in line for line in asked)
+    known, told = json.loads(whole.stdout), json.loads(outlined.stdout)
+    size = sum((searched.root / "models" / "me" / n / "model.safetensors").stat().st_size for n in ("aligned", "sft"))
+    assert told.pop("to_fetch") > size > known.pop("to_fetch") == 0
+    assert told["export_bytes"] == known["export_bytes"] > 0
+    assert str(told["memory"]).startswith("memory plan: ")
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+
+    # of the study that is stored, whose weights are elsewhere
+    said = searched.run(*SEARCH, "--trials", "3", "--dry-run", home=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "to fetch: " in said.stdout
+    assert "fetching" not in said.stderr
+
+
+def test_two_repositories_with_the_same_weights_are_seen_from_their_outlines(hub: Hub, tmp_path: Path) -> None:
+    found = hub.run(*IDS[:2], "--aligned", "me/sft", *IDS[4:], "--dry-run", home=tmp_path)
+    assert found.returncode == 2
+    assert "same weights" in found.stderr
+
+
+def test_all_of_a_pair_is_found_before_the_first_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    before = len(hub.asked)
+    found = hub.run(*IDS[:4], "--reward-model", "me/none", *IDS[6:], "--storage", "sqlite:///none.db", home=tmp_path)
+    assert found.returncode == 2
+    assert "reward model me/none, file config.json: RepositoryNotFoundError" in found.stderr
+    assert not fetched_weights(hub.asked[before:])
 
 
 @pytest.mark.parametrize(

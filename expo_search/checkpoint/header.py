@@ -17,7 +17,7 @@ from typing import Any
 from expo_search.dtypes import BITS
 from expo_search.errors import CheckpointError
 
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_header(file: Path, where: str) -> Iterator[TensorInfo]:
     with file.open("rb") as stream:
         prefix = stream.read(8)
         n = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if n < 0 or n > _MAX_HEADER_BYTES or 8 + n > size:
+        if n < 0 or n > MAX_HEADER_BYTES or 8 + n > size:
             raise broken(f"a header of {n} bytes in a file of {size} bytes" if n >= 0 else f"a file of {size} bytes")
         try:
             header = json.loads(stream.read(n).decode(), object_pairs_hook=_unique)

@@ -292,7 +292,7 @@ def _forecast(
     with (
         terminal(log) as (out, err),
         # what is said on the way, the memory plan too, is for people
-        open_session(spec, storage, start=False, quiet=quiet or as_json, console=err, **where) as session,
+        open_session(spec, storage, start=False, fetch=False, quiet=quiet or as_json, console=err, **where) as session,
     ):
         if n_confirm is not None:
             session.checked.confirm_prompts(n_confirm, "--confirm")
@@ -306,7 +306,9 @@ def _forecast(
             left = _to_confirm(session, n_confirm, budget)
             to_confirm = 0 if left is None else left[1]
         spent = session.with_spent(budget)
-        expected = forecast(session.checked, n_trials, n_confirm=to_confirm, budget=spent, done=done)
+        expected = forecast(
+            session.checked, n_trials, n_confirm=to_confirm, budget=spent, done=done, to_fetch=session.to_fetch
+        )
         if as_json:
             plan = session.checked.memory
             told = expected.as_json() | {"memory": None if plan is None else plan.sentence()}

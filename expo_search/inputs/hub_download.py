@@ -1,14 +1,27 @@
-"""A repository of the Hub -> one commit of it in the Hub's cache, safetensors only."""
+"""A repository of the Hub -> one commit of it in the Hub's cache, safetensors only.
+
+What has to be fetched is known before anything large is: all repositories of a pair are found, and their room on the
+disk is there, before the first one's weights come.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from expo_search.checkpoint.remote_code import CONFIGS, check_code, is_commit
 from expo_search.errors import ExpoError, PairError
 from expo_search.inputs.source import CODE_REVISIONS, Source
-from expo_search.text import shortened
+from expo_search.text import clock, shortened, size
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
 
 _WANTED = (
     "*.safetensors",
@@ -20,40 +33,169 @@ _WANTED = (
     "LICENSE*",
     "README.md",
 )
-_NOT_WANTED = ("*/*.safetensors", "consolidated*")  # of training; the same weights again, as Mistral names them
+NOT_WANTED = ("*/*.safetensors", "consolidated*")  # of training; the same weights again, as Mistral names them
+WEIGHTS = "*.safetensors"
 
 
-def from_hub(
-    id: str, revision: str | None, role: str, trust_remote_code: bool, say: Callable[[str], None], first: str
-) -> Source:
-    """Download a repository into the Hub's cache, all files from one commit; the commit is the source's revision.
+@dataclass(frozen=True)
+class HubCommit:
+    """One commit of a repository, found on the Hub or in its cache.
+
+    Attributes:
+        role: what it is in the pair ("aligned", "sft", ...), for messages.
+        wanted: patterns of the files that a search needs.
+        cache: the folder of this repository in the Hub's cache.
+        files: bytes of all files that are wanted, by name; none where the Hub is not reached.
+        missing: names of those that are not in the cache.
+    """
+
+    id: str
+    revision: str
+    role: str
+    wanted: Sequence[str]
+    cache: Path
+    files: Mapping[str, int]
+    missing: frozenset[str]
+
+    @property
+    def n_bytes(self) -> int:
+        """Still to come, without what an earlier run has fetched of files that it did not finish."""
+        wanted = sum(self.files[name] for name in self.missing)
+        return max(0, wanted - _on_disk(self.cache / "blobs", "*.incomplete"))
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.role} {self.id}"
+
+    def fetch(self, say: Callable[[str], None], doing: Callable[[str], None]) -> Source:
+        """Download what is not in the cache. `doing` gets a line each second on how far it is, and "" at the end.
+
+        Raises:
+            PairError: it cannot be had.
+        """
+        from huggingface_hub import snapshot_download
+
+        if self.missing:
+            say(f"fetching {self.where}: {size(self.n_bytes)}, kept in the Hub's cache")
+        with reached(f"{self.where}, file {WEIGHTS}"), self._told(doing):
+            folder = Path(
+                snapshot_download(
+                    self.id,
+                    revision=self.revision,
+                    allow_patterns=list(self.wanted),
+                    ignore_patterns=list(NOT_WANTED),
+                )
+            )
+        return Source(folder, self.id, folder.name, on_hub=True)
+
+    @contextmanager
+    def _told(self, doing: Callable[[str], None]) -> Iterator[None]:
+        """Within it, what arrives on the disk is told, which is the same whatever way the Hub sends it."""
+        if not self.missing:
+            yield
+            return
+        blobs, n_bytes, began, ended = self.cache / "blobs", self.n_bytes, time.monotonic(), Event()
+        before = _on_disk(blobs)
+
+        def tell() -> None:
+            while not ended.wait(1.0):
+                arrived = max(0, _on_disk(blobs) - before)
+                rate = arrived / (time.monotonic() - began)
+                left = clock((n_bytes - arrived) / rate if rate else None)
+                doing(f"fetching {self.where}: {size(arrived)} of {size(n_bytes)}, {size(rate)}/s, left {left}")
+
+        watching = Thread(target=tell, name="what is fetched", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
+            doing("")
+
+
+def find_on_hub(id: str, revision: str | None, role: str, trust_remote_code: bool, first: str) -> HubCommit:
+    """Find a repository's commit and what of it is to be fetched; only small files are fetched here.
 
     Args:
         id: owner/name.
-        role: what it is in the pair ("aligned", "sft", ...), for messages; some roles may have code.
+        role: as in `HubCommit`; some roles may have code.
         first: a small file that the repository must have; it is fetched first and tells the commit.
 
     Raises:
         PairError: gated, not there or not reached; code that is not allowed or at a revision that can change.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError
 
     trusted, pinned = trust_remote_code and role in CODE_REVISIONS, is_commit(revision)
-    wanted = [*_WANTED, *(["*.py"] if trusted and pinned else [])]
-    file = first
-    try:
+    wanted = (*_WANTED, *(["*.py"] if trusted and pinned else []))
+    with reached(f"{role} {id}, file {first}", gated=f"{role} {id}"):
         # small, and fails fast; everything else is taken from the same commit
-        commit = Path(hf_hub_download(id, file, revision=revision)).parent.name
+        snapshot = Path(hf_hub_download(id, first, revision=revision)).parent
+        commit = snapshot.name
         if trusted:
             configs = Path(snapshot_download(id, revision=commit, allow_patterns=list(CONFIGS)))
             check_code(configs, f"{role} {id}", pin=None if pinned else f'{CODE_REVISIONS[role]} = "{commit}"')
-        say(f"fetching {role} {id} (kept in the Hub's cache)")
-        file = "*.safetensors"
-        folder = Path(snapshot_download(id, revision=commit, allow_patterns=wanted, ignore_patterns=list(_NOT_WANTED)))
+    files = _files(id, commit, wanted)
+    sizes = {file.filename: file.file_size or 0 for file in files}
+    missing = frozenset(file.filename for file in files if file.will_download)
+    return HubCommit(id, commit, role, wanted, snapshot.parent.parent, sizes, missing)
+
+
+def check_room(commits: Sequence[HubCommit]) -> None:
+    """Check that the disk of the Hub's cache has room for all that is to be fetched.
+
+    Raises:
+        PairError: it has not.
+    """
+    to_come = [commit for commit in commits if commit.missing]
+    if not to_come:
+        return
+    cache = to_come[0].cache.parent
+    free, needed = shutil.disk_usage(cache).free, sum(commit.n_bytes for commit in to_come)
+    if needed > free:
+        each = ", ".join(f"{commit.where} {size(commit.n_bytes)}" for commit in to_come)
+        raise PairError(
+            where=f"the Hub's cache {cache}",
+            found=f"{size(free)} free",
+            expected=f"room for {size(needed)} ({each})",
+            do="free some, or name a folder on a larger disk in HF_HOME",
+        )
+
+
+def _files(id: str, commit: str, wanted: Sequence[str]) -> list[DryRunFileInfo]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(
+            id, revision=commit, allow_patterns=list(wanted), ignore_patterns=list(NOT_WANTED), dry_run=True
+        )
+    except Exception:  # offline, say: whether what is in the cache will do is found out where it is fetched
+        return []
+
+
+def _on_disk(folder: Path, pattern: str = "*") -> int:
+    """Bytes of a folder's files that are on the disk, whatever length they will have."""
+    total = 0
+    for file in folder.glob(pattern):
+        try:
+            total += file.stat().st_blocks * 512
+        except OSError:  # renamed since: it is whole now
+            continue
+    return total
+
+
+@contextmanager
+def reached(where: str, gated: str | None = None) -> Iterator[None]:
+    """Within it, whatever the Hub and the network say becomes one line."""
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        yield
     except GatedRepoError:
         raise PairError(
-            where=f"{role} {id}",
+            where=gated or where,
             found="a gated repository",
             expected="access to it",
             do="ask for access on its page, then run `hf auth login`; a local path works too",
@@ -62,9 +204,8 @@ def from_hub(
         raise
     except Exception as fault:  # the Hub's errors, and the network's of the library that its client uses
         raise PairError(
-            where=f"{role} {id}, file {file}",
+            where=where,
             found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a repository on the Hub that can be reached",
             do="check the id and the network, then run it again: what was fetched is kept; a local folder works too",
         ) from None
-    return Source(folder, id, folder.name, on_hub=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from expo_search.checkpoint.folder import open_checkpoint
@@ -17,7 +17,8 @@ from expo_search.checkpoint.side_files import small_files_hash
 from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
-from expo_search.inputs.hub_download import from_hub
+from expo_search.inputs.hub_download import HubCommit, check_room, find_on_hub
+from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
 from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Source
 
@@ -28,14 +29,22 @@ def resolve_pair(
     rewards: Sequence[RewardModelSpec] = (),
     trust_remote_code: bool,
     say: Callable[[str], None],
+    doing: Callable[[str], None] = lambda _: None,
+    fetch: bool = True,
     own_model: bool = True,
     own_scorer: bool = True,
     with_reward: bool = True,
 ) -> Pair:
-    """Find, fetch or build the checkpoints of a pair and of what rates. `say` gets a line before what takes long.
+    """Find, fetch or build the checkpoints of a pair and of what rates; all are found before the first is fetched.
 
-    Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are;
-    without `with_reward` the reward model's name is left alone. `rewards`: several reward models, in its place.
+    Where another model than our engine answers, or another scorer rates, the checkpoints' names are kept as they are.
+
+    Args:
+        rewards: several reward models, in the place of the pair's.
+        say: gets a line before what takes long. doing: how far it is (see `HubCommit.fetch`).
+        fetch: False: of weights that are on the Hub alone the headers will do (`hub_outline`), but where an adapter is
+            to be merged into them.
+        with_reward: False leaves the reward model's name alone.
 
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
@@ -47,33 +56,45 @@ def resolve_pair(
         (spec.reward_model if with_reward else None, spec.reward_revision, "reward model"),
     )
     is_own = {"aligned": own_model, "sft": own_model, "reward model": own_scorer}
-    aligned, sft, reward_model = (
-        (_resolve(id, revision, role, trust_remote_code, say) if is_own[role] else Source(Path(id), id, PLUG_IN))
-        if id
-        else None
+    found: dict[str, Source | HubCommit] = {
+        role: _find(id, revision, role, trust_remote_code) if is_own[role] else Source(Path(id), id, PLUG_IN)
         for id, revision, role in given
-    )
-    base, adapter = None, None
-    if spec.adapter and aligned and own_model:
-        base, adapter = aligned, _resolve(spec.adapter, None, "adapter", trust_remote_code, say, "adapter_config.json")
-        aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
+        if id
+    }
+    if spec.adapter and "aligned" in found and own_model:
+        found["adapter"] = _find(spec.adapter, None, "adapter", trust_remote_code, "adapter_config.json")
     role = "one of the reward models"
-    several = tuple(_resolve(entry.model, entry.revision, role, trust_remote_code, say) for entry in rewards)
+    several = {f"{role}, {i}": _find(e.model, e.revision, role, trust_remote_code) for i, e in enumerate(rewards, 1)}
+    here = _at_hand(found | several, say, doing, fetch=fetch or "adapter" in found)
+    aligned, sft, reward_model = (here.get(role) for _, _, role in given)
+    base, adapter = None, here.get("adapter")
+    if adapter and aligned:
+        base = aligned
+        aligned, sft = _with_adapter(base, adapter, trust_remote_code, say), sft or base
+    reward_models = tuple(here[name] for name in several)
     if aligned and sft and (reward_model or not with_reward):
-        return Pair(aligned, sft, reward_model, base, adapter, several)
+        return Pair(aligned, sft, reward_model, base, adapter, reward_models)
     assert spec.parts is not None, "StudySpec checks that all three are given where there are no parts"
     parts = shipped_pair(spec.parts, say)
     rated_by = (reward_model or parts.reward_model) if with_reward else None
-    return Pair(aligned or parts.aligned, sft or parts.sft, rated_by, reward_models=several)
+    return Pair(aligned or parts.aligned, sft or parts.sft, rated_by, reward_models=reward_models)
 
 
-def resolve_check_model(spec: PairSpec, *, trust_remote_code: bool, say: Callable[[str], None]) -> Source:
-    """Find, fetch or build the second judge that a spec names. Raises as `resolve_pair`."""
+def resolve_check_model(
+    spec: PairSpec,
+    *,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+    doing: Callable[[str], None] = lambda _: None,
+    fetch: bool = True,
+) -> Source:
+    """Find, fetch or build the second judge that a spec names. Arguments and errors as of `resolve_pair`."""
     assert spec.check_reward_model is not None
     id, revision = spec.check_reward_model, spec.check_reward_revision
     if spec.parts is not None and id == second_judge_name(spec.parts):
         return shipped_judge(spec.parts, id, say)
-    return _resolve(id, revision, "check reward model", trust_remote_code, say)
+    role = "check reward model"
+    return _at_hand({role: _find(id, revision, role, trust_remote_code)}, say, doing, fetch=fetch)[role]
 
 
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
@@ -87,15 +108,10 @@ def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     return spec.model_copy(update={"pair": spec.pair.model_copy(update=revisions), "rewards": rewards})
 
 
-def _resolve(
-    id: str,
-    revision: str | None,
-    role: str,
-    trust_remote_code: bool,
-    say: Callable[[str], None],
-    first: str = "config.json",
-) -> Source:
-    """A folder, or the Hub's snapshot of an id; `first` is a small file that such a folder has."""
+def _find(
+    id: str, revision: str | None, role: str, trust_remote_code: bool, first: str = "config.json"
+) -> Source | HubCommit:
+    """A folder, or the Hub's commit of an id; `first` is a small file that such a folder has."""
     path = Path(os.path.expanduser(id))  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.is_dir():
         if trust_remote_code and role in CODE_REVISIONS:
@@ -108,7 +124,20 @@ def _resolve(
             expected="a checkpoint folder or a Hub id",
             do="check the path",
         )
-    return from_hub(id, revision, role, trust_remote_code, say, first)
+    return find_on_hub(id, revision, role, trust_remote_code, first)
+
+
+def _at_hand(
+    found: Mapping[str, Source | HubCommit], say: Callable[[str], None], doing: Callable[[str], None], *, fetch: bool
+) -> dict[str, Source]:
+    """What was found, in local folders: fetched, or as outlines where that will do."""
+    commits = {name: source for name, source in found.items() if isinstance(source, HubCommit)}
+    check_room(list(commits.values()))
+    fetched = {
+        name: commit.fetch(say, doing) if fetch or not commit.missing else outline(commit)
+        for name, commit in commits.items()
+    }
+    return {name: fetched[name] if isinstance(source, HubCommit) else source for name, source in found.items()}
 
 
 def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: Callable[[str], None]) -> Source:

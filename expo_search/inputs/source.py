@@ -11,12 +11,17 @@ PLUG_IN = "plug-in"  # revision of a name without a checkpoint: the caller passe
 
 @dataclass(frozen=True)
 class Source:
-    """One checkpoint: where it is on this machine, what it was asked for as, and the revision it turned out to be."""
+    """One checkpoint: where it is on this machine, what it was asked for as, and the revision it turned out to be.
+
+    Attributes:
+        to_fetch: bytes that are still on the Hub alone; where there are any the folder is an outline (`hub_outline`).
+    """
 
     path: Path
     id: str
     revision: str
     on_hub: bool = False
+    to_fetch: int = 0
 
     @property
     def loadable(self) -> str:
@@ -52,6 +57,11 @@ class Pair:
         one = {role: getattr(self, role) for role in ("aligned", "sft", "reward_model", "base", "adapter")}
         several = {f"reward_model_{i}": source for i, source in enumerate(self.reward_models, 1)}
         return {role: source for role, source in one.items() if source is not None} | several
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes that are still on the Hub alone."""
+        return sum(source.to_fetch for source in self.sources.values())
 
     def rated_by(self, reward_model: Source) -> Pair:
         """This pair with one reward model alone."""

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveLine
 
-from expo_search.session.progress import can_be_live, clock
+from expo_search.session.progress import can_be_live
 from expo_search.session.working import say_on
+from expo_search.text import clock
 
 _LINE = (
     "{task.fields[name]}  alpha {task.fields[alpha]}",

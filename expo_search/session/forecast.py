@@ -32,6 +32,7 @@ from expo_search.store.attributes import stored_attributes
 from expo_search.store.database import study_names
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
+from expo_search.text import size
 
 # settings with which a token takes as long and answers are as long
 _ALIKE: tuple[str, ...] = (
@@ -54,6 +55,7 @@ class Forecast:
         seconds: for the trials to come; None where nothing tells. source: what tells it.
         export_bytes: of the exported tensors; None where another model answers. free_bytes: in the working folder.
         n_confirm: fresh prompts of the confirmation. done: why no trial is to come (`search.loop.why_done`).
+        to_fetch: bytes of checkpoints that are on the Hub and not in its cache yet.
         tokens_left: of the budget, before this run; budget_seconds: of the run. None: no such limit.
     """
 
@@ -69,6 +71,7 @@ class Forecast:
     free_bytes: int
     n_confirm: int = 0
     done: str | None = None
+    to_fetch: int = 0
     tokens_left: int | None = None
     budget_seconds: float | None = None
 
@@ -78,10 +81,12 @@ class Forecast:
         has_budget = self.tokens_left is not None or self.budget_seconds is not None
         most = f"as many as the budget pays, at most {self.n_trials}" if has_budget else f"{self.n_trials}"
         lines = [f"trials: {self.done or most + there}", f"tokens: {self._tokens()}", f"time: {self._time()}"]
+        if self.to_fetch:
+            lines.insert(0, f"to fetch: {size(self.to_fetch)} from the Hub")
         if self.export_bytes is not None:
             room = "" if self.free_bytes > self.export_bytes else ": too little"
-            size, free = (f"{n / 1e9:.2f} GB" for n in (self.export_bytes, self.free_bytes))
-            lines.append(f"export: {size} on the disk; {free} free in the working folder{room}")
+            wanted, free = (f"{n / 1e9:.2f} GB" for n in (self.export_bytes, self.free_bytes))
+            lines.append(f"export: {wanted} on the disk; {free} free in the working folder{room}")
         told = Power(1.0, self.n_prompts).sentence(GAIN_UNIT)
         return [*lines, f"prompts: {self.n_prompts}. {told}"]
 
@@ -117,7 +122,13 @@ def _shown(seconds: float) -> str:
 
 
 def forecast(
-    checked: Checked, n_trials: int, *, n_confirm: int = 0, budget: Budget | None = None, done: str | None = None
+    checked: Checked,
+    n_trials: int,
+    *,
+    n_confirm: int = 0,
+    budget: Budget | None = None,
+    done: str | None = None,
+    to_fetch: int = 0,
 ) -> Forecast:
     """What a search of n_trials will take, from what is stored and planned.
 
@@ -125,6 +136,7 @@ def forecast(
         n_confirm: fresh prompts of the confirmation after it.
         budget: what may be spent; `budget.spent_before` counts what no finished trial has.
         done: why no trial is to come.
+        to_fetch: as of `Forecast`.
     """
     n_prompts, max_tokens = len(checked.search_prompts), checked.spec.sampling.max_tokens
     n_there, n_spent, alike = _stored(checked)
@@ -153,6 +165,7 @@ def forecast(
         free_bytes=shutil.disk_usage(Path.cwd()).free,
         n_confirm=n_confirm,
         done=done,
+        to_fetch=to_fetch,
         tokens_left=left,
         budget_seconds=None if budget is None else budget.seconds,
     )

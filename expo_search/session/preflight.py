@@ -96,10 +96,13 @@ def check(
     own_model: bool = True,
     own_scorer: bool = True,
     sites: Sites | None = None,
+    doing: Callable[[str], None] = lambda _: None,
+    fetch: bool = True,
 ) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
     Args:
+        doing: see `working`. fetch: see `resolve_pair`; where engines run on other machines each of them fetches.
         adds: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
             is a fault as well.
         own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
@@ -143,6 +146,8 @@ def check(
         rewards=spec.rewards,
         trust_remote_code=spec.trust_remote_code,
         say=say,
+        doing=doing,
+        fetch=fetch or sites is not None,
         own_model=own_model,
         own_scorer=own_scorer,
         with_reward=not spec.reward.rates_itself,
@@ -196,8 +201,9 @@ def check(
 
     stored = stored_attributes(storage, spec.name)
     if stored is not None and stored.settings is not None:
-        advice = advice_on_changes(stored.settings, settings)
-        compare_settings(stored.settings, settings, name=spec.name, do=advice)
+        known = settings.model_copy(update={"files": stored.settings.files}) if pair.to_fetch else settings
+        advice = advice_on_changes(stored.settings, known)
+        compare_settings(stored.settings, known, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
     if scorer is not None:
@@ -337,6 +343,7 @@ def check_stored(
     own_model: bool = True,
     own_scorer: bool = True,
     sites: Sites | None = None,
+    doing: Callable[[str], None] = lambda _: None,
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run code is asked for anew.
 
@@ -349,7 +356,7 @@ def check_stored(
     if own_scorer:
         check_consent(kept, f"study {name}")
     spec = computing_as(kept, stored.settings or Settings())
-    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites)
+    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites, doing=doing)
 
 
 def _prompts_source(source: str) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.pool.state import EngineState
 from expo_search.session.working import say_on
-from expo_search.text import clean
+from expo_search.text import clean, clock
 from expo_search.weights.shape import shape_of
 
 _LINE = (
@@ -162,12 +162,3 @@ def engine_lines(engines: Sequence[EngineState]) -> list[str]:
         busy = sum(e.state == "answering" for e in others)
         lines.append(f"  {len(others)} more, {busy} answering  {n_prompts} prompts  {rate:.0f} tokens/s")
     return lines
-
-
-def clock(seconds: float | None) -> str:
-    """Minutes and seconds, hours where there are some; "?" where they are not known."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -51,6 +51,9 @@ def find_judge(
     model: str | None,
     scorer: Scorer | None,
     say: Callable[[str], None],
+    *,
+    doing: Callable[[str], None] = lambda _: None,
+    fetch: bool = True,
 ) -> tuple[SecondJudge | None, Checked]:
     """The second judge that is asked for, or that the study's spec names; None where there is none.
 
@@ -58,6 +61,7 @@ def find_judge(
 
     Args:
         model: a folder or Hub id, in the place of the spec's. scorer: rates in its place; `model` is then its name.
+        doing, fetch: as of `preflight.check`.
 
     Returns:
         The judge, and the study with it: its spec names it, and the memory plan has room for it.
@@ -86,7 +90,7 @@ def find_judge(
         key = hashlib.sha256(f"{id}@{PLUG_IN}".encode()).hexdigest()[:16]
         return SecondJudge(key, id, scorer), checked
     trust = spec.trust_remote_code
-    source = resolve_check_model(asked, trust_remote_code=trust, say=say)
+    source = resolve_check_model(asked, trust_remote_code=trust, say=say, doing=doing, fetch=fetch)
     check_whole(source.path, trust_remote_code=trust)
     checkpoint = open_checkpoint(source.path, role="check reward model")
     rewards = _own_checkpoints(checked)

@@ -14,7 +14,9 @@ from expo_search.text import clean
 
 @contextmanager
 def working(console: Console, quiet: bool, first: str = "") -> Iterator[Callable[[str], None]]:
-    """Within it, what is yielded names the step that begins. The line goes when all are done; other lines stay.
+    """Within it, what is yielded names the step that begins, or with "" the first one again.
+
+    The line goes when all are done; other lines stay.
 
     Not to be entered within itself or beside another live display of the same console.
     """
@@ -30,7 +32,7 @@ def working(console: Console, quiet: bool, first: str = "") -> Iterator[Callable
     )
     task = line.add_task(first, total=None)
     with line:
-        yield lambda step: line.update(task, description=step)
+        yield lambda step: line.update(task, description=step or first)
 
 
 def say_on(console: Console, quiet: bool) -> Callable[[str], None]:
