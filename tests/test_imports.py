@@ -89,6 +89,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         (["--pair", "demo", "--prompts", "."], ["sqlalchemy", "numpy"]),
         (["compare", "-n", "0"], ["sqlalchemy", "numpy"]),
         (["show", "nothing"], ["numpy"]),
+        *(([c, "--storage", "sqlite:///none.db"], ["sqlalchemy", "numpy"]) for c in ("confirm", "bench", "dashboard")),
+        (["--pair", "demo", "--storage", "none.db"], ["sqlalchemy"]),
     ],
     ids=" ".join,
 )

@@ -24,6 +24,7 @@ from expo_search.cli.console import (
     Storage,
     StudyName,
     TrustRemoteCode,
+    check_there,
     give_up_on,
     known_study,
     n_engines,
@@ -68,6 +69,7 @@ def bench(
     """Compare the best alpha with alpha = 0 on tasks that no reward model sees, item by item."""
     from expo_search.cli.chat_session import parse_alphas
 
+    check_there(storage)
     names = task_names(tasks)
     wanted = None if alphas is None else parse_alphas(alphas)
     files = task_files(data or [])

@@ -25,7 +25,8 @@ def studies(ctx: typer.Context, incomplete: str) -> list[str]:
     """The studies of `--storage` that begin so; of a file alone, since nobody waits for a server while typing."""
     with suppress(Exception):
         from expo_search.config.options import DEFAULT_STORAGE
-        from expo_search.store.database import sqlite_path, study_names
+        from expo_search.store.address import sqlite_path
+        from expo_search.store.database import study_names
         from expo_search.text import clean
 
         url = ctx.params.get("storage") or DEFAULT_STORAGE

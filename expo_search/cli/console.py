@@ -14,7 +14,7 @@ from rich.text import Text
 
 from expo_search.cli.completion import studies
 from expo_search.errors import ExpoError, StoreError, StudyError
-from expo_search.text import clean, one_line
+from expo_search.text import clean, one_line, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,10 +88,13 @@ def check_trials(n: int) -> None:
         raise StudyError(where="--trials", found=str(n), expected="at least 1", do="give the number of trials wanted")
 
 
-def known_study(study: str | None, storage: str) -> str:
-    """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
-    from expo_search.store.database import check_readable, sqlite_path, study_names
-    from expo_search.text import shown
+def check_there(storage: str) -> None:
+    """Check that an SQLite database is there.
+
+    Raises:
+        StoreError: no database URL, or no such file.
+    """
+    from expo_search.store.address import sqlite_path
 
     file = sqlite_path(storage)
     if file is not None and not file.exists():
@@ -101,6 +104,13 @@ def known_study(study: str | None, storage: str) -> str:
             expected="a database with a study in it",
             do="check the path, or search first",
         )
+
+
+def known_study(study: str | None, storage: str) -> str:
+    """A study's name, or the only one there is. Writes nothing, and waits for no writer."""
+    check_there(storage)
+    from expo_search.store.database import check_readable, study_names  # SQLAlchemy: see `store/address.py`
+
     names = study_names(storage)
     if study is None and len(names) == 1:
         study = names[0]

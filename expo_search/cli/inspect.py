@@ -20,6 +20,7 @@ from expo_search.cli.console import (
     Json,
     Storage,
     StudyName,
+    check_there,
     console_on,
     known_study,
     print_prose,
@@ -152,6 +153,7 @@ def dashboard(
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Serve the studies of a database, their notes, figures and answers, to a browser; also while a search runs."""
+    check_there(storage)
     from expo_search.results.dashboard_server import open_dashboard
     from expo_search.store.database import study_names
 

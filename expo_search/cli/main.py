@@ -6,6 +6,7 @@ Ctrl-C or SIGTERM, with everything that was finished kept. Anything else is a fa
 
 from __future__ import annotations
 
+import gc
 import sys
 from io import TextIOWrapper
 
@@ -56,6 +57,8 @@ app.command("doctor")(doctor)
 
 def main() -> None:
     """Entry point of the `expo-search` command."""
+    # what is imported stays: with Python's own thresholds a tenth of a start goes into looking for garbage in it
+    gc.set_threshold(100_000, 50, 100)
     set_defaults_of_libraries(log_level="INFO")  # into the log file
     terminate_as_ctrl_c()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":

@@ -433,11 +433,11 @@ def confirm_winner(
     as_json: Json = False,
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
+    name = known_study(study, storage)
     from expo_search.results.second_judge import check_sentence
     from expo_search.results.summary_json import confirmation_json
     from expo_search.results.verdict import confirmation_sentence, trial_at
 
-    name = known_study(study, storage)
     with terminal(log) as (out, err):
         session = open_session(
             name,

@@ -54,10 +54,10 @@ def search_shape(
     as_json: Json = False,
 ) -> None:
     """Spread the best alpha over layers or modules, and see whether that beats one alpha for all."""
-    from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json
-
     check_trials(trials)
     name = known_study(study, storage)
+    from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json
+
     with terminal(log) as (out, err):
         session = open_session(
             name,

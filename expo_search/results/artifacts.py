@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from expo_search.errors import StudyError
-from expo_search.store.database import sqlite_path
+from expo_search.store.address import sqlite_path
 from expo_search.text import one_line
 
 if TYPE_CHECKING:

@@ -38,6 +38,7 @@ from expo_search.session.planning import plans, search_needs
 from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
+from expo_search.store.address import sqlite_path
 from expo_search.store.settings import Settings, compare_settings
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def check(
     prompts = load_prompts(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
     )
+    sqlite_path(storage)  # is it a URL?
     from expo_search.store.database import check_readable, check_storage
 
     if adds:
@@ -161,7 +163,7 @@ def check(
         check_context(spec, aligned.path, aligned.config)
         if sites is None:  # else each of their machines checks its own devices
             check_ranks(spec.engine.tensor_parallel, aligned.config)
-        _check_sources(aligned, sft, say)
+        _check_sources(aligned, sft, say, is_whole=not pair.to_fetch)
     rewards: list[Checkpoint] = []
     for judge in judges:
         check_labels(judge.path, trust_remote_code=spec.trust_remote_code)
@@ -272,12 +274,13 @@ def _workload(spec: StudySpec, prompts: Sequence[Prompt], tokenizer: PreTrainedT
     return Workload(len(prompts), mean, spec.sampling.max_tokens)
 
 
-def _check_sources(aligned: Checkpoint, sft: Checkpoint, say: Callable[[str], None]) -> None:
-    """That two checkpoints make a pair; what of their vocabularies differs is said."""
+def _check_sources(aligned: Checkpoint, sft: Checkpoint, say: Callable[[str], None], *, is_whole: bool = True) -> None:
+    """That two checkpoints make a pair; what of their vocabularies differs is said. `is_whole`: no outlines."""
     differences = check_pair(aligned, sft)
     if aligned.is_same_as(sft):
         raise same_weights(aligned.path, sft.path)
-    check_computed(aligned, sft)
+    if is_whole:
+        check_computed(aligned, sft)
     for name, (rows_aligned, rows_sft) in differences.longer_vocabulary.items():
         more = "rows that sft lacks stay aligned's" if rows_sft < rows_aligned else "sft's further rows are left out"
         say(f"{name} has {rows_aligned} rows in aligned and {rows_sft} in sft: {more}")

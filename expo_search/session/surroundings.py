@@ -63,7 +63,8 @@ def _there(path: Path) -> Path:
 def database(storage: str) -> Fact:
     """Whether the studies of a database can be read."""
     try:
-        from expo_search.store.database import check_readable, sqlite_path, study_names
+        from expo_search.store.address import sqlite_path
+        from expo_search.store.database import check_readable, study_names
 
         path = sqlite_path(storage)
         if path is not None and not path.exists():

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
+from expo_search.store.address import sqlite_path
 from expo_search.store.server import (
     INSTALL,
     cut_off_where_hung,
@@ -164,34 +165,6 @@ def study_names(url: str) -> list[str]:
             return sorted(connection.scalars(sa.select(studies.c.study_name).where(~is_of_shapes)))
     finally:
         engine.dispose()
-
-
-def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite database, whether it exists or not; None for one in memory or of another kind.
-
-    Raises:
-        StoreError: not a database URL.
-    """
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is not a number
-        raise StoreError(
-            where=f"--storage {shown(url)}",
-            found="not a database URL",
-            expected="a URL such as sqlite:///expo-search.db",
-            do=f"write sqlite:///{url}" if url and ":" not in url else "see SQLAlchemy's database URLs",
-        ) from None
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return None
-    if parsed.database.startswith("~"):  # SQLite would make a folder of that name
-        whole = os.path.expanduser(parsed.database)  # noqa: PTH111  Path.expanduser raises for an unknown user
-        raise StoreError(
-            where=f"--storage {shown(url)}",
-            found="a ~, which stands for no folder in a URL",
-            expected="a path",
-            do=f"write sqlite:///{whole}" if whole != parsed.database else "write the path in full",
-        )
-    return Path(parsed.database.removeprefix("file:"))
 
 
 def reading_url(url: str) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from expo_search.errors import StoreError
+from expo_search.store.address import sqlite_path
 from expo_search.store.answer_rows import AnswerTables
 from expo_search.store.attributes import StudyAttributes
 from expo_search.store.behind import Writer
@@ -25,7 +26,6 @@ from expo_search.store.database import (
     make_engine,
     reading_engine,
     reading_storage,
-    sqlite_path,
     store_faults,
     use_write_ahead_log,
 )

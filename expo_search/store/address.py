@@ -1,0 +1,56 @@
+"""A database URL -> the SQLite file that it names, or what is wrong with it.
+
+Apart from `database.py`: SQLAlchemy takes half a second to import, and a mistyped place is said before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from expo_search.errors import StoreError
+from expo_search.text import shown
+
+_FILE = re.compile(r"sqlite:///([^?]+)")  # the URL of nearly everybody
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLite database, whether it exists or not; None for one in memory or of another kind.
+
+    Raises:
+        StoreError: not a database URL.
+    """
+    plain = _FILE.fullmatch(url)
+    database = plain[1] if plain else _sqlite_database(url)
+    if not database or database == ":memory:":
+        return None
+    if database.startswith("~"):  # SQLite would make a folder of that name
+        whole = os.path.expanduser(database)  # noqa: PTH111  Path.expanduser raises for an unknown user
+        raise StoreError(
+            where=f"--storage {shown(url)}",
+            found="a ~, which stands for no folder in a URL",
+            expected="a path",
+            do=f"write sqlite:///{whole}" if whole != database else "write the path in full",
+        )
+    return Path(database.removeprefix("file:"))
+
+
+def _sqlite_database(url: str) -> str | None:
+    """What a URL names as SQLite's database; None where it is of another kind, or names none."""
+    if "://" in url:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            parsed = make_url(url)
+        except (ArgumentError, ValueError):  # ValueError: a port that is not a number
+            pass
+        else:
+            return parsed.database if parsed.get_backend_name() == "sqlite" else None
+    raise StoreError(
+        where=f"--storage {shown(url)}",
+        found="not a database URL",
+        expected="a URL such as sqlite:///expo-search.db",
+        do=f"write sqlite:///{url}" if url and ":" not in url else "see SQLAlchemy's database URLs",
+    )
