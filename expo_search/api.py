@@ -26,7 +26,7 @@ from expo_search.config.options import (
     TaskOptions,
 )
 from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer
-from expo_search.errors import EngineDied, PairError, PromptsError, StudyError
+from expo_search.errors import EngineDied, PromptsError, StudyError
 from expo_search.text import storable
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def open_session(
         ray_address: of a cluster that runs, "auto" or HOST:PORT; without it many engines run on this machine.
         start: False starts engine and reward model when they are first needed.
         adds: False: nothing will be added to the study, so another process may search it at the same time.
-        fetch: False: of a spec's weights that are on the Hub and not in its cache only headers are fetched. That is
+        fetch: False: of weights that are on the Hub and not in its cache only headers are fetched. That is
             enough for a forecast (`session.forecast`); such a session cannot be started.
         artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
             SQLite database, or in the working directory.
@@ -164,7 +164,7 @@ class Session:
                 if isinstance(study, str):
                     trust = {"trust_remote_code": trust_remote_code}
                     checked = check_stored(
-                        storage, study, self.say, adds=adds, sites=sites, doing=doing, **trust, **own
+                        storage, study, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **trust, **own
                     )
                 else:
                     checked = check(study, storage, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **own)
@@ -219,14 +219,6 @@ class Session:
     def _start_model(self) -> None:
         """What is enough to compare: the engine, the reward model."""
         running = self.running
-        for role, source in self.checked.pair.sources.items():
-            if source.to_fetch:
-                raise PairError(
-                    where=f"{role} {source.id}",
-                    found="headers alone, as asked for with fetch=False",
-                    expected="its weights",
-                    do="open the session without it",
-                )
         with self.working("starting vLLM and its canary") as doing:
             _ = running.model
             doing("loading the reward model")

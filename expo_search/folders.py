@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
 def cache_folder() -> Path:
     """Where built checkpoints are kept: $EXPO_SEARCH_CACHE, else expo-search in the user's cache folder."""
     if given := os.environ.get("EXPO_SEARCH_CACHE"):

@@ -7,9 +7,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from twins import make_pair
 
-from expo_search.errors import PairError
+from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.errors import CheckpointError, PairError
 from expo_search.inputs.hub_download import HubCommit, check_room
+from expo_search.inputs.hub_outline import outline
+from expo_search.inputs.source import Pair
 from expo_search.text import clock, size
 
 COMMIT = "0" * 40
@@ -37,8 +41,6 @@ def test_a_disk_without_room_for_all_is_named_before_anything_is_fetched(
         f"the Hub's cache {tmp_path}: 20 MB free; expected room for 22 MB (aligned owner/aligned 14 MB, "
         "sft owner/sft 5 MB, judge owner/judge 3 MB); free some, or name a folder on a larger disk in HF_HOME"
     )
-    (aligned.cache / "blobs" / "ab.incomplete").write_bytes(bytes(4_000_000))  # which a run before has left
-    check_room([aligned, sft, judge])
 
 
 def test_while_it_comes_its_rate_and_the_time_left_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +60,67 @@ def test_while_it_comes_its_rate_and_the_time_left_are_told(tmp_path: Path, monk
     assert doing[0].startswith("fetching aligned owner/aligned: 1 MB of 4 MB, ")
     assert doing[0].endswith("/s, left 0:03")
     assert doing[-1] == ""
+
+
+def test_only_what_lacks_weights_is_outlined(tmp_path: Path) -> None:
+    """Programs that load a model do not fetch its README."""
+    assert commit(tmp_path, "aligned", 1).lacks_weights
+    sizes = {"model.safetensors": 10, "README.md": 1}
+    small = HubCommit("o/x", COMMIT, "sft", ("*",), tmp_path, sizes, frozenset({"README.md"}))
+    assert (small.lacks_weights, small.n_bytes) == (False, 1)
+
+
+class TestOutline:
+    @pytest.fixture
+    def fetched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[bytes, str]]:
+        """What `_fetched` finds: the header of a real file, and a name of its content. The cache is `tmp_path`."""
+        make_pair(tmp_path / "pair", "llama-tied", delta=0.2)
+        (tmp_path / "small").mkdir()
+        (tmp_path / "small" / "config.json").write_bytes((tmp_path / "pair" / "sft" / "config.json").read_bytes())
+        whole = (tmp_path / "pair" / "sft" / "model.safetensors").read_bytes()
+        heads = {"model.safetensors": (whole[: 8 + int.from_bytes(whole[:8], "little")], "a" * 40)}
+        monkeypatch.setattr("expo_search.inputs.hub_outline._fetched", lambda *_: (tmp_path / "small", heads))
+        monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+        return heads
+
+    def found(self, tmp_path: Path, *more: str) -> HubCommit:
+        sizes = dict.fromkeys(more, 2) | {"config.json": (tmp_path / "small" / "config.json").stat().st_size}
+        sizes["model.safetensors"] = (tmp_path / "pair" / "sft" / "model.safetensors").stat().st_size
+        return HubCommit("o/x", COMMIT, "sft", ("*",), tmp_path, sizes, frozenset(sizes))
+
+    @pytest.mark.usefixtures("fetched")
+    def test_it_has_the_tensors_of_the_weights_and_cannot_be_loaded(self, tmp_path: Path) -> None:
+        source = outline(self.found(tmp_path))
+        whole, known = open_checkpoint(tmp_path / "pair" / "sft", role="sft"), open_checkpoint(source.path, role="sft")
+        assert {n: (t.dtype, t.shape, t.offset) for n, t in known.tensors.items()} == {
+            n: (t.dtype, t.shape, t.offset) for n, t in whole.tensors.items()
+        }
+        assert known.header_hash == whole.header_hash
+        assert (source.is_outline, source.to_fetch) == (True, self.found(tmp_path).n_bytes)
+        with pytest.raises(PairError, match="aligned o/x: headers alone, as asked for with fetch=False"):
+            Pair(source, source).rated_by(source).refuse_outlines()
+
+    def test_other_content_looks_other_and_files_that_trust_adds_make_another_one(
+        self, tmp_path: Path, fetched: dict[str, tuple[bytes, str]]
+    ) -> None:
+        first = outline(self.found(tmp_path))
+        (tmp_path / "small" / "modeling.py").write_text("#\n")
+        fetched["model.safetensors"] = (fetched["model.safetensors"][0], "b" * 40)
+        second = outline(self.found(tmp_path, "modeling.py"))
+        assert (second.path / "modeling.py").is_file()
+        hashes = {open_checkpoint(s.path, role="sft").sample_hash for s in (first, second)}
+        assert len(hashes) == 2
+
+    def test_a_header_that_is_none_and_a_cache_that_cannot_be_written_are_one_line(
+        self, tmp_path: Path, fetched: dict[str, tuple[bytes, str]]
+    ) -> None:
+        fetched["model.safetensors"] = (b"\xff" * 8, "")
+        with pytest.raises(CheckpointError, match="a header of 18446744073709551615 bytes"):
+            outline(self.found(tmp_path))
+        assert not (tmp_path / "cache").exists(), "nothing half-written"
+        (tmp_path / "cache").write_text("a file")
+        with pytest.raises(PairError, match="set EXPO_SEARCH_CACHE to another folder"):
+            outline(self.found(tmp_path))
 
 
 def test_what_is_there_is_not_said_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

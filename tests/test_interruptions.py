@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,21 +271,32 @@ class TestSignals:
     def test_a_fault_that_comes_up_while_a_stop_clears_up_is_a_stop(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def stopped() -> None:
+        def stopped(fault: Callable[[], None]) -> None:
             try:
                 raise KeyboardInterrupt
             finally:
-                crash()
+                fault()
+
+        def full() -> None:
+            raise StoreError(where="--storage x", found="a full disk", expected="room", do="free some")
+
+        died, no_room = (
+            "vLLM engine: it crashed; expected an engine; look",
+            "--storage x: a full disk; expected room; free some",
+        )
+        ends = "is kept, the same command goes on"
 
         monkeypatch.setattr("sys.argv", ["expo-search", "--pair", "demo"])
         for command, code, said in (
-            (stopped, 130, "stopped; what was finished is kept, the same command goes on"),
-            (crash, 2, "vLLM engine: it crashed; expected an engine; look"),
+            (partial(stopped, crash), 130, [died, f"stopped; what was finished {ends}"]),
+            (partial(stopped, full), 130, [no_room, f"stopped; what was stored {ends}"]),
+            (crash, 2, [died]),
         ):
             monkeypatch.setattr("expo_search.cli.main.app", command)
             with pytest.raises(SystemExit) as end:
                 main()
-            assert (end.value.code, capsys.readouterr().err) == (code, f"expo-search: {said}\n")
+            assert end.value.code == code
+            assert capsys.readouterr().err.splitlines() == [f"expo-search: {line}" for line in said]
 
     def test_in_another_thread_signals_stay_as_they_are(self) -> None:
         seen: list[bool] = []

@@ -24,7 +24,7 @@ from expo_search.cli.shape import search_shape
 from expo_search.cli.signals import terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
 from expo_search.cli.usage import Commands
-from expo_search.errors import ExpoError
+from expo_search.errors import EngineError, ExpoError
 from expo_search.session.process_state import set_defaults_of_libraries
 from expo_search.text import one_line
 
@@ -66,10 +66,10 @@ def main() -> None:
     try:
         app()
     except ExpoError as fault:
-        if _follows_a_stop(fault):
-            _say_stopped()
-            sys.exit(130)
         Console(stderr=True).print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        if _follows_a_stop(fault):
+            _say_stopped(lost=not isinstance(fault, EngineError))
+            sys.exit(130)
         sys.exit(2)
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # as typer wraps it
@@ -84,8 +84,10 @@ def _follows_a_stop(fault: BaseException | None) -> bool:
     return fault is not None
 
 
-def _say_stopped() -> None:
+def _say_stopped(*, lost: bool = False) -> None:
+    """`lost`: the last answers may be."""
     command = next(iter(sys.argv[1:]), "-")
     keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
-    kept = "; what was finished is kept, the same command goes on" if keeps else ""
+    what = "what was stored" if lost else "what was finished"
+    kept = f"; {what} is kept, the same command goes on" if keeps else ""
     Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ class HubCommit:
         role: what it is in the pair ("aligned", "sft", ...), for messages.
         wanted: patterns of the files that a search needs.
         cache: the folder of this repository in the Hub's cache.
-        files: bytes of all files that are wanted, by name; none where the Hub is not reached.
+        files: bytes of all files that are wanted, by name; None where the Hub is not reached, and the cache has to do.
         missing: names of those that are not in the cache.
     """
 
@@ -54,22 +55,29 @@ class HubCommit:
     role: str
     wanted: Sequence[str]
     cache: Path
-    files: Mapping[str, int]
+    files: Mapping[str, int] | None
     missing: frozenset[str]
 
     @property
     def n_bytes(self) -> int:
-        """Still to come, without what an earlier run has fetched of files that it did not finish."""
-        wanted = sum(self.files[name] for name in self.missing)
-        return max(0, wanted - _on_disk(self.cache / "blobs", "*.incomplete"))
+        """Still to come."""
+        return sum(n for name, n in (self.files or {}).items() if name in self.missing)
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether weights are still to come, and not small files alone, which other programs do not fetch."""
+        return any(fnmatch(name, WEIGHTS) for name in self.missing)
 
     @property
     def where(self) -> str:
         """For messages."""
         return f"{self.role} {self.id}"
 
-    def fetch(self, say: Callable[[str], None], doing: Callable[[str], None]) -> Source:
+    def fetch(self, say: Callable[[str], None], doing: Callable[[str], None], *, from_cache: bool = False) -> Source:
         """Download what is not in the cache. `doing` gets a line each second on how far it is, and "" at the end.
+
+        Args:
+            from_cache: fetch nothing; what is there has to do.
 
         Raises:
             PairError: it cannot be had.
@@ -85,6 +93,7 @@ class HubCommit:
                     revision=self.revision,
                     allow_patterns=list(self.wanted),
                     ignore_patterns=list(NOT_WANTED),
+                    local_files_only=from_cache,
                 )
             )
         return Source(folder, self.id, folder.name, on_hub=True)
@@ -100,7 +109,7 @@ class HubCommit:
 
         def tell() -> None:
             while not ended.wait(1.0):
-                arrived = max(0, _on_disk(blobs) - before)
+                arrived = min(max(0, _on_disk(blobs) - before), n_bytes)  # another process may fetch as well
                 rate = arrived / (time.monotonic() - began)
                 left = clock((n_bytes - arrived) / rate if rate else None)
                 doing(f"fetching {self.where}: {size(arrived)} of {size(n_bytes)}, {size(rate)}/s, left {left}")
@@ -137,9 +146,9 @@ def find_on_hub(id: str, revision: str | None, role: str, trust_remote_code: boo
         if trusted:
             configs = Path(snapshot_download(id, revision=commit, allow_patterns=list(CONFIGS)))
             check_code(configs, f"{role} {id}", pin=None if pinned else f'{CODE_REVISIONS[role]} = "{commit}"')
-    files = _files(id, commit, wanted)
-    sizes = {file.filename: file.file_size or 0 for file in files}
-    missing = frozenset(file.filename for file in files if file.will_download)
+        files = _files(id, commit, wanted)
+    sizes = None if files is None else {file.filename: file.file_size or 0 for file in files}
+    missing = frozenset(file.filename for file in files or () if file.will_download)
     return HubCommit(id, commit, role, wanted, snapshot.parent.parent, sizes, missing)
 
 
@@ -164,21 +173,23 @@ def check_room(commits: Sequence[HubCommit]) -> None:
         )
 
 
-def _files(id: str, commit: str, wanted: Sequence[str]) -> list[DryRunFileInfo]:
+def _files(id: str, commit: str, wanted: Sequence[str]) -> list[DryRunFileInfo] | None:
+    """The files of a commit that are wanted; None where the Hub does not list them, as where one is offline."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
 
     try:
         return snapshot_download(
             id, revision=commit, allow_patterns=list(wanted), ignore_patterns=list(NOT_WANTED), dry_run=True
         )
-    except Exception:  # offline, say: whether what is in the cache will do is found out where it is fetched
-        return []
+    except DryRunError:
+        return None
 
 
-def _on_disk(folder: Path, pattern: str = "*") -> int:
+def _on_disk(folder: Path) -> int:
     """Bytes of a folder's files that are on the disk, whatever length they will have."""
     total = 0
-    for file in folder.glob(pattern):
+    for file in folder.glob("*"):
         try:
             total += file.stat().st_blocks * 512
         except OSError:  # renamed since: it is whole now

@@ -131,13 +131,17 @@ def _at_hand(
     found: Mapping[str, Source | HubCommit], say: Callable[[str], None], doing: Callable[[str], None], *, fetch: bool
 ) -> dict[str, Source]:
     """What was found, in local folders: fetched, or as outlines where that will do."""
-    commits = {name: source for name, source in found.items() if isinstance(source, HubCommit)}
-    check_room(list(commits.values()))
-    fetched = {
-        name: commit.fetch(say, doing) if fetch or not commit.missing else outline(commit)
-        for name, commit in commits.items()
-    }
-    return {name: fetched[name] if isinstance(source, HubCommit) else source for name, source in found.items()}
+    if fetch:
+        check_room([source for source in found.values() if isinstance(source, HubCommit)])
+
+    def here(source: Source | HubCommit) -> Source:
+        if isinstance(source, Source):
+            return source
+        if not fetch and source.lacks_weights:
+            return outline(source)
+        return source.fetch(say, doing, from_cache=not fetch and source.files is None)
+
+    return {name: here(source) for name, source in found.items()}
 
 
 def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: Callable[[str], None]) -> Source:

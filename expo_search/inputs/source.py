@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from expo_search.errors import PairError
+
 LOCAL = "local"
 PLUG_IN = "plug-in"  # revision of a name without a checkpoint: the caller passed its own model or scorer
 
@@ -14,13 +16,14 @@ class Source:
     """One checkpoint: where it is on this machine, what it was asked for as, and the revision it turned out to be.
 
     Attributes:
-        to_fetch: bytes that are still on the Hub alone; where there are any the folder is an outline (`hub_outline`).
+        is_outline: the folder has no weights (`hub_outline`). to_fetch: bytes that are then still on the Hub alone.
     """
 
     path: Path
     id: str
     revision: str
     on_hub: bool = False
+    is_outline: bool = False
     to_fetch: int = 0
 
     @property
@@ -59,9 +62,29 @@ class Pair:
         return {role: source for role, source in one.items() if source is not None} | several
 
     @property
+    def has_outlines(self) -> bool:
+        """Whether of any of them the weights were not fetched."""
+        return any(source.is_outline for source in self.sources.values())
+
+    @property
     def to_fetch(self) -> int:
         """Bytes that are still on the Hub alone."""
         return sum(source.to_fetch for source in self.sources.values())
+
+    def refuse_outlines(self) -> None:
+        """Check that all weights are here, before any are loaded.
+
+        Raises:
+            PairError: of one there is an outline alone.
+        """
+        for role, source in self.sources.items():
+            if source.is_outline:
+                raise PairError(
+                    where=f"{role} {source.id}",
+                    found="headers alone, as asked for with fetch=False",
+                    expected="its weights",
+                    do="open the session without it",
+                )
 
     def rated_by(self, reward_model: Source) -> Pair:
         """This pair with one reward model alone."""

@@ -24,6 +24,7 @@ from typing import Any
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.engine.memory_plan import n_at_once
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.folders import existing
 from expo_search.search.budget import AT_TWO_ALPHAS, Budget
 from expo_search.search.loop import evaluations
 from expo_search.session.preflight import Checked
@@ -55,7 +56,7 @@ class Forecast:
         seconds: for the trials to come; None where nothing tells. source: what tells it.
         export_bytes: of the exported tensors; None where another model answers. free_bytes: in the working folder.
         n_confirm: fresh prompts of the confirmation. done: why no trial is to come (`search.loop.why_done`).
-        to_fetch: bytes of checkpoints that are on the Hub and not in its cache yet.
+        to_fetch: bytes of checkpoints that are on the Hub and not in its cache yet; fetch_free_bytes: where that is.
         tokens_left: of the budget, before this run; budget_seconds: of the run. None: no such limit.
     """
 
@@ -72,6 +73,7 @@ class Forecast:
     n_confirm: int = 0
     done: str | None = None
     to_fetch: int = 0
+    fetch_free_bytes: int = 0
     tokens_left: int | None = None
     budget_seconds: float | None = None
 
@@ -82,7 +84,9 @@ class Forecast:
         most = f"as many as the budget pays, at most {self.n_trials}" if has_budget else f"{self.n_trials}"
         lines = [f"trials: {self.done or most + there}", f"tokens: {self._tokens()}", f"time: {self._time()}"]
         if self.to_fetch:
-            lines.insert(0, f"to fetch: {size(self.to_fetch)} from the Hub")
+            room = "" if self.fetch_free_bytes > self.to_fetch else ": too little"
+            free = f"{size(self.fetch_free_bytes)} free in its cache{room}"
+            lines.insert(0, f"to fetch: {size(self.to_fetch)} from the Hub; {free}")
         if self.export_bytes is not None:
             room = "" if self.free_bytes > self.export_bytes else ": too little"
             wanted, free = (f"{n / 1e9:.2f} GB" for n in (self.export_bytes, self.free_bytes))
@@ -166,9 +170,16 @@ def forecast(
         n_confirm=n_confirm,
         done=done,
         to_fetch=to_fetch,
+        fetch_free_bytes=_free_in_hub_cache(),
         tokens_left=left,
         budget_seconds=None if budget is None else budget.seconds,
     )
+
+
+def _free_in_hub_cache() -> int:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return shutil.disk_usage(existing(Path(HF_HUB_CACHE))).free
 
 
 def _share(limit: float | None, wanted: float | None) -> float:

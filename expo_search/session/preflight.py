@@ -163,7 +163,7 @@ def check(
         check_context(spec, aligned.path, aligned.config)
         if sites is None:  # else each of their machines checks its own devices
             check_ranks(spec.engine.tensor_parallel, aligned.config)
-        _check_sources(aligned, sft, say, is_whole=not pair.to_fetch)
+        _check_sources(aligned, sft, say, is_whole=not pair.has_outlines)
     rewards: list[Checkpoint] = []
     for judge in judges:
         check_labels(judge.path, trust_remote_code=spec.trust_remote_code)
@@ -203,9 +203,10 @@ def check(
 
     stored = stored_attributes(storage, spec.name)
     if stored is not None and stored.settings is not None:
-        known = settings.model_copy(update={"files": stored.settings.files}) if pair.to_fetch else settings
-        advice = advice_on_changes(stored.settings, known)
-        compare_settings(stored.settings, known, name=spec.name, do=advice)
+        if pair.has_outlines:  # whose bytes are not known
+            settings = settings.model_copy(update={"files": stored.settings.files})
+        advice = advice_on_changes(stored.settings, settings)
+        compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
     if scorer is not None:
@@ -347,6 +348,7 @@ def check_stored(
     own_scorer: bool = True,
     sites: Sites | None = None,
     doing: Callable[[str], None] = lambda _: None,
+    fetch: bool = True,
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run code is asked for anew.
 
@@ -359,7 +361,9 @@ def check_stored(
     if own_scorer:
         check_consent(kept, f"study {name}")
     spec = computing_as(kept, stored.settings or Settings())
-    return check(spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites, doing=doing)
+    return check(
+        spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites, doing=doing, fetch=fetch
+    )
 
 
 def _prompts_source(source: str) -> str:

@@ -246,6 +246,7 @@ def start_model(
     spec, plan, dtypes = checked.spec, checked.memory, checked.dtypes
     assert plan is not None, "checked for an engine of ours"
     assert dtypes is not None, "checked for an engine of ours"
+    checked.pair.refuse_outlines()
     say(f"starting vLLM: {dtypes.sentence(rated=checked.scorer is None)}")
     model = VllmModel(model_spec(spec, checked.pair, plan, checked.plan_again), give_up)
     _accept(checked, model.sources, model.noise, model.canary_s, say)

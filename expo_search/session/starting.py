@@ -58,7 +58,9 @@ def start_scorer(
     Raises:
         RewardError: it cannot be loaded.
         EngineError: the engine that serves it does not start.
+        PairError: its weights were not fetched.
     """
+    pair.refuse_outlines()
     path = pair.reward_source.path
     if spec.reward.backend == "vllm":
         from expo_search.session.reward_engine import start_reward_engine

@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from expo_search.errors import StoreError
+from expo_search.folders import existing
 from expo_search.session.fact import Fact, gib, short
 from expo_search.text import shown
 
@@ -47,17 +48,12 @@ def disk() -> Fact:
     with suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        folders["the Hub's cache"] = _there(Path(HF_HUB_CACHE))
+        folders["the Hub's cache"] = existing(Path(HF_HUB_CACHE))
     free = {name: shutil.disk_usage(folder).free for name, folder in folders.items()}
     text = ", ".join(f"{gib(n_bytes)} free in {name}" for name, n_bytes in free.items())
     if min(free.values()) < _LITTLE_DISK_BYTES:
         return Fact("disk", f"{text}: less than most checkpoints take", "remark", "free some, or set HF_HOME")
     return Fact("disk", text)
-
-
-def _there(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def database(storage: str) -> Fact:

@@ -12,7 +12,7 @@ from pathlib import Path
 from expo_search.errors import StoreError
 from expo_search.text import shown
 
-_FILE = re.compile(r"sqlite:///([^?]+)")  # the URL of nearly everybody
+_FILE = re.compile(r"sqlite:///([^?%]+)")  # the URL of nearly everybody; SQLAlchemy decodes a %
 
 
 def sqlite_path(url: str) -> Path | None:
