@@ -90,7 +90,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         (["compare", "-n", "0"], ["sqlalchemy", "numpy"]),
         (["show", "nothing"], ["numpy"]),
         *(([c, "--storage", "sqlite:///none.db"], ["sqlalchemy", "numpy"]) for c in ("confirm", "bench", "dashboard")),
-        (["--pair", "demo", "--storage", "none.db"], ["sqlalchemy"]),
+        *((["--pair", "demo", "--storage", url], ["sqlalchemy"]) for url in ("none.db", "sqlite:///none/x.db")),
     ],
     ids=" ".join,
 )

@@ -38,7 +38,7 @@ from expo_search.session.planning import plans, search_needs
 from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
-from expo_search.store.address import sqlite_path
+from expo_search.store.address import check_can_be_made, sqlite_path
 from expo_search.store.settings import Settings, compare_settings
 
 if TYPE_CHECKING:
@@ -137,12 +137,7 @@ def check(
     prompts = load_prompts(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
     )
-    sqlite_path(storage)  # is it a URL?
-    from expo_search.store.database import check_readable, check_storage
-
-    if adds:
-        check_storage(storage)
-    check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
+    _check_database(storage, adds=adds)
     pair = resolve_pair(  # which may have to fetch it
         spec.pair,
         rewards=spec.rewards,
@@ -235,6 +230,20 @@ def check(
         work,
         members,
     )
+
+
+def _check_database(storage: str, *, adds: bool) -> None:
+    """Of one that is not there yet it is told without SQLAlchemy, of one that is there with it."""
+    path = sqlite_path(storage)
+    if path is not None and not path.exists():
+        if adds:
+            check_can_be_made(storage, path)
+        return
+    from expo_search.store.database import check_readable, check_storage
+
+    if adds:
+        check_storage(storage)
+    check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
 
 
 def _members(spec: StudySpec, judges: Sequence[Source], each: Sequence[Settings]) -> Members:

@@ -36,6 +36,22 @@ def sqlite_path(url: str) -> Path | None:
     return Path(database.removeprefix("file:"))
 
 
+def check_can_be_made(url: str, path: Path) -> None:
+    """Check that an SQLite database which is not there can be made.
+
+    Raises:
+        StoreError: no folder to put it in.
+    """
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError(
+            where=f"--storage {shown(url)}",
+            found=f"the folder {folder} is missing or cannot be written to",
+            expected="a database file in a writable folder",
+            do="make the folder, or give another path",
+        )
+
+
 def _sqlite_database(url: str) -> str | None:
     """What a URL names as SQLite's database; None where it is of another kind, or names none."""
     if "://" in url:

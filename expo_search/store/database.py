@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
-from expo_search.store.address import sqlite_path
+from expo_search.store.address import check_can_be_made, sqlite_path
 from expo_search.store.server import (
     INSTALL,
     cut_off_where_hung,
@@ -45,14 +45,7 @@ def check_storage(url: str) -> None:
     """
     path = _kept(url)
     if path is not None and not path.exists():
-        folder = path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise StoreError(
-                where=f"--storage {shown(url)}",
-                found=f"the folder {folder} is missing or cannot be written to",
-                expected="a database file in a writable folder",
-                do="make the folder, or give another path",
-            )
+        check_can_be_made(url, path)
         return
     engine = make_engine(url)
     with store_faults(url), engine.connect() as connection:
