@@ -17,7 +17,7 @@ PACKAGE = Path(expo_search.__file__).parent
 HEAVY = {"torch", "vllm", "transformers", "optuna", "datasets", "ray", "scipy", "plotext", "matplotlib", "plotly"}
 
 # files at the top, which import each other alone
-ROOT = ("contracts", "dtypes", "errors", "folders", "text", "version")
+ROOT = ("contracts", "dtypes", "errors", "folders", "owner", "text", "version")
 FLOW = (
     "weights", "config", "checkpoint", "inputs", "engine", "pool", "stats", "store", "evaluation", "search", "bench",
     "session",

@@ -6,6 +6,7 @@ main thread, which the engine's watchdog needs.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from expo_search.contracts import Completion, Engine, EnsembleScorer, Prompt, Scorer, Switch
+from expo_search.owner import end_with
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class EngineActor:
     """One engine in a process of its own."""
 
     def __init__(self, recipe: Recipe) -> None:
+        end_with(os.getppid(), [os.getpid()])  # Ray's own process on this node, which ends where the driver does
         if threading.current_thread() is threading.main_thread():
             signal.signal(
                 signal.SIGCHLD, signal.SIG_DFL

@@ -26,7 +26,6 @@ from torch import nn
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
-from expo_search.engine.worker.owner import end_with
 from expo_search.engine.worker.source_pieces import Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
 from expo_search.engine.worker.vllm_names import (
@@ -41,6 +40,7 @@ from expo_search.engine.worker.vllm_names import (
     process_weights_after_loading,
     set_current_vllm_config,
 )
+from expo_search.owner import end_with
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator

@@ -1,4 +1,8 @@
-"""An engine's processes end with the process that started them, whatever ends that: vLLM's would wait forever."""
+"""An engine's processes end with the process that started them, whatever ends that.
+
+vLLM's would wait forever, and Ray's for a minute where an orphan's new parent is not process 1: in a desktop session,
+or below a process that uses Ray as well.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from contextlib import suppress
 
 
 def end_with(owner: int, processes: Sequence[int]) -> None:
-    """From now on, kill these processes of the engine as soon as `owner` has ended; this one last, if it is among them.
+    """From now on, kill these processes as soon as `owner` has ended; this one last, if it is among them.
 
     Linux only. A thread waits, and costs nothing meanwhile.
     """
