@@ -3,6 +3,7 @@
 `HYPOTHESIS_RANDOM=1` tries others, as one does to look for faults, and not where a change is to be judged.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from hypothesis import settings
 settings.register_profile("same", derandomize="HYPOTHESIS_RANDOM" not in os.environ)
 settings.load_profile("same")
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # these three as the command line sets them
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the first test module imports numpy
+gc.set_threshold(100_000, 50, 100)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"

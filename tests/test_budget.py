@@ -240,7 +240,7 @@ class TestCommand:
                 session.confirm(*wanted)
             return None if wanted is None else wanted[1]
 
-    @pytest.mark.parametrize("answered", [5, 45, 70])
+    @pytest.mark.parametrize("answered", [5, pytest.param(45, marks=pytest.mark.slow), 70])
     def test_a_confirmation_that_was_killed_is_ended_by_the_same_command(
         self, spec: es.StudySpec, answered: int
     ) -> None:

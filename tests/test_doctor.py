@@ -70,8 +70,7 @@ def test_json_has_the_same_facts(tmp_path: Path) -> None:
     assert facts["torch"] == {"name": "torch", "text": torch.__version__, "status": "ok", "do": None}
 
 
-@pytest.mark.parametrize("module", ["vllm", "torch"])
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize(("module", "arguments"), [("vllm", []), ("torch", ["--json"])])
 def test_where_no_search_can_run_it_says_all_that_it_knows_and_ends_with_one_line_and_code_2(
     tmp_path: Path, module: str, arguments: list[str]
 ) -> None:

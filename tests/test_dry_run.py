@@ -18,7 +18,7 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.cli.main import app
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
-from expo_search.errors import StudyError
+from expo_search.errors import PromptsError, StudyError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import CONTROL
 from expo_search.search.budget import Budget
@@ -189,27 +189,14 @@ def test_the_command_loads_no_engine_and_writes_nothing(home: Path) -> None:
     code = "import sys; from expo_search.cli.main import app\ntry: app()\nfinally: print('vllm' in sys.modules)"
     before = {file: file.stat().st_mtime_ns for file in home.rglob("*")}
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, *words, *more]
-        return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100, check=False)
-
-    done = run()
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "memory plan: " in done.stderr
     assert "tokens: at most 544 (5 trials x 12 prompts x 8 tokens; to confirm 2 alphas x 4 prompts" in done.stdout
     assert "Checked. Nothing was started, nothing written but" in done.stdout
     assert done.stdout.endswith("False\n")
-    told, _, _ = run("--json").stdout.rpartition("False")
-    assert json.loads(told)["memory"].startswith("memory plan: ")
     assert {file: file.stat().st_mtime_ns for file in home.rglob("*")} == before
-
-
-def test_a_dry_run_finds_what_a_search_would_find(home: Path) -> None:
-    code = [sys.executable, "-m", "expo_search", "--sft", "sft", "--aligned", "aligned", "--reward-model", "reward"]
-    code += ["--prompts", "prompts.jsonl", "--n-prompts", "12", "--max-tokens", "8", "--dry-run", "--confirm", "5000"]
-    done = subprocess.run(code, cwd=home, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 2
-    assert "give --confirm 8" in done.stderr
 
 
 SEARCH = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
@@ -227,6 +214,17 @@ def dry(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capfd.readouterr().out
 
     return run
+
+
+@pytest.mark.usefixtures("home")
+def test_json_has_the_memory_plan(dry: Callable[..., str]) -> None:
+    assert json.loads(dry("--json"))["memory"].startswith("memory plan: ")
+
+
+@pytest.mark.usefixtures("home")
+def test_a_dry_run_finds_what_a_search_would_find(dry: Callable[..., str]) -> None:
+    with pytest.raises(PromptsError, match="give --confirm 8"):
+        dry("--confirm", "5000")
 
 
 @pytest.mark.usefixtures("home")

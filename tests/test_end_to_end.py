@@ -109,7 +109,8 @@ def test_the_exported_model_is_to_the_bit_the_one_that_was_evaluated(home: Path,
 
 
 def test_confirm_uses_other_prompts_and_other_seeds(home: Path, searched: dict[str, Any]) -> None:
-    out, _ = run(home, "confirm", "--storage", "sqlite:///whole.db", "--json", "--quiet")
+    out, err = run(home, "confirm", "--storage", "sqlite:///whole.db", "--json", "--quiet")
+    assert err == ""
     confirmed = json.loads(out)
     assert confirmed["n"] == 4  # ten prompts, of which the search took six
     low, high = confirmed["difference_95"]

@@ -31,6 +31,7 @@ def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow  # test_end_to_end.py has a quiet confirmation
 def test_a_quiet_search_that_succeeds_says_nothing_but_its_result(home: Path) -> None:
     done = run(home, "--reward-model", "reward")
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,6 +48,7 @@ def test_an_error_after_the_engine_was_at_work_is_one_line(home: Path) -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow  # a weight that is not finite: test_materializer.py
 def test_an_error_at_the_start_of_the_engine_is_one_line(home: Path) -> None:
     """A weight that is not finite is found while the engine loads it."""
     whole = (home / "sft" / "model.safetensors").read_bytes()

@@ -456,6 +456,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # the same search as with a reward model: test_end_to_end.py; the scorer: above
 def test_a_real_engines_answers_are_rated_and_an_export_names_the_scorer(searched: Path) -> None:
     store = Store(f"sqlite:///{searched}/expo-search.db", "custom", read_only=True)
     prompts = store.prompts("search")

@@ -6,7 +6,7 @@ A URL may hold a password: messages and commands show it through `shown` alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,12 @@ from expo_search.text import one_line, shown
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
+_STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))  # Optuna's
 PREFIX = "expo_"  # of our attributes of Optuna's studies, which other programs may add to
 _LOCK_TIMEOUT_S = 120  # a reader that keeps its transaction open for a minute ends no search
 _LONGEST_CAUSE = 300  # characters of a driver's own words
+# revisions of Optuna's tables that the installed one has accepted: to find out it reads all of its migrations
+_compatible: set[str | None] = set()
 
 
 def check_storage(url: str) -> None:
@@ -109,16 +112,23 @@ def reading_storage(url: str) -> RDBStorage | None:
         return None
     from optuna.storages import RDBStorage
 
+    revision = sa.select(sa.table("alembic_version", sa.column("version_num")))
     engine = reading_engine(url)
     try:
         with store_faults(url), engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
+            tables = connection.scalar(revision)
     finally:
         engine.dispose()
     with store_faults(url):
-        arguments = {"connect_args": connect_args(url)}
-        storage = RDBStorage(reading_url(url), engine_kwargs=arguments, skip_table_creation=True)
+        storage = RDBStorage(
+            reading_url(url),
+            engine_kwargs={"connect_args": connect_args(url)},
+            skip_compatibility_check=tables in _compatible,
+            skip_table_creation=True,
+        )
+    _compatible.add(tables)
     guard(storage.engine, url)
     storage.engine.dispose()  # the connections to come only read
     only_read(storage.engine)
@@ -127,35 +137,30 @@ def reading_storage(url: str) -> RDBStorage | None:
 
 def study_id_of(url: str, name: str) -> int | None:
     """Optuna's number of a study, read without writing; None where there is no such study."""
-    storage = reading_storage(url)
-    if storage is None:
-        return None
-    try:
-        return int(storage.get_study_id_from_name(name))
-    except KeyError:
-        return None
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
+    numbers = _of_studies(url, sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_name == name))
+    return int(numbers[0]) if numbers else None
 
 
 def study_names(url: str) -> list[str]:
-    """Names of the studies in a database but those of shapes, without writing; empty where there is none.
+    """Names of the studies in a database but those of shapes, without writing; empty where there is none."""
+    attributes = sa.table("study_user_attributes", sa.column("study_id"), sa.column("key"))
+    of_shapes = attributes.c.key == f"{PREFIX}shapes"
+    is_of_shapes = sa.exists().where(attributes.c.study_id == _STUDIES.c.study_id, of_shapes)
+    return sorted(_of_studies(url, sa.select(_STUDIES.c.study_name).where(~is_of_shapes)))
 
-    Read without Optuna, whose storage takes longer to import than to ask: a name that is not there is said at once.
+
+def _of_studies(url: str, query: sa.Select[Any]) -> Sequence[Any]:
+    """The first column of what is asked of Optuna's table of studies; nothing where there is none yet.
+
+    Without Optuna, whose storage takes longer to import than to ask: a name that is not there is said at once.
     """
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return []
-    studies = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-    attributes = sa.table("study_user_attributes", sa.column("study_id"), sa.column("key"))
-    is_of_shapes = sa.exists().where(attributes.c.study_id == studies.c.study_id, attributes.c.key == f"{PREFIX}shapes")
     engine = reading_engine(url)
     try:
         with store_faults(url), engine.connect() as connection:
-            if not sa.inspect(connection).has_table("studies"):
-                return []
-            return sorted(connection.scalars(sa.select(studies.c.study_name).where(~is_of_shapes)))
+            return connection.scalars(query).all() if sa.inspect(connection).has_table(_STUDIES.name) else []
     finally:
         engine.dispose()
 
