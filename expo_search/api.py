@@ -167,7 +167,17 @@ class Session:
                         storage, study, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **trust, **own
                     )
                 else:
-                    checked = check(study, storage, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **own)
+                    checked = check(
+                        study,
+                        storage,
+                        self.say,
+                        adds=adds,
+                        sites=sites,
+                        doing=doing,
+                        fetch=fetch,
+                        with_judge=scorer is None,  # one that the database names is found when it is asked for
+                        **own,
+                    )
         except BaseException:
             self._at_end.close()
             raise

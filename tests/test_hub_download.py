@@ -10,10 +10,13 @@ import pytest
 from twins import make_pair
 
 from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.config.spec import PairSpec
 from expo_search.errors import CheckpointError, PairError
+from expo_search.inputs import pair as pair_module
 from expo_search.inputs.hub_download import HubCommit, check_room
 from expo_search.inputs.hub_outline import outline
-from expo_search.inputs.source import Pair
+from expo_search.inputs.pair import resolve_pair
+from expo_search.inputs.source import Pair, Source
 from expo_search.text import clock, size
 
 COMMIT = "0" * 40
@@ -41,6 +44,42 @@ def test_a_disk_without_room_for_all_is_named_before_anything_is_fetched(
         f"the Hub's cache {tmp_path}: 20 MB free; expected room for 22 MB (aligned owner/aligned 14 MB, "
         "sft owner/sft 5 MB, judge owner/judge 3 MB); free some, or name a folder on a larger disk in HF_HOME"
     )
+
+
+class TestSecondJudge:
+    """It is found before the pair is fetched, and fetched when it is asked for."""
+
+    PAIR = PairSpec(aligned="o/aligned", sft="o/sft", reward_model="o/reward", check_reward_model="o/judge")
+
+    @pytest.fixture(autouse=True)
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Repositories of 4 MB, but the judge, which is gated where it is said so."""
+
+        def find(id: str, revision: str | None, role: str, *_: object) -> HubCommit:
+            assert revision is None
+            if (tmp_path / f"{role} is gated").exists():
+                raise PairError(where=f"{role} {id}", found="gated", expected="access", do="ask for it")
+            return commit(tmp_path, role, 4_000_000)
+
+        monkeypatch.setattr(pair_module, "find_on_hub", find)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(0, 0, 14_000_000))
+        monkeypatch.setattr(HubCommit, "fetch", lambda self, *_, **__: Source(tmp_path, self.id, COMMIT, on_hub=True))
+
+    def test_one_that_cannot_be_had_is_said_first(self, tmp_path: Path) -> None:
+        (tmp_path / "check reward model is gated").touch()
+        with pytest.raises(PairError, match="check reward model o/judge: gated"):
+            resolve_pair(self.PAIR, trust_remote_code=False, say=pytest.fail, with_judge=True)
+
+    def test_the_disk_has_room_for_it_too(self) -> None:
+        with pytest.raises(
+            PairError, match=r"room for 16 MB .*, check reward model owner/check reward model 4 MB"
+        ):
+            resolve_pair(self.PAIR, trust_remote_code=False, say=pytest.fail, with_judge=True)
+
+    def test_where_it_is_not_asked_for_nobody_looks_for_it(self, tmp_path: Path) -> None:
+        (tmp_path / "check reward model is gated").touch()
+        pair = resolve_pair(self.PAIR, trust_remote_code=False, say=pytest.fail)
+        assert [source.id for source in (pair.aligned, pair.sft)] == ["owner/aligned", "owner/sft"]
 
 
 def test_while_it_comes_its_rate_and_the_time_left_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
 from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Source
 
+_CHECK = "check reward model"  # its role, for messages
+
 
 def resolve_pair(
     spec: PairSpec,
@@ -34,6 +36,7 @@ def resolve_pair(
     own_model: bool = True,
     own_scorer: bool = True,
     with_reward: bool = True,
+    with_judge: bool = False,
 ) -> Pair:
     """Find, fetch or build the checkpoints of a pair and of what rates; all are found before the first is fetched.
 
@@ -45,6 +48,7 @@ def resolve_pair(
         fetch: False: of weights that are on the Hub alone the headers will do (`hub_outline`), but where an adapter is
             to be merged into them.
         with_reward: False leaves the reward model's name alone.
+        with_judge: the second judge is found as well, and the disk has room for it; `resolve_check_model` fetches it.
 
     Raises:
         PairError: a path that is no folder, a repository or file that cannot be had, a missing package.
@@ -65,7 +69,9 @@ def resolve_pair(
         found["adapter"] = _find(spec.adapter, None, "adapter", trust_remote_code, "adapter_config.json")
     role = "one of the reward models"
     several = {f"{role}, {i}": _find(e.model, e.revision, role, trust_remote_code) for i, e in enumerate(rewards, 1)}
-    here = _at_hand(found | several, say, doing, fetch=fetch or "adapter" in found)
+    judge = _find_check_model(spec, trust_remote_code) if with_judge and spec.check_reward_model else None
+    later = [] if judge is None else [judge]
+    here = _at_hand(found | several, say, doing, later, fetch=fetch or "adapter" in found)
     aligned, sft, reward_model = (here.get(role) for _, _, role in given)
     base, adapter = None, here.get("adapter")
     if adapter and aligned:
@@ -89,12 +95,20 @@ def resolve_check_model(
     fetch: bool = True,
 ) -> Source:
     """Find, fetch or build the second judge that a spec names. Arguments and errors as of `resolve_pair`."""
+    judge = _find_check_model(spec, trust_remote_code)
+    if judge is None:
+        assert spec.parts is not None
+        assert spec.check_reward_model is not None
+        return shipped_judge(spec.parts, spec.check_reward_model, say)
+    return _at_hand({_CHECK: judge}, say, doing, fetch=fetch)[_CHECK]
+
+
+def _find_check_model(spec: PairSpec, trust_remote_code: bool) -> Source | HubCommit | None:
+    """The second judge that a spec names; None where it ships with the pair."""
     assert spec.check_reward_model is not None
-    id, revision = spec.check_reward_model, spec.check_reward_revision
-    if spec.parts is not None and id == second_judge_name(spec.parts):
-        return shipped_judge(spec.parts, id, say)
-    role = "check reward model"
-    return _at_hand({role: _find(id, revision, role, trust_remote_code)}, say, doing, fetch=fetch)[role]
+    if spec.parts is not None and spec.check_reward_model == second_judge_name(spec.parts):
+        return None
+    return _find(spec.check_reward_model, spec.check_reward_revision, _CHECK, trust_remote_code)
 
 
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
@@ -128,11 +142,16 @@ def _find(
 
 
 def _at_hand(
-    found: Mapping[str, Source | HubCommit], say: Callable[[str], None], doing: Callable[[str], None], *, fetch: bool
+    found: Mapping[str, Source | HubCommit],
+    say: Callable[[str], None],
+    doing: Callable[[str], None],
+    later: Sequence[Source | HubCommit] = (),
+    *,
+    fetch: bool,
 ) -> dict[str, Source]:
-    """What was found, in local folders: fetched, or as outlines where that will do."""
+    """What was found, in local folders: fetched, or as outlines where that will do. `later`: needs room as well."""
     if fetch:
-        check_room([source for source in found.values() if isinstance(source, HubCommit)])
+        check_room([source for source in (*found.values(), *later) if isinstance(source, HubCommit)])
 
     def here(source: Source | HubCommit) -> Source:
         if isinstance(source, Source):

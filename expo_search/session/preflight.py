@@ -99,11 +99,13 @@ def check(
     sites: Sites | None = None,
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
+    with_judge: bool = False,
 ) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
     Args:
-        doing: see `working`. fetch: see `resolve_pair`; where engines run on other machines each of them fetches.
+        doing: see `working`.
+        fetch, with_judge: see `resolve_pair`; where engines run on other machines each of them fetches.
         adds: trials are to be added, so a database that cannot be written to, or a study that another process adds to,
             is a fault as well.
         own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
@@ -148,6 +150,7 @@ def check(
         own_model=own_model,
         own_scorer=own_scorer,
         with_reward=not spec.reward.rates_itself,
+        with_judge=with_judge,
     )
     judges = pair.rating if has_reward else ()  # with their files
     for judge in judges:
