@@ -71,9 +71,7 @@ class TestSecondJudge:
             resolve_pair(self.PAIR, trust_remote_code=False, say=pytest.fail, with_judge=True)
 
     def test_the_disk_has_room_for_it_too(self) -> None:
-        with pytest.raises(
-            PairError, match=r"room for 16 MB .*, check reward model owner/check reward model 4 MB"
-        ):
+        with pytest.raises(PairError, match=r"room for 16 MB .*, check reward model owner/check reward model 4 MB"):
             resolve_pair(self.PAIR, trust_remote_code=False, say=pytest.fail, with_judge=True)
 
     def test_where_it_is_not_asked_for_nobody_looks_for_it(self, tmp_path: Path) -> None:

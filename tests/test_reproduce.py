@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -169,9 +169,9 @@ def test_the_first_prompts_alone_can_be_reproduced(exported: Path) -> None:
     said: list[str] = []
 
     @contextmanager
-    def working(step: str) -> Iterator[None]:
+    def working(step: str) -> Iterator[Callable[[str], None]]:
         said.append(step)
-        yield
+        yield said.append
 
     again = reproduce(origin, FakeWatcher(), lambda _: None, trust_remote_code=False, n_prompts=6, working=working)
     kept = sum(position < 6 for position in origin["answers"]["trial"]["positions"])

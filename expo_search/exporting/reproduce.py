@@ -102,14 +102,14 @@ def reproduce(
     *,
     trust_remote_code: bool,
     n_prompts: int | None = None,
-    working: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    working: Callable[[str], AbstractContextManager[Callable[[str], None]]] = lambda _: nullcontext(lambda _: None),
 ) -> Reproduction:
     """Evaluate the alpha of an `expo.json` again, and alpha = 0, in a new engine, and compare.
 
     Args:
         exported: the file's content, as `read_provenance` gives it.
         n_prompts: the first so many of the trial's alone; see `check_n_prompts`.
-        working: is entered, with what is being done, for what takes long before the first answer.
+        working: is entered, with what is being done, for what takes long before the first answer; see `working`.
 
     Raises:
         StudyError: its alpha was never evaluated.
@@ -129,8 +129,8 @@ def reproduce(
     check_consent(spec, f"study {exported['study']} in expo.json")
     spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
-        with working("checking prompts, checkpoints and settings"):
-            checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say)
+        with working("checking prompts, checkpoints and settings") as doing:
+            checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say, doing=doing)
         compare_settings(
             settings,
             checked.settings,

@@ -13,6 +13,7 @@ from expo_search.results.study_results import StudyResult
 from expo_search.text import clean, markdown, markdown_spans, shown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
+_HEADINGS = ("trial", "alpha", "gain", "95 % interval", "equal length", "reward", "tokens", "cut off")
 _N_BEST = 5
 _EXCESS = "excess, among a trial's attributes: how far it is over a guardrail's limit, or under it where below 0"
 
@@ -34,7 +35,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     if study.model_gains:
         lines += ["### Each reward model alone", "", *model_gain_lines(study.model_gains), "", MODEL_GAINS, ""]
     lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
-    lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict), _EXCESS]), ""]
+    lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict, _HEADINGS), _EXCESS]), ""]
     if study.bench.compared:
         lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
     lines += ["### Next", ""]
@@ -50,13 +51,14 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
 
 
 def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:
-    rows = ["| trial | alpha | gain | 95 % interval | reward | tokens | cut off | |", "|---:" * 7 + "|---|"]
+    rows = [f"| {' | '.join(_HEADINGS)} | |", "|---:" * len(_HEADINGS) + "|---|"]
     others = sorted((e for e in evaluations if e.trial != CONTROL), key=lambda e: -e.gain.mean)
     control = [e for e in evaluations if e.trial == CONTROL]
     for e in [*others[:_N_BEST], *control]:
         interval = "" if e.trial == CONTROL else f"{e.gain.low:+.4f} .. {e.gain.high:+.4f}"
         gain = "0" if e.trial == CONTROL else f"{e.gain.mean:+.4f}"
-        cells = [f"{e.trial}", f"{e.alpha:.4g}", gain, interval, f"{e.reward.mean:.4f}", f"{e.mean_length:.1f}"]
+        equal = "" if e.trial == CONTROL else f"{e.length_controlled.mean:+.4f}"
+        cells = [f"{e.trial}", f"{e.alpha:.4g}", gain, interval, equal, f"{e.reward.mean:.4f}", f"{e.mean_length:.1f}"]
         cells += [f"{e.share_cut:.0%}", e.remark]
         rows.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     return rows
