@@ -26,10 +26,10 @@ from landscapes import KINDS, World, simulate
 from sleeping import Times
 
 from expo_search.config.spec import SearchSpec
-from expo_search.evaluation.objective import Objective, looks
+from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.search.alpha_range import bounds, n_explore
-from expo_search.search.loop import search
+from expo_search.search.alpha_range import bounds
+from expo_search.search.loop import n_explore, search
 from expo_search.search.proposal import bracketing
 from expo_search.store.study_store import Store
 
@@ -126,7 +126,7 @@ def searched(world: World, seed: int) -> tuple[list[Trial], dict[float, Trial]]:
 
 def timed(e: Evaluation, n: int, *, brackets: bool) -> Trial:
     """How a trial is timed."""
-    most = next(end for end in looks(n) if end >= n_explore(n)) if brackets else n
+    most = n_explore(n) if brackets else n
     return Trial(e.alpha, most if e.trial != CONTROL else n, e.gain.n if e.trial != CONTROL else n, brackets)
 
 

@@ -351,13 +351,16 @@ class Session:
 
         spent, result, n_fresh = self.with_spent(budget), self.result(), self.n_fresh()
         best, is_done = result.verdict.best, result.verdict.confirmed is not None
-        trials = [] if is_done or best is None else [CONTROL, best.trial]
+        if spent is None:
+            return 0
+        if is_done or best is None:
+            return spent.n_confirmable(result.evaluations, n_fresh)
         store = Store(self.checked.storage, self.name, read_only=True)
         try:
-            n_answered = sum(store.n_completions(trial, "confirm", n_fresh) for trial in trials)
+            answered = [store.n_completions(trial, "confirm", n_fresh) for trial in (CONTROL, best.trial)]
         finally:
             store.close()
-        return 0 if spent is None else min(n_fresh, spent.n_confirmable(result.evaluations, n_answered))
+        return spent.n_confirmable(result.evaluations, n_fresh, answered)
 
     def with_spent(self, budget: Budget | None) -> Budget | None:
         """The budget, with what the study's confirmations have taken of it. Starts nothing."""
@@ -479,7 +482,6 @@ class Session:
         from expo_search.evaluation.second_judge import is_rated, read_check
         from expo_search.session.running import pin
         from expo_search.session.second_judge import judge_answers
-        from expo_search.store.study_store import Store
 
         result, judge = self.result(), self._judge
         trial = trial or result.verdict.recommended
@@ -491,9 +493,7 @@ class Session:
         fresh = result.confirmations.get(trial.trial)
         part: Part = "search" if fresh is None else "confirm"
         n = trial.gain.n if fresh is None else fresh.n
-        opened = vars(self.running).get("store")  # with an engine, where one was started
-        store = opened or Store(self.checked.storage, self.name, say=self.say)
-        try:
+        with self._store() as store:
             if not is_rated(store, judge.key, trial.trial, part, n):
                 with store.owned(), self.working(f"{judge.name} rates stored answers") as doing:
                     pin(store, self.checked)  # which names the judge
@@ -504,6 +504,16 @@ class Session:
             if found is None:
                 self.say(f"study {self.name}: {judge.name} was trained on these {n} prompts, so it checks nothing")
             return found
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        """The study, to write to: where an engine was started as it holds it, for a process has one lock of a study."""
+        from expo_search.store.study_store import Store
+
+        opened = vars(self.running).get("store")
+        store = opened or Store(self.checked.storage, self.name, say=self.say)
+        try:
+            yield store
         finally:
             if opened is None:
                 store.close()
@@ -680,7 +690,8 @@ class Session:
                 return None
             self._dashboard().refresh()
         if judge is not None:
-            benchmarks.judge(judge, storage, name, self.say)
+            with self._store() as store:
+                benchmarks.judge(judge, store, self.say)
         stored = Store(storage, name, read_only=True)
         try:
             if out is not None:

@@ -32,7 +32,7 @@ class FakeEngine:
         self._left: list[tuple[int, Prompt]] = []  # tokens to come, in the order of their arrival
 
     def materialize(self, alpha: float) -> Switch:
-        if alpha > 100:
+        if alpha > 100 or (alpha and self._takes("no switch")):
             raise EngineError(where="alpha", found=f"{alpha:g}", expected="at most 100", do="take less")
         self._alpha = alpha
         assert not self._left, "a switch while prompts are under way"
@@ -94,6 +94,8 @@ class FaultyScorer(FakeScorer):
         note(self.folder / "rated", f"{len(completions)} {os.getpid()}")
         if takes(self.folder / "die rating"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if takes(self.folder / "no memory"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if takes(self.folder / "no reward"):
             raise RewardError(where="reward", found="nan", expected="a number", do="nothing")
         return super().score(completions, on_scored)

@@ -98,6 +98,17 @@ def test_what_was_judged_is_not_asked_again_but_by_another_judge(
 
 
 @pytest.mark.usefixtures("package")
+def test_no_score_of_one_judge_is_under_the_name_of_another(store: BenchStore, chosen: Chosen) -> None:
+    """Neither where the other one fails, and is asked again, nor at an alpha that it is not asked about."""
+    judge("longest", [chosen], store, "s", [0.0, 0.25, 1.0], lambda _: None)
+    for _ in range(2):
+        with pytest.raises(StudyError, match="no key"):
+            judge("broken", [chosen], store, "s", [0.0, 0.25], lambda _: None)
+        assert store.settings("alpaca_eval")["judge"] == "broken"
+        assert list(read_bench(store).compared) == []
+
+
+@pytest.mark.usefixtures("package")
 def test_a_judge_that_fails_leaves_the_answers(store: BenchStore, chosen: Chosen) -> None:
     with pytest.raises(StudyError, match=r"--judge broken: OSError: no key; expected a judge that answers"):
         judge("broken", [chosen], store, "s", [0.0, 0.25], lambda _: None)

@@ -18,6 +18,7 @@ from expo_search.bench.result import read_bench
 from expo_search.bench.run import Chosen, is_done, run
 from expo_search.errors import EngineDied, PromptsError, SettingsChanged, StudyError
 from expo_search.evaluation.objective import Stopped
+from expo_search.session import benchmarks
 from expo_search.store.attributes import StudyAttributes
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.study_store import Store
@@ -240,6 +241,18 @@ class TestSession:
             assert len(model.asked) == 2 * len(own_items().rows) - 1
             assert session.bench(["basics"], again=True) is not None
         assert model.alphas == [0.0, best, 0.0, best]
+
+    def test_a_judge_leaves_the_study_to_the_process_that_holds_it(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        judged: list[float] = []
+        monkeypatch.setattr(benchmarks, "check_judge", lambda *_: None)
+        monkeypatch.setattr(benchmarks, "judge", lambda *given: judged.extend(given[4]))
+        with self.opened("mine", url, YesModel()) as session, session.owned():
+            session.bench(["basics"], limit=3, judge="any")
+            assert session.running.store.is_owned()
+            assert session.bench(["basics"], limit=3, again=True) is not None, "which writes"
+        assert judged == [0.0, self.best_alpha()]
 
     def test_what_cannot_be_is_refused_before_a_start(self, url: str) -> None:
         model = YesModel()

@@ -72,10 +72,16 @@ class TestCounting:
         assert not Budget(tokens=3750 + 2500 + 1500, n_confirm=30, spent_before=1).fits(spent, 100)
 
     def test_what_is_left_pays_a_confirmation_on_so_many_prompts(self) -> None:
-        assert Budget(tokens=3750 + 2500).n_confirmable([self.CONTROL, self.LONGER]) == 50
+        assert Budget(tokens=3750 + 2500).n_confirmable([self.CONTROL, self.LONGER], 1000) == 50
         begun = Budget(tokens=3750 + 2500, spent_before=1000)  # of 40 answers
-        assert begun.n_confirmable([self.CONTROL, self.LONGER], 40) == 50
-        assert Budget(tokens=10).n_confirmable([self.CONTROL, self.LONGER]) == 0
+        assert begun.n_confirmable([self.CONTROL, self.LONGER], 1000, [20, 20]) == 50
+        assert begun.n_confirmable([self.CONTROL, self.LONGER], 30, [20, 20]) == 30
+        assert Budget(tokens=10).n_confirmable([self.CONTROL, self.LONGER], 1000) == 0
+
+    def test_answers_that_another_alphas_confirmation_left_pay_for_no_more_than_themselves(self) -> None:
+        left_for_20 = Budget(tokens=3750 + 500)
+        assert left_for_20.n_confirmable([self.CONTROL, self.LONGER], 1000, [200, 0]) == 20
+        assert Budget(tokens=3750 + 6000).n_confirmable([self.CONTROL, self.LONGER], 1000, [200, 0]) == 220
 
     def test_time_is_counted_in_tokens_by_the_speed_so_far(self) -> None:
         # 1,250 generated in 3.15 s each: 397 tokens a second, or 15.9 prompts of 25
@@ -120,7 +126,7 @@ def test_it_stays_within_its_tokens_with_the_confirmation(tmp_path: Path, units:
     spent = sum(e.n_tokens for e in found)
     best = verdict(found).best
     assert best is not None
-    n = budget.n_confirmable(found)
+    n = budget.n_confirmable(found, 1000)
     assert n >= N // 2, "enough is left"
     confirm(
         store,

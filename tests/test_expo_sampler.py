@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation, Outcome
 from expo_search.search.alpha_range import WIDEST, bounds, first_step
-from expo_search.search.expo_sampler import ExpoSampler
+from expo_search.search.expo_sampler import ExpoSampler, record_gain
 from expo_search.search.proposal import bracketing, propose, settled, winner
 from expo_search.stats.paired import Estimate
 
@@ -181,6 +181,17 @@ class TestInOptuna:
         by_value.optimize(lambda t: evaluate(t, attributes=False), n_trials=10)
         assert self.told(by_attributes)[:4] == self.told(by_value)[:4]
         assert max(hill(0.4)(a) for a in self.told(by_attributes)) > 0.98 * 0.3
+
+    def test_equal_rewards_do_not_make_it_forget_how_the_trials_ended(self) -> None:
+        """A scorer that gives every answer the same: no gain has an error, and answers of one alpha loop."""
+        study = self.study()
+        for alpha in (0.0, 1.0):
+            study.enqueue_trial({"alpha": alpha})
+            trial = study.ask()
+            trial.suggest_float("alpha", 0, 4)
+            record_gain(trial, Estimate(0.0, 0.0, 100), outcome="degenerate" if alpha else "complete")
+            study.tell(trial, 0.0)
+        assert study.ask().suggest_float("alpha", 0, 4) < 1
 
 
 class TestBracketing:

@@ -107,8 +107,12 @@ class TestPairs:
 
         with judge_server(unclear) as server:
             assert judged(judge(server), ("?", "long"), ("long", "a"), ("a", "long")) == [0.5, 1.0, 0.0]
-            with pytest.raises(RewardError, match=r"4 of 6 replies without a verdict, the last: 'who knows'"):
-                judged(judge(server), ("?", "long"), ("long", "?"), ("a", "long"))
+            with pytest.raises(RewardError, match=r"8 of 10 replies without a verdict, the last: 'who knows'"):
+                judged(judge(server), *[("?", "long"), ("long", "?")] * 2, ("a", "long"))
+
+    def test_a_pair_without_a_verdict_that_is_alone_in_its_batch_ends_no_search(self) -> None:
+        with judge_server(lambda *_: "I cannot help with that.") as server:
+            assert judged(judge(server), ("?", "long")) == [0.5]
 
     def test_it_asks_several_at_a_time_and_no_more_than_it_may(self) -> None:
         with judge_server(longer, pause_s=0.02) as server:

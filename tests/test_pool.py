@@ -278,6 +278,17 @@ class TestLosses:
         assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)  # the new one is at the alpha of the others
         assert new in {pid for _, _, pid in noted(tmp_path / "asked")[n_before:]}
 
+    def test_one_that_joins_anew_and_cannot_switch_answers_nothing(self, start: Started, tmp_path: Path) -> None:
+        said: list[str] = []
+        pool, prompts = start(2, step_s=0.05, say=said.append), make_prompts(200)
+        pool.materialize(0.5)
+        for fault in ("no switch", "die"):
+            (tmp_path / fault).touch()
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        wait_for(lambda: all(e.serves for e in pool.engines()))
+        assert sum("is lost" in line for line in said) == 2
+        assert len(noted(tmp_path / "starts")) == 4
+
     def test_an_engine_that_does_not_start_again_is_given_up_and_the_trial_goes_on(
         self, start: Started, tmp_path: Path
     ) -> None:
@@ -363,6 +374,15 @@ class TestRating:
         (tmp_path / "no reward").touch()
         with pytest.raises(RewardError, match="nan"):
             pool.score([Completion(p, "", 1, "stop") for p in prompts], lambda _: None)
+
+    def test_a_mistake_in_an_engines_process_is_told_to_whoever_waits_for_a_reward(
+        self, start: Started, tmp_path: Path
+    ) -> None:
+        pool, prompts = start(1), make_prompts(3)
+        (tmp_path / "no memory").touch()
+        waits = pool.begin([Completion(p, "", 1, "stop") for p in prompts])
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            waits.result(30)
 
 
 class KillingWatcher(FakeWatcher):

@@ -20,8 +20,7 @@ from expo_search.evaluation.answering import handing_order
 from expo_search.evaluation.objective import FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import verdict
-from expo_search.search.alpha_range import n_explore
-from expo_search.search.loop import evaluations, search, why_done
+from expo_search.search.loop import evaluations, n_explore, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
 from expo_search.store.study_store import Store
 
@@ -67,6 +66,7 @@ class TestLooks:
             (4, [4]),
             (16, [16]),
             (64, [16, 32, 64]),
+            (500, [63, 126, 252, 500]),
             (1000, [125, 250, 500, 1000]),
             (1024, [128, 256, 512, 1024]),
         ],
@@ -79,8 +79,13 @@ class TestLooks:
         found = looks(n)
         assert found[-1] == n
         assert found == sorted(set(found))
-        assert len(found) <= 1 + math.ceil(math.log2(1 / FIRST_LOOK)) + 1
+        assert len(found) <= 1 + math.ceil(math.log2(1 / FIRST_LOOK))
         assert min(found) >= min(n, LEAST_LOOK)
+
+    @pytest.mark.parametrize("n", [2, 31, 131, 180, 260, 500, 512, 900, 1003])
+    def test_bracketing_takes_a_quarter_and_no_more_than_the_look_at_it(self, n: int) -> None:
+        assert n_explore(n) in looks(n)
+        assert min(n, max(32, n / 4)) <= n_explore(n) <= max(32, n / 4 + 2)
 
     @pytest.mark.parametrize("kind", ["reward", "win-rate", "length-controlled"])
     def test_an_alpha_as_good_as_the_best_is_dropped_in_at_most_one_race_of_a_hundred(self, kind: Kind) -> None:

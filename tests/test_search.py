@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from databases import rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, end_process, make_prompts
 
 from expo_search.config.spec import SearchSpec
-from expo_search.errors import SettingsChanged, StoreError
+from expo_search.contracts import Completion, Switch
+from expo_search.errors import MaterializeError, RewardError, SettingsChanged, StoreError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.alpha_range import N_START
@@ -204,6 +205,33 @@ def test_changed_weights_of_a_killed_study_are_refused_and_it_can_still_go_on(
         run(url, 4, place="generating", die=raise_killed)
     with pytest.raises(SettingsChanged, match="trial 2"):
         run(url, 4, weights="changed")
+    assert outcome(run(url, 4)[0]) == unbroken
+
+
+def test_weights_of_alpha_0_that_could_not_be_made_are_made_by_the_next_run(
+    url: str, unbroken: list[Evaluation]
+) -> None:
+    class Unlike(FakeModel):
+        def materialize(self, alpha: float) -> Switch:
+            raise MaterializeError(where=f"alpha {alpha}", found="two weights", expected="one", do="look")
+
+    store = Store(url, "s")
+    with pytest.raises(MaterializeError):
+        search(store, Objective(Unlike(), FakeScorer(), store, PROMPTS, FakeWatcher()), RANDOM, 4)
+    store.close()
+    assert outcome(run(url, 4)[0]) == unbroken
+
+
+def test_a_reward_that_is_no_number_is_not_kept(url: str, unbroken: list[Evaluation]) -> None:
+    class Broken(FakeScorer):
+        def score(self, completions: Sequence[Completion], on_scored: Callable[[int], None]) -> tuple[list[float], int]:
+            rewards, n_cut = super().score(completions, on_scored)
+            return [*rewards[:-1], float("nan")], n_cut
+
+    store = Store(url, "s")
+    with pytest.raises(RewardError, match=r"reward of prompt .*: nan; expected a finite number"):
+        search(store, Objective(FakeModel(), Broken(), store, PROMPTS, FakeWatcher()), RANDOM, 4)
+    store.close()
     assert outcome(run(url, 4)[0]) == unbroken
 
 

@@ -59,7 +59,7 @@ def judge(
 ) -> None:  # fmt: skip
     """Judge the stored answers at each alpha against those at alpha = 0, and keep what comes of it as scores.
 
-    What this judge has judged already is not asked again.
+    What this judge has judged already is not asked again; another judge's scores are dropped, at every alpha.
 
     Raises:
         StudyError: the judge fails.
@@ -68,11 +68,14 @@ def judge(
     assert chosen is not None, "check_judge"
     before = store.settings(chosen.name).get("judge")
     zero = store.answers(chosen.name, 0.0)
+    if before not in (None, config):  # first: whatever ends this, no score is under another judge's name
+        for alpha in store.tasks().get(chosen.name, ()):
+            store.rescore(chosen.name, alpha, {item: {} for item in store.scores(chosen.name, alpha)})
     store.describe(chosen.name, {"metrics": [[WIN_RATE.name, WIN_RATE.title]], "judge": config})
     store.rescore(chosen.name, 0.0, {item: {WIN_RATE.name: _EVEN} for item in zero})
     for alpha in alphas:
         at = store.answers(chosen.name, alpha)
-        done = store.scores(chosen.name, alpha) if before == config else {}
+        done = store.scores(chosen.name, alpha)
         items = [
             item
             for item in chosen.items

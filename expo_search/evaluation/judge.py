@@ -43,6 +43,7 @@ _REQUEST: Mapping[str, Any] = {"temperature": 0, "max_tokens": 1024}
 _TRIED = ("What is the capital of France?", "The capital of France is Paris.", "banana banana banana")
 JUDGE = "judge "  # before the model's name, in what a study keeps
 _MOST_UNCLEAR = 0.5  # share of a batch's replies without a verdict; ties are made of fewer
+_LEAST_UNCLEAR = 8  # replies: a pair that no judge rates, alone in its batch, is no reason to end a search
 
 
 class Judge:
@@ -64,12 +65,17 @@ class Judge:
         self._n_threads = spec.judge_at_once
 
     def judge(
-        self, completions: Sequence[Completion], control: Sequence[Completion], on_scored: Callable[[int], None]
+        self,
+        completions: Sequence[Completion],
+        control: Sequence[Completion],
+        on_scored: Callable[[int], None],
+        *,
+        least_unclear: int = _LEAST_UNCLEAR,
     ) -> list[float]:
         """As `contracts.PairwiseScorer.judge`; two questions a pair, several at a time.
 
         Raises:
-            RewardError: the server does not answer, or most of its replies have no verdict.
+            RewardError: the server does not answer; or most of its replies, and `least_unclear`, have no verdict.
         """
         questions = deque(
             (i, is_first, c.prompt.text, *((c.text, other.text) if is_first else (other.text, c.text)))
@@ -105,7 +111,7 @@ class Judge:
             thread.join()
         if faults:
             raise faults[0]
-        self._see_to(unclear, len(verdicts))
+        self._see_to(unclear, len(verdicts), least_unclear)
         on_scored(len(completions))
         return [_reward(verdicts[i, True], verdicts[i, False]) for i in range(len(completions))]
 
@@ -118,7 +124,7 @@ class Judge:
         self._server.check_model()
         prompt, good, bad = _TRIED
         tried = [Completion(Prompt("tried", prompt), text, 1, "stop") for text in (good, bad)]
-        self.judge(tried[:1], tried[1:], lambda _: None)
+        self.judge(tried[:1], tried[1:], lambda _: None, least_unclear=1)
 
     def close(self) -> None:
         """Let whatever still waits for the server end."""
@@ -129,9 +135,9 @@ class Judge:
             [{"role": "user", "content": QUESTION.format(prompt=prompt, a=a, b=b)}], self._options
         )
 
-    def _see_to(self, replies: Sequence[str], n: int) -> None:
-        """Replies without a verdict among n: few are said in the log, too many end the search."""
-        if len(replies) > _MOST_UNCLEAR * n:
+    def _see_to(self, replies: Sequence[str], n: int, least: int) -> None:
+        """Replies without a verdict among n: few are said in the log, too many, and `least`, end the search."""
+        if len(replies) > _MOST_UNCLEAR * n and len(replies) >= least:
             last = " ".join(replies[-1].split())[-120:]
             raise RewardError(
                 where=self.name,

@@ -9,6 +9,7 @@ racing or not: after each of them an evaluation can be stopped, with everything 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -46,7 +47,7 @@ class Stopped(Exception):
 
 def looks(n: int) -> list[int]:
     """How many of n prompts have been evaluated at each look: an eighth of them, then twice as many, up to all."""
-    sizes, size = [], max(LEAST_LOOK, round(n * FIRST_LOOK))
+    sizes, size = [], max(LEAST_LOOK, math.ceil(n * FIRST_LOOK))  # rounded down, the fourth one would miss a few
     while size < n:
         sizes.append(size)
         size *= 2

@@ -92,6 +92,9 @@ class Member(threading.Thread):
             self._let_go(gently=True)
         except BaseException as fault:  # into the caller's thread, with the traceback
             self._let_go(gently=False)
+            for call in self._calls:  # answers that it was rating
+                if call.job is not None:
+                    call.job.future.set_exception(fault)
             self._board.end(fault)
 
     def _live(self) -> bool:
@@ -156,7 +159,9 @@ class Member(threading.Thread):
             with self._board.changed:
                 if self._board.closed:
                     raise _Closed
-                if not self._board.serving() and time.monotonic() - begun > self._no_place_s:
+                if self._board.serving():
+                    begun = time.monotonic()
+                if time.monotonic() - begun > self._no_place_s:
                     raise _NoPlace(f"no place for it in the cluster for {self._no_place_s:g} s")
 
     def _serve(self) -> None:

@@ -268,6 +268,7 @@ class Board:
 
         Raises:
             MaterializeError: an engine that comes later than the others has other weights.
+            ExpoError: one that comes later cannot switch: `fault`.
         """
         with self.changed:
             if switch is not None:
@@ -280,6 +281,8 @@ class Board:
                     )
                 wish.switches[index] = switch
             elif fault is not None:
+                if wish.fingerprint is not None:  # nobody waits for it any more: it must not answer at another alpha
+                    raise fault
                 wish.faults[index] = fault
             self.changed.notify_all()
 

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from expo_search.config.spec import SearchSpec
-
-if TYPE_CHECKING:
-    pass
-
 
 N_START = 5
 WIDEST = (-1.0, 64.0)  # alpha = -1 is the sft model; published optima reach 25
-EXPLORE_SHARE, EXPLORE_LEAST = 1 / 4, 32  # prompts of a bracketing trial
 _DELTA_TIMES_ALPHA = 1e-3  # of the weights' norm: the first step when nothing is published
 
 
@@ -47,11 +40,6 @@ def first_step(search: SearchSpec, published_alpha: float | None, relative_delta
         return 0.25
     # two digits: the norm's last bits differ between machines, and a resumed study must propose the same
     return float(f"{min(max(_DELTA_TIMES_ALPHA / relative_delta, 0.05), 4.0):.2g}")
-
-
-def n_explore(n_prompts: int) -> int:
-    """Prompts from which a bracketing trial has told enough."""
-    return max(EXPLORE_LEAST, round(n_prompts * EXPLORE_SHARE))
 
 
 def start_points(search: SearchSpec, published_alpha: float | None, n_trials: int) -> list[float]:

@@ -36,9 +36,17 @@ class Budget:
         """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
         return not evaluated or self._prompts_left(evaluated) >= n_prompts + AT_TWO_ALPHAS * self.n_confirm
 
-    def n_confirmable(self, evaluated: Sequence[Evaluation], n_answered: int = 0) -> int:
-        """Prompts on which what is left pays a confirmation, of which n_answered answers are there and paid."""
-        return max(0, int((self._prompts_left(evaluated) + n_answered) / AT_TWO_ALPHAS)) if evaluated else 0
+    def n_confirmable(self, evaluated: Sequence[Evaluation], most: int, answered: Sequence[int] = (0, 0)) -> int:
+        """Of `most` prompts those that what is left pays a confirmation on.
+
+        `answered`: on how many of them there are answers, at each of the two alphas.
+        """
+        if not evaluated:
+            return 0
+        left, lacking = self._prompts_left(evaluated), sorted(answered)
+        while len(lacking) > 1 and left + sum(lacking) < len(lacking) * lacking[-1]:  # where more are answered already
+            lacking.pop()
+        return int(max(0.0, min(most, (left + sum(lacking)) / len(lacking))))
 
     def spent(self, evaluated: Sequence[Evaluation]) -> str:
         """What was spent, of what, for people."""

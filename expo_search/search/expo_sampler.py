@@ -110,7 +110,7 @@ class ExpoSampler(BaseSampler):
             alpha = trial.params.get(self._parameter)
             if isinstance(alpha, float | int) and trial.value is not None and math.isfinite(trial.value):
                 known.append(_known(trial, float(alpha), sign * trial.value))
-        if known and all(t.gain.se == 0 for t in known):
+        if known and all(t.gain.n == _NO_ERROR_KNOWN for t in known):
             known = _against_control(known)
         return known
 

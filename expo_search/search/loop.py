@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
-from expo_search.evaluation.objective import Objective, Stopped
+from expo_search.evaluation.objective import Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.search.alpha_range import bounds, first_step, n_explore, start_points
+from expo_search.search.alpha_range import bounds, first_step, start_points
 from expo_search.search.budget import Budget, more
 from expo_search.search.proposal import doubled, expected_regret, settled
 from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 ALPHA = "alpha"
+_EXPLORE_SHARE, _EXPLORE_LEAST = 1 / 4, 32  # prompts of a bracketing trial
 
 
 def search(
@@ -142,6 +143,12 @@ def why_done(
     return (
         f"settled after {len(evaluated)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
     )
+
+
+def n_explore(n_prompts: int) -> int:
+    """Prompts from which a bracketing trial has told enough: up to the first look at a quarter of them."""
+    least = min(n_prompts, max(_EXPLORE_LEAST, n_prompts * _EXPLORE_SHARE))
+    return next(end for end in looks(n_prompts) if end >= least)
 
 
 def rival(evaluated: Sequence[Evaluation]) -> int:

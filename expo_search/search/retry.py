@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from expo_search.errors import EngineDied, MaterializeError
 from expo_search.evaluation.objective import Objective, Stopped
-from expo_search.evaluation.result import Evaluation
+from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.store.attributes import engine_failure, keep_engine_failure, repeats, stands_for
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Attempts:
         Raises:
             Stopped: `stop` said so.
             EngineDied: the second time in one trial.
-            MaterializeError: the trial's weights cannot be made; it is not to be gone on with.
+            MaterializeError: the trial's weights cannot be made; it is not to be gone on with, but for alpha = 0.
         """
         from optuna.trial import TrialState
 
@@ -58,7 +58,8 @@ class Attempts:
             self._objective.restart()
             return None
         except MaterializeError:
-            self._study.tell(trial, state=TrialState.FAIL)
+            if stands_for(trial) != CONTROL:  # which every trial is compared with: the next run goes on with it
+                self._study.tell(trial, state=TrialState.FAIL)
             raise
 
 

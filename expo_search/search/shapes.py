@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from expo_search.contracts import Part
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.stats.paired import Estimate, Kind, estimate, prompt_gains
+from expo_search.stats.paired import Estimate, Kind, mean_gain, prompt_gains
 from expo_search.store.attributes import stands_for
 from expo_search.store.database import study_id_of
 from expo_search.store.study_store import Store
@@ -130,8 +130,12 @@ def read_trials(store: Store) -> list[Evaluation]:
 
 def gain_against_uniform(store: Store, trial: int, part: Part, kind: Kind, n: int) -> Estimate:
     """A trial's gain over the uniform alpha on the first n prompts, paired; 0 of the uniform alpha itself."""
+    return mean_gain(_gains_against_uniform(store, trial, part, kind, n), kind)
+
+
+def _gains_against_uniform(store: Store, trial: int, part: Part, kind: Kind, n: int) -> dict[int, float]:
     shape, uniform = ({p: r for p, r in store.rated(number, part).items() if p < n} for number in (trial, UNIFORM))
-    return estimate(list(prompt_gains(shape, uniform, kind).values()))
+    return prompt_gains(shape, uniform, kind)
 
 
 def read_shapes(store: Store, kind: Kind) -> Shapes:
@@ -149,9 +153,10 @@ def read_shapes(store: Store, kind: Kind) -> Shapes:
     measured = None if picked is None else (store.attributes.confirmed or {}).get(str(picked.trial))
     confirmed = fresh = None
     if picked is not None and measured is not None:
-        gain = gain_against_uniform(store, picked.trial, "confirm", kind, measured["n"])
-        confirmed = Against(picked.trial, gain, tuple(measured["broken"]))
-        fresh = Estimate(measured["difference"], measured["se"], measured["n"])
+        gains = _gains_against_uniform(store, picked.trial, "confirm", kind, measured["n"])
+        if len(gains) == measured["n"]:  # its answers are dropped when other prompts are confirmed on
+            confirmed = Against(picked.trial, mean_gain(gains, kind), tuple(measured["broken"]))
+            fresh = Estimate(measured["difference"], measured["se"], measured["n"])
     return Shapes(beginning, tuple(trials), tuple(against), picked, confirmed, fresh, n_tokens)
 
 

@@ -66,14 +66,10 @@ class Benchmarks:
         """See `alpaca_judge.check_judge`."""
         check_judge(config, self.tasks)
 
-    def judge(self, config: str, url: str, name: str, say: Callable[[str], None]) -> None:
+    def judge(self, config: str, store: Store, say: Callable[[str], None]) -> None:
         """Have stored answers judged; see `alpaca_judge.judge`. Needs no engine."""
-        store = Store(url, name)
-        try:
-            with store.owned():
-                judge(config, self.tasks, BenchStore(store), name, self.alphas, say)
-        finally:
-            store.close()
+        with store.owned():
+            judge(config, self.tasks, BenchStore(store), store.name, self.alphas, say)
 
     def check_written(self) -> None:
         """Check that a folder for answers gets some.

@@ -86,14 +86,19 @@ def prompt_gains(answers: Mapping[int, Rated], control: Mapping[int, Rated], kin
 
 
 def gain(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> Estimate:
-    """Mean and standard error of `prompt_gains`.
+    """Mean and standard error of `prompt_gains`. Raises as `mean_gain`."""
+    return mean_gain(prompt_gains(answers, control, kind), kind)
+
+
+def mean_gain(gains: Mapping[int, float], kind: Kind) -> Estimate:
+    """Mean and standard error of what `prompt_gains` gives.
 
     Where each of n prompts was won, or each lost, the next one may not be: a win rate's error is then 1 / n.
 
     Raises:
-        ValueError: no prompt in common.
+        ValueError: there are none.
     """
-    result = estimate(list(prompt_gains(answers, control, kind).values()))
+    result = estimate(list(gains.values()))
     if kind == "win-rate" and abs(result.mean) == 0.5:
         return Estimate(result.mean, max(result.se, 1 / result.n), result.n)
     return result
