@@ -50,6 +50,7 @@ from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter
 from expo_search.weights.formula import Extrapolator, plain_theta
 
 ALPHAS = (0.0, 0.3, -0.4, 1.0, 8.0, 25.0, 1e-8, -1e30)
+COPY_BYTES = 4 << 30  # of the largest buffer that the rate of copies is measured with
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 REPEATS = 7
@@ -162,7 +163,7 @@ def part_limits() -> dict[str, float]:
 def run_part(part: str, arguments: list[str], limit_s: float, folder: Path) -> Result:
     """Run a part in a process of its own, which ends with all that it started."""
     if limit_s <= 0:
-        return Result(part, False, 0.0, "not run: the time of all parts together was over")
+        return Result(part, None, 0.0, "not run: the time of all parts together (--limit) was over")
     if part == "graphs" and "cuda" not in arguments:
         return Result(part, None, 0.0, "only with CUDA")
     log, said = folder / f"{part.replace(' ', '-')}.log", folder / f"{part.replace(' ', '-')}.json"
@@ -287,7 +288,8 @@ def shapes(device: torch.device, small: bool, bytes_of_element: int) -> list[tup
     ]  # fmt: skip
     ends: list[tuple[int, ...]] = [(vocabulary, hidden), (vocabulary, hidden), (hidden,)]
     if device.type == "cuda":
-        room = 0.85 * torch.cuda.mem_get_info(device)[0] / bytes_of_element - n_elements(ends) - 8 * PIECE
+        free = 0.85 * (torch.cuda.mem_get_info(device)[0] - 2 * COPY_BYTES)
+        room = free / bytes_of_element - n_elements(ends) - 8 * PIECE
         n_layers = max(1, min(n_layers, int(room // n_elements(layer))))
     return ends[:1] + layer * n_layers + ends[1:]
 
@@ -353,7 +355,7 @@ def switch(device: torch.device, say: Callable[[str], None], *, small: bool) -> 
     """Sources on the device: right weights, and the share of a copy's bandwidth."""
     timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=False), stage=False)
     n_bytes = sum(w.out.nbytes for w in live.weights)
-    rate = 2 * copy_rate(timer, torch.empty(min(n_bytes, 4 << 30) // 2, dtype=torch.bfloat16, device=device), device)
+    rate = 2 * copy_rate(timer, torch.empty(min(n_bytes, COPY_BYTES) // 2, dtype=torch.bfloat16, device=device), device)
     write_s = timer.seconds(lambda: live.write(0.7))
     sum_s = timer.seconds(live.fingerprint)
     say(f"switch of {n_bytes / 1e9:.2f} GB in {len(live.weights)} weights, sources on the device")

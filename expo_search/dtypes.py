@@ -67,8 +67,10 @@ def weights_dtype(asked: Asked, config: Mapping[str, Any], stored: Collection[st
     return "float16" if own == "float16" or (own is None and set(stored) == {"F16"}) else "bfloat16"
 
 
-def arithmetic(asked: Asked, weights: Float, *, cuda: bool, where: str) -> Float:
+def arithmetic(asked: Asked, weights: Float, *, native: bool, where: str) -> Float:
     """What is multiplied in, with weights of one dtype: that dtype where this machine is good at it, else float32.
+
+    `native`: whether it is: whether the GPU, or `has_instructions` the processor, multiplies in it by itself.
 
     Raises:
         StudyError: a dtype was asked for in which the weights cannot be held exactly.
@@ -82,12 +84,12 @@ def arithmetic(asked: Asked, weights: Float, *, cuda: bool, where: str) -> Float
         )
     if asked != "auto":
         return asked
-    return weights if cuda or has_instructions(weights) else "float32"
+    return weights if native else "float32"
 
 
 def reward_arithmetic(asked: Asked, *, cuda: bool) -> Float:
     """What a reward model computes in: it is only read, so its weights may be rounded to whatever was asked for."""
-    return asked if asked != "auto" else arithmetic("auto", "bfloat16", cuda=cuda, where="the reward model")
+    return asked if asked != "auto" else "bfloat16" if cuda or has_instructions("bfloat16") else "float32"
 
 
 def has_instructions(dtype: Float) -> bool:

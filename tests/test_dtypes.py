@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from twins import make_pair
 
+from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.spec import EngineSpec, PairSpec, RewardSpec, StudySpec
 from expo_search.dtypes import Dtypes, arithmetic, has_instructions, reward_arithmetic, weights_dtype
+from expo_search.engine import start
 from expo_search.errors import StudyError
 from expo_search.session.settings import computing_as
 from expo_search.store.settings import Settings
@@ -31,27 +35,43 @@ def capabilities(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_float32_replaces_a_dtype_for_which_a_processor_has_no_instructions(capabilities: dict[str, bool]) -> None:
     bf16 = capabilities in (GENOA, SAPPHIRE, GRAVITON)
     assert has_instructions("bfloat16") == bf16
-    assert arithmetic("auto", "bfloat16", cuda=False, where="x") == ("bfloat16" if bf16 else "float32")
+    assert arithmetic("auto", "bfloat16", native=bf16, where="x") == ("bfloat16" if bf16 else "float32")
     assert reward_arithmetic("auto", cuda=False) == ("bfloat16" if bf16 else "float32")
     fp16 = capabilities in (SAPPHIRE, GRAVITON)
-    assert arithmetic("auto", "float16", cuda=False, where="x") == ("float16" if fp16 else "float32")
-    assert arithmetic("auto", "float32", cuda=False, where="x") == "float32"
+    assert has_instructions("float16") == fp16
+    assert arithmetic("auto", "float16", native=fp16, where="x") == ("float16" if fp16 else "float32")
+    assert arithmetic("auto", "float32", native=has_instructions("float32"), where="x") == "float32"
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "float16", "float32"])
 def test_a_gpu_multiplies_in_the_weights_dtype_and_either_can_be_forced(
     weights: Any, capabilities: dict[str, bool]
 ) -> None:
-    assert arithmetic("auto", weights, cuda=True, where="x") == weights
-    assert arithmetic("float32", weights, cuda=True, where="x") == "float32"
-    assert arithmetic(weights, weights, cuda=False, where="x") == weights
+    assert arithmetic("auto", weights, native=True, where="x") == weights
+    assert arithmetic("float32", weights, native=True, where="x") == "float32"
+    assert arithmetic(weights, weights, native=False, where="x") == weights
     assert reward_arithmetic("auto", cuda=True) == "bfloat16"
     assert reward_arithmetic("float32", cuda=True) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("capability", "weights", "computed"),
+    [((7, 5), "bfloat16", "float32"), ((7, 5), "float16", "float16"), ((9, 0), "bfloat16", "bfloat16")],
+)
+def test_a_gpu_that_has_no_bfloat16_gets_those_weights_widened(
+    capability: tuple[int, int], weights: Any, computed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM would else take float16 for them with no more than a warning, and another model would be evaluated."""
+    monkeypatch.setattr(start, "has_gpu", lambda: True)
+    monkeypatch.setattr(start, "compute_capability", lambda: capability)
+    aligned, _ = make_pair(tmp_path, "llama-tied")
+    found = start.dtypes_of(EngineSpec(dtype=weights), RewardSpec(), open_checkpoint(aligned, role="aligned"))
+    assert (found.weights, found.engine) == (weights, computed)
+
+
 def test_an_arithmetic_that_cannot_hold_the_weights_is_refused() -> None:
     with pytest.raises(StudyError, match="arithmetic float16: weights of x in bfloat16; expected bfloat16 or float32"):
-        arithmetic("float16", "bfloat16", cuda=False, where="weights of x")
+        arithmetic("float16", "bfloat16", native=True, where="weights of x")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,27 @@ def test_an_engine_is_started_anew_with_what_is_free_once_the_old_one_has_ended(
         worker.wait()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux")
+def test_a_process_has_ended_when_the_last_of_its_threads_has() -> None:
+    """What a GPU's driver waits for as well: the first thread alone is a zombie at once."""
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(2,)).start()\n"
+        "print(flush=True)\n"
+        "ctypes.CDLL(None).syscall(60, 0)\n"  # exit of this thread, not of the process
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        begun = time.monotonic()
+        watched._wait_for_end([process.pid], 0.3)
+        assert time.monotonic() - begun >= 0.3, "one thread runs on"
+        watched._wait_for_end([process.pid], 30)
+        assert psutil.Process(process.pid).num_threads() == 1
+
+
 def test_an_engine_without_room_left_is_an_error_in_the_plans_words(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
-from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
+from expo_search.dtypes import Dtypes, Float, arithmetic, has_instructions, reward_arithmetic, weights_dtype
 from expo_search.engine.machine import compute_capability, has_gpu
 from expo_search.engine.memory_plan import MemoryPlan, n_at_once
 from expo_search.engine.vllm_version import check_vllm
@@ -28,6 +28,7 @@ from expo_search.errors import EngineError, ExpoError
 if TYPE_CHECKING:
     from vllm import LLM
 
+_LEAST_BFLOAT16 = (8, 0)  # compute capability: an older GPU has no bfloat16
 _LEAST_INVARIANT = (8, 0)  # vLLM 0.32's documents, "Batch Invariance"
 _FREEZE, _THAW = gc.freeze, gc.unfreeze
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -166,10 +167,18 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
     Raises:
         StudyError: an arithmetic that cannot hold the weights.
     """
-    cuda = has_gpu()
     weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
-    computed = arithmetic(engine.arithmetic, weights, cuda=cuda, where=f"weights of {aligned.path}")
-    return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=cuda))
+    native = _multiplies_in(weights) if engine.arithmetic == "auto" else True
+    computed = arithmetic(engine.arithmetic, weights, native=native, where=f"weights of {aligned.path}")
+    return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=has_gpu()))
+
+
+def _multiplies_in(dtype: Float) -> bool:
+    """Whether what an engine runs on here multiplies in a dtype by itself; vLLM's own rule for GPUs."""
+    if not has_gpu():
+        return has_instructions(dtype)
+    capability = compute_capability() if dtype == "bfloat16" else None
+    return capability is None or capability >= _LEAST_BFLOAT16
 
 
 def check_batch_invariant(engine: EngineSpec) -> None:
@@ -235,7 +244,7 @@ def start_engine(spec: ModelSpec) -> LLM:
                 tokenizer=str(spec.aligned),
                 trust_remote_code=spec.trust_remote_code,
                 runner="generate",
-                dtype=spec.engine.dtype if dtypes.engine == dtypes.weights else dtypes.engine,
+                dtype=dtypes.engine,  # never "auto": vLLM may then round the weights to another dtype, with a warning
                 max_model_len=spec.engine.max_model_len,
                 tensor_parallel_size=spec.engine.tensor_parallel,
                 # in a process that Ray runs, vLLM's own choice would be Ray once more

@@ -157,12 +157,16 @@ class WatchedEngine:
 
 
 def _wait_for_end(pids: Sequence[int], timeout_s: float) -> None:
-    """Until all processes have ended, also those that nobody has waited for yet; or until the time is over."""
+    """Until all processes have ended, also those that nobody has waited for yet; or until the time is over.
+
+    One that was killed is a zombie at once, but holds a GPU's memory until the last of its threads has ended.
+    """
     import psutil
 
     def runs(pid: int) -> bool:
         try:
-            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+            process = psutil.Process(pid)
+            return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
         except psutil.NoSuchProcess:
             return False
 

@@ -180,7 +180,7 @@ def _instructions() -> Fact:
     if has_gpu():
         follows = "arithmetic on the GPU is the weights' own dtype"
     else:
-        own = {dtype: arithmetic("auto", dtype, cuda=False, where="weights") for dtype in _DTYPES}
+        own = {dtype: arithmetic("auto", dtype, native=has_instructions(dtype), where="weights") for dtype in _DTYPES}
         follows = "; ".join(f"weights in {dtype} are multiplied in {computed}" for dtype, computed in own.items())
     return Fact("instructions", f"{', '.join(there) or 'none that torch knows'}; {follows}")
 

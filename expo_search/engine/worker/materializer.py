@@ -26,7 +26,7 @@ from torch import nn
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
-from expo_search.engine.worker.source_pieces import Piece, PieceReader
+from expo_search.engine.worker.source_pieces import PIECE, Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
 from expo_search.engine.worker.vllm_names import (
     ModelConfig,
@@ -60,6 +60,10 @@ class ExpoWorker:
     def expo_pid(self) -> int:
         """The process of this rank."""
         return os.getpid()
+
+    def expo_graphs(self) -> str:
+        """Which steps of this rank replay captured CUDA graphs, as vLLM resolved it for the model."""
+        return str(self.vllm_config.compilation_config.cudagraph_mode)
 
     def expo_end_with(self, owner: int, processes: Sequence[int]) -> None:
         """End the engine's processes when the one that started them has ended; see `owner.py`."""
@@ -200,8 +204,13 @@ class LiveWeights:
         """The sum of what the memory holds, in the dtype that it was rounded to; another one where it was not."""
         if live.dtype == dtype:
             return self._fingerprinter.device_sum(live)
-        narrow = live.to(dtype)
-        return self._fingerprinter.device_sum(narrow) + (narrow.to(live.dtype) != live).any()
+        flat, total = live.reshape(-1), torch.zeros((), dtype=torch.int64, device=live.device)
+        for start in range(0, len(flat), PIECE):  # as little beside the weights as a switch takes
+            wide = flat[start : start + PIECE]
+            narrow = wide.to(dtype)
+            block = start * narrow.itemsize // (4 * WORDS_PER_BLOCK)
+            total += self._fingerprinter.device_sum(narrow, block) + (narrow.to(wide.dtype) != wide).any()
+        return total
 
     def _into(self, out: torch.Tensor, weight: Weight, alpha: float, pieces: Iterator[Piece]) -> _Sum:
         """`out` <- theta(alpha), rounded to the weight's dtype; its sum in the fingerprint."""
