@@ -121,6 +121,26 @@ class TestIfeval:
         assert (loose["prompt_level_strict_acc"].value, loose["prompt_level_loose_acc"].value) == (0.0, 1.0)
         assert {s.value for s in chosen.task.score(chosen.items[0], said("  ")).values()} == {0.0}
 
+    @pytest.mark.parametrize(
+        ("wrong", "found"),
+        [
+            ({"instruction_id_list": [], "kwargs": []}, r"key 7: instruction_id_list \[\], kwargs for 0"),
+            ({"instruction_id_list": ["a", "b"], "kwargs": [{}]}, "kwargs for 1; expected at least one instruction's"),
+            ({"instruction_id_list": [None], "kwargs": [{}]}, "None"),
+        ],
+    )
+    def test_rows_that_cannot_be_checked_are_named_before_anything_starts(
+        self, put: Put, wrong: dict[str, Any], found: str
+    ) -> None:
+        with pytest.raises(PromptsError, match=found):
+            load("ifeval_no_punkt", ifeval=put("i", [{**IFEVAL[0], "key": 7, **wrong}]))
+
+    def test_an_instruction_without_a_checker_is_named(self, put: Put) -> None:
+        rows = [{**IFEVAL[0], "instruction_id_list": ["magic:wand"], "kwargs": [{}]}]
+        chosen = load("ifeval_no_punkt", ifeval=put("i", rows))
+        with pytest.raises(StudyError, match="the instruction 'magic:wand'; expected one that IFEval has"):
+            chosen.task.score(chosen.items[0], said("x"))
+
     def test_items_that_need_data_which_are_not_there_are_refused_before_anything_starts(
         self, put: Put, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -178,6 +198,17 @@ class TestOwn:
         name = scorer(body)
         with pytest.raises(StudyError, match=f"scorer {name}.*{found}"):
             load(name, **{name: put("mine", [{"prompt": "?"}])})
+
+    @pytest.mark.parametrize("given", [0, -1, 2.5, "many", True, float("nan")])
+    def test_a_row_has_a_whole_number_of_tokens_or_none(
+        self, given: Any, put: Put, scorer: Callable[[str], str]
+    ) -> None:
+        name = scorer("return 0")
+        rows = [{"prompt": "?", "max_tokens": None}, {"prompt": "?", "max_tokens": 8.0}]
+        chosen = load(name, **{name: put("mine", rows)})
+        assert (asked(chosen).max_tokens, asked(chosen, 1).max_tokens) == (512, 8)
+        with pytest.raises(PromptsError, match=r"item 2: max_tokens .*; expected a whole number from 1"):
+            load(name, **{name: put("mine", [*rows, {"prompt": "?", "max_tokens": given}])})
 
     @pytest.mark.parametrize(
         ("name", "found"), [("no_module:rate", "ModuleNotFoundError"), ("json:nothing", "AttributeError")]
@@ -248,6 +279,12 @@ class TestLoading:
             ("gsm8k", ["?"], "line 1: a str; expected an object"),
             ("alpaca_eval", [{"instruction": 1}], "another type of instruction"),
             ("ifeval", [], "no rows"),
+            ("mt_bench", [{"question_id": 1, "category": "math", "turns": [None]}], r"turns \(a list of texts\)"),
+            (
+                "mt_bench",
+                [{"question_id": 1, "category": "math", "turns": [text]} for text in "ab"],
+                "task mt_bench: 2 items with the id 1; expected one; give each its own",
+            ),
         ],
     )
     def test_data_of_another_form_are_refused_with_the_line(

@@ -41,6 +41,11 @@ def write(aligned: Path, sft: Path, alpha: float, out: Path, form: Format = Form
     return out
 
 
+def named(folder: Path) -> None:
+    """What an export of a study leaves, by which its folder is known."""
+    (folder / "expo.json").write_text("{}")
+
+
 def make_flat_pair(folder: Path, n: int) -> None:
     """aligned/ and sft/ with one weight of n bfloat16 elements, and a counter before it in the file."""
     random = torch.Generator().manual_seed(0)
@@ -272,7 +277,7 @@ class Usage(NamedTuple):
 
 class TestTarget:
     def test_an_existing_folder_is_kept_unless_forced(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
-        out = write(*pair, 0.0, tmp_path / "out")
+        out = write(*pair, 0.0, tmp_path / "out", finish=named)
         with refused("exists already"):
             write(*pair, 0.7, out)
         assert same_bits(out, pair[0])
@@ -291,22 +296,27 @@ class TestTarget:
         with refused("something else than an exported folder"):
             write(*pair, 0.7, tmp_path / "link", force=True)
 
+    def test_force_replaces_no_model_that_was_not_exported(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
+        """It has an export's file names: somebody's own fine-tuned model."""
+        own = write(*pair, 0.0, tmp_path / "own")
+        with refused("something else than an exported folder, which --force does not replace"):
+            write(*pair, 0.7, own, force=True)
+        assert same_bits(own, pair[0])
+        named(own)
+        write(*pair, 0.7, own, force=True)
+
     @pytest.mark.parametrize(
         "file", ["checkpoint-500/config.json", "optimizer.pt", "trainer_state.json", "model-new.safetensors"]
     )
     def test_force_replaces_no_folder_of_a_training_run(
         self, pair: tuple[Path, Path], tmp_path: Path, file: str
     ) -> None:
-        out = write(*pair, 0.0, tmp_path / "out")
+        out = write(*pair, 0.0, tmp_path / "out", finish=named)
         (out / file).parent.mkdir(exist_ok=True)
         (out / file).write_text("{}")
         with refused("something else than an exported folder, which --force does not replace"):
             write(*pair, 0.7, out, force=True)
         assert (out / file).is_file()
-        if "/" in file:
-            (out / "expo.json").write_text("{}")
-            with refused("something else than an exported folder"):
-                write(*pair, 0.7, out, force=True)
 
     def test_force_replaces_what_an_export_wrote_whatever_its_sources_brought(
         self, pair: tuple[Path, Path], tmp_path: Path
@@ -398,7 +408,7 @@ class TestWholeOrNothing:
     def test_a_fault_at_the_end_leaves_nothing_and_the_old_folder_whole(
         self, pair: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        old = write(*pair, 0.0, tmp_path / "out")
+        old = write(*pair, 0.0, tmp_path / "out", finish=named)
 
         def fails(folder: Path) -> None:
             assert old.is_dir(), "the old one stays while the new one is written"

@@ -205,7 +205,8 @@ class TestShape:
         assert '- filter: "model.layers.1."\n          value: 2.0\n        - value: 2.0\n' in recipe
 
     def test_one_that_is_not_shown_to_be_better_wants_force(self, study: str, tmp_path: Path) -> None:
-        with pytest.raises(StudyError, match=r"No shape .* was evaluated.*search for one: expo-search shape mine"):
+        advice = f"search for one: expo-search shape mine --shape depth --confirm N --storage {study}"
+        with pytest.raises(StudyError, match=rf"No shape .* was evaluated.*{advice}"):
             export(study, tmp_path / "out", shape="depth")
         add_shapes(study, (0.5, 1.0), (0.9, -0.8))
         with pytest.raises(StudyError, match=r"Uniform alpha = 1 is as good: .*--force to export it all the same"):
@@ -213,6 +214,7 @@ class TestShape:
         assert not (tmp_path / "out").exists()
         export(study, tmp_path / "out", shape="depth", force=True)
         assert read_provenance(tmp_path / "out")["shape"]["numbers"] == [0.5, 1.0]
+        assert " --force " in read_provenance(tmp_path / "out")["commands"]["export"]
 
     @pytest.mark.parametrize(
         ("wanted", "found"),
@@ -454,15 +456,17 @@ class FakeHub:
         self.private = bool(private) and not self._there_public
         return self._call("create_repo", huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}"))
 
-    def repo_info(self, repo_id: str) -> Any:
-        info = huggingface_hub.ModelInfo(id=repo_id, private=self.private)  # type: ignore[no-untyped-call]
-        return self._call("repo_info", info)
+    def model_info(self, repo_id: str) -> Any:
+        siblings = [{"rfilename": name} for name in self.files]
+        info = huggingface_hub.ModelInfo(id=repo_id, private=self.private, siblings=siblings)  # type: ignore[no-untyped-call]
+        return self._call("model_info", info)
 
-    def create_commit(
-        self, repo_id: str, operations: list[huggingface_hub.CommitOperationAdd], *, commit_message: str
-    ) -> None:
+    def create_commit(self, repo_id: str, operations: list[Any], *, commit_message: str) -> None:
         assert (repo_id, commit_message) == ("me/model", "Exported by expo-search")
         for file in operations:
+            if isinstance(file, huggingface_hub.CommitOperationDelete):
+                del self.files[file.path_in_repo]
+                continue
             with file.as_file() as content:
                 self.files[file.path_in_repo] = content.read()
         self._call("create_commit", None)
@@ -485,9 +489,21 @@ class TestHub:
         hub = FakeHub()
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
         export(study, tmp_path / "out", push_to="me/model", private=True)
-        assert hub.calls == ["whoami", "create_repo", "repo_info", "create_commit"]
+        assert hub.calls == ["whoami", "create_repo", "model_info", "create_commit"]
         assert {"README.md", "curve.png", "expo.json", "mergekit.yaml", "model.safetensors"} <= set(hub.files)
         assert not any(b"hf_not_a_real_one" in content for content in hub.files.values())
+
+    def test_weights_that_an_earlier_upload_left_go_and_other_files_stay(
+        self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """transformers takes model.safetensors before an index, and vLLM obeys an index that is there."""
+        hub = FakeHub()
+        old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"}
+        hub.files = dict.fromkeys([*old, "model.safetensors", ".gitattributes", "samples.md"], b"old")
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        export(study, tmp_path / "out", push_to="me/model")
+        assert not old & set(hub.files)
+        assert {name for name, content in hub.files.items() if content == b"old"} == {".gitattributes", "samples.md"}
 
     def test_folders_of_this_machine_are_named_here_and_not_on_the_hub(
         self, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -600,6 +616,7 @@ def test_a_trial_that_broke_a_guardrail_says_so(home: Path, tmp_path: Path) -> N
 
 
 def test_what_an_exported_model_is_good_for_stands_at_the_end() -> None:
+    assert "vllm serve DIR --trust-remote-code" in uses_of(Path("DIR"), trust_remote_code=True)
     said = uses_of(Path("a folder"))
     assert "vllm serve 'a folder'" in said
     assert "convert_hf_to_gguf.py 'a folder' --outfile 'a folder.gguf'" in said

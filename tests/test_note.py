@@ -90,6 +90,9 @@ def test_commands_are_quoted_for_the_shell_and_show_no_password() -> None:
     assert all(
         shlex.split(c)[2:3] != ["rm"] and "postgresql://me:***@host/db?a=" in shlex.split(c)[-1] for c in commands
     )
+    trusted = [c for c, _ in next_steps("s", "sqlite:///expo-search.db", found, asks_consent=True)]
+    starting = ("confirm", "bench", "export", "compare")
+    assert all(c.endswith(" --trust-remote-code") == (c.split()[1] in starting) for c in trusted)
     local = next_steps("s", "sqlite:////a folder/$(x).db", found)
     assert all(shlex.split(c)[-1] == "sqlite:////a folder/$(x).db" for c, _ in local)
 

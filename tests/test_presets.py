@@ -149,3 +149,23 @@ def test_paths_in_a_study_file_are_seen_from_its_folder_and_hub_ids_stay(
 def test_a_path_that_is_missing_is_named_as_it_lies_from_the_study_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('[pair]\nsft = "./gone"\naligned = "a/b"\nreward_model = "c/d"\n')
     assert load_study(file=tmp_path / "mine.toml").pair.sft == str(tmp_path / "gone")
+
+
+def test_a_path_that_is_missing_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text('[pair]\nsft = "./org/gone"\naligned = "a/b"\nreward_model = "c/d"\n')
+    monkeypatch.chdir(tmp_path)
+    assert load_study(file=Path("mine.toml")).pair.sft == "./org/gone"
+
+
+def test_a_checkpoint_in_the_place_of_another_has_none_of_its_revision(tmp_path: Path) -> None:
+    text = '[pair]\nsft = "o/s"\naligned = "o/a"\nreward_model = "o/r"\n'
+    text += 'sft_revision = "s1"\nreward_revision = "r1"\n'
+    (tmp_path / "mine.toml").write_text(text)
+
+    def given(**pair: str) -> tuple[str | None, str | None]:
+        found = load_study(file=tmp_path / "mine.toml", overrides={"pair": pair}).pair
+        return found.sft_revision, found.reward_revision
+
+    assert given() == given(reward_model="o/r") == given(aligned="x/a") == ("s1", "r1")
+    assert given(reward_model="x/r") == ("s1", None)
+    assert given(sft="x/s", reward_model="x/r", reward_revision="r2") == (None, "r2")

@@ -12,9 +12,9 @@ from typing import Any
 
 from expo_search.bench.data import HubData, load_rows
 from expo_search.bench.harness_package import need_harness
-from expo_search.bench.task import Item, Metric
+from expo_search.bench.task import Item, Metric, TaskData
 from expo_search.contracts import Request
-from expo_search.errors import StudyError
+from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import Answered, Score, Scores
 
 WITHOUT_PUNKT = "ifeval_no_punkt"  # the items whose checkers need no data
@@ -40,6 +40,7 @@ class Ifeval:
         self.name = name
         harness = need_harness(name, "nltk", "langdetect", "immutabledict")
         rows = load_rows(name, data.get(name, data.get("ifeval")), HubData("google/IFEval", "train"), _COLUMNS)
+        _check_instructions(rows)
         items = [Item(str(row["key"]), row) for row in rows.rows]
         self.title = "IFEval"
         if name == WITHOUT_PUNKT:
@@ -68,18 +69,47 @@ class Ifeval:
         return None if answers else Request(f"ifeval/{item.id}", item.row["prompt"], max_tokens=MAX_TOKENS)
 
     def score(self, item: Item, answers: Sequence[Answered]) -> Scores:
-        """Whether all instructions are followed, and the share of them, strictly and loosely."""
+        """Whether all instructions are followed, and the share of them, strictly and loosely.
+
+        Raises:
+            StudyError: there is no checker of one of them.
+        """
         import langdetect
         from lm_eval.tasks.ifeval.utils import process_results
 
         langdetect.DetectorFactory.seed = 0  # it draws at random: the same answer must have the same score
-        results = process_results(item.row, [answers[0].text])
+        try:
+            results = process_results(item.row, [answers[0].text])
+        except KeyError as fault:
+            raise StudyError(
+                where=f"task {self.name}, key {item.id}",
+                found=f"the instruction {fault}",
+                expected="one that IFEval has",
+                do="take the item out of the data",
+            ) from None
         scores = {}
         for metric in _METRICS:
             value = results[metric.name]
             followed = list(value) if isinstance(value, list | tuple) else [value]
             scores[metric.name] = Score(sum(map(bool, followed)) / len(followed), len(followed))
         return scores
+
+
+def _check_instructions(rows: TaskData) -> None:
+    """Check that each row has instructions, with what each of them is to be checked by.
+
+    Raises:
+        PromptsError: one has not.
+    """
+    for row in rows.rows:
+        ids, n = row["instruction_id_list"], len(row["kwargs"])
+        if not ids or not all(isinstance(id, str) for id in ids) or n != len(ids):
+            raise PromptsError(
+                where=f"task ifeval, {rows.source}, key {row['key']}",
+                found=f"instruction_id_list {ids!r}, kwargs for {n}"[:120],
+                expected="at least one instruction's name, with kwargs for each",
+                do="give rows as google/IFEval has them",
+            )
 
 
 def has_punkt() -> bool:

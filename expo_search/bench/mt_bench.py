@@ -43,11 +43,12 @@ class MtBench:
     @staticmethod
     def _item(row: Mapping[str, Any], where: str) -> Item:
         number, turns = row.get("question_id", row.get("prompt_id")), row.get("turns", row.get("prompt"))
-        if not isinstance(number, int) or not isinstance(turns, list) or not turns:
+        texts = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
+        if not isinstance(number, int) or not texts:
             raise PromptsError(
                 where=where,
                 found=f"columns {', '.join(sorted(map(str, row)))}",
-                expected="the columns question_id (a number), category (text) and turns (a list)",
+                expected="the columns question_id (a number), category (text) and turns (a list of texts)",
                 do="give FastChat's question.jsonl",
             )
         return Item(str(number), {"question_id": number, "category": row["category"], "turns": turns})

@@ -18,7 +18,7 @@ from expo_search.bench.data import load_rows
 from expo_search.bench.task import Item, Metric
 from expo_search.config.own_scorer import function_of
 from expo_search.contracts import Request
-from expo_search.errors import StudyError
+from expo_search.errors import PromptsError, StudyError
 from expo_search.inputs.own_function import load_function
 from expo_search.store.bench_store import Answered, Score, Scores
 from expo_search.text import shortened
@@ -34,6 +34,7 @@ class OwnTask:
         self.name = self.title = name
         self._scorer: Callable[[Mapping[str, Any], str], Any] = load_function(name)
         rows = load_rows(name, data.get(name), None, {"prompt": str})
+        self._max_tokens = [_max_tokens(row, f"{rows.source}, item {i}") for i, row in enumerate(rows.rows)]
         self.items: Sequence[Item] = [Item(str(i), row) for i, row in enumerate(rows.rows)]
         self.settings: Mapping[str, Any] = {
             "data": rows.digest,
@@ -47,8 +48,7 @@ class OwnTask:
         """Its prompt, once."""
         if answers:
             return None
-        max_tokens = item.row.get("max_tokens", _MAX_TOKENS)
-        return Request(f"{self.name}/{item.id}", item.row["prompt"], max_tokens=int(max_tokens))
+        return Request(f"{self.name}/{item.id}", item.row["prompt"], max_tokens=self._max_tokens[int(item.id)])
 
     def score(self, item: Item, answers: Sequence[Answered]) -> Scores:
         """What the function says.
@@ -84,6 +84,25 @@ class OwnTask:
 def is_own(name: str) -> bool:
     """Whether a task's name is that of a function, `module:function` or `FILE.py:function`."""
     return function_of(name) is not None
+
+
+def _max_tokens(row: Mapping[str, Any], where: str) -> int:
+    """A row's own limit; the usual one where it has none.
+
+    Raises:
+        PromptsError: it is no whole number from 1.
+    """
+    value = row.get("max_tokens")
+    if value is None:  # a column with gaps
+        return _MAX_TOKENS
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value):
+        return int(value)
+    raise PromptsError(
+        where=where,
+        found=f"max_tokens {value!r}"[:80],
+        expected="a whole number from 1",
+        do="fix it, or leave it out",
+    )
 
 
 def _digest(function: Callable[..., Any]) -> str:

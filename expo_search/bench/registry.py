@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from expo_search.bench.own_task import OwnTask, is_own
 from expo_search.bench.run import Benchmark, Chosen
 from expo_search.bench.task import Task
 from expo_search.config.options import OF_BENCH, TaskOptions
-from expo_search.errors import StudyError
+from expo_search.errors import PromptsError, StudyError
 
 Data = Mapping[str, Path]  # files in the place of the Hub, by the task's name
 TASKS: Mapping[str, Callable[[Data], Task]] = {
@@ -54,11 +55,25 @@ def load_tasks(
             chosen += load_harness(name, limit, options.tasks)
             continue
         task = OwnTask(name, data) if is_own(name) else TASKS[name](data)
+        _refuse_repeated(task)
         items = task.items[:limit]
         if isinstance(task, Ifeval):
             task.check(items)
         chosen.append(Chosen(task, items))
     return chosen
+
+
+def _refuse_repeated(task: Task) -> None:
+    """Check that no two items have one id: an answer would be both's.
+
+    Raises:
+        PromptsError: two have.
+    """
+    id, n = Counter(item.id for item in task.items).most_common(1)[0]
+    if n > 1:
+        raise PromptsError(
+            where=f"task {task.name}", found=f"{n} items with the id {id}", expected="one", do="give each its own"
+        )
 
 
 def _check_data(names: Sequence[str], data: Data, options: TaskOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,7 @@ def init(
             where="init",
             found="no pair",
             expected="--pair NAME, or --sft and --aligned",
-            do=f"write for example: expo-search init {file} --pair zephyr",
+            do=f"write for example: expo-search init {shlex.quote(str(file))} --pair zephyr",
         )
     given = {"aligned": aligned, "sft": sft, "reward_model": reward_model, "prompts": prompts}
     if pair is None and reward_model is None:
@@ -55,7 +56,8 @@ def init(
         ) from None
     todo = "" if reward_model or pair else "; fill in its reward_model"
     err = console_on(sys.stderr)
-    err.print(Text(clean(f"written to {file}{todo}. Then:\n  expo-search --study {file} --dry-run")), soft_wrap=True)
+    then = f"expo-search --study {shlex.quote(str(file))} --dry-run"
+    err.print(Text(clean(f"written to {file}{todo}. Then:\n  {then}")), soft_wrap=True)
 
 
 def _from(file: Path, value: str) -> str:

@@ -102,14 +102,14 @@ def export_to(
     with _bytes_bar(err, quiet) as on_bytes:
         export(result, out, say=say_on(err, quiet), on_bytes=on_bytes, **options)
     if not quiet and not options.get("as_adapter"):
-        printed.print(Text(uses_of(out)), soft_wrap=True)
+        printed.print(Text(uses_of(out, trust_remote_code=options.get("trust_remote_code", False))), soft_wrap=True)
 
 
-def uses_of(folder: Path) -> str:
+def uses_of(folder: Path, *, trust_remote_code: bool = False) -> str:
     """The commands that serve an exported checkpoint, and that make a GGUF file of it for llama.cpp."""
     name, gguf = (shlex.quote(clean(str(path))) for path in (folder, f"{folder.resolve().name}.gguf"))
     return (
-        f"Serve it:\n  vllm serve {name}\n"
+        f"Serve it:\n  vllm serve {name}{' --trust-remote-code' if trust_remote_code else ''}\n"
         f"Make a GGUF of it, with llama.cpp's converter:\n"
         f"  python llama.cpp/convert_hf_to_gguf.py {name} --outfile {gguf}"
     )

@@ -101,7 +101,8 @@ class Menu:
     def _export(self, result: StudyResult) -> None:
         folder = self._ask_for("a new folder", f"{result.name}-expo")
         if folder is not None:
-            export_to(folder, result, self._out, self._err)
+            trust = self._session.spec.trust_remote_code  # as it was given for the search
+            export_to(folder, result, self._out, self._err, trust_remote_code=trust)
 
     def _report(self, result: StudyResult) -> None:
         page = self._ask_for("a new file", f"{result.name}.html")

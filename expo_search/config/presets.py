@@ -145,8 +145,11 @@ def _model_beside(folder: Path, entry: object) -> object:
 
 
 def _placed(folder: Path, value: str) -> str:
-    is_beside = value.startswith(("./", "../")) or _exists(folder / value)
-    return os.path.normpath(folder / value) if is_beside else value
+    if not value.startswith(("./", "../")):
+        return os.path.normpath(folder / value) if _exists(folder / value) else value
+    path = os.path.normpath(folder / value)
+    # a path that is not there is a mistake, and no Hub id
+    return path if path.startswith(("/", "..")) or _exists(folder / value) else f"./{path}"
 
 
 def _exists(path: Path) -> bool:
@@ -156,10 +159,20 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def _without_others_revisions(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` without the revisions of checkpoints in whose place `top` names others."""
+    pair, given = base.get("pair"), top.get("pair")
+    if not isinstance(pair, Mapping) or not isinstance(given, Mapping):
+        return dict(base)
+    replaced = {role for role in _MODELS if given.get(role) not in (None, pair.get(role))}
+    revisions = {f"{role.removesuffix('_model')}_revision" for role in replaced}
+    return dict(base) | {"pair": {key: value for key, value in pair.items() if key not in revisions}}
+
+
 def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`top` laid over `base`, tables merged key by key. Giving checkpoints replaces a preset's parts."""
     base, top = over(base, top)
-    merged = dict(base)
+    merged = _without_others_revisions(base, top)
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = dict(merged[key]) | dict(value)

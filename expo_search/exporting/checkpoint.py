@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ _WRITTEN = {
     "curve.png", INDEX, PROVENANCE, CARD, *TOKENIZER_FILES,
 }  # fmt: skip
 _WEIGHTS_WRITTEN = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_OF_MODEL = {INDEX, "adapter_config.json", "adapter_model.safetensors", "mergekit.yaml"}
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,7 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
         StudyError: the folder is there (without `force`), is no checkpoint, or is a source; cannot be made; no room.
     """
     where = f"--out {out}"
-    if any(out.resolve() in (s.resolve(), *s.resolve().parents) for s in sources):
-        raise StudyError(
-            where=where, found="a source checkpoint, or a folder above it", expected="a new folder", do="name another"
-        )
+    refuse_sources(out, sources)
     check_is_free(out, force=force)
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -132,6 +130,26 @@ def check_target(out: Path, n_bytes: int, sources: Sequence[Path], *, force: boo
             expected=f"{needed / 1e9:.1f} GB",
             do="free room, or name a folder on another disk",
         )
+
+
+def refuse_sources(out: Path, sources: Iterable[Path]) -> None:
+    """Check that what is written replaces nothing that it is made from.
+
+    Raises:
+        StudyError: `out` is one of `sources`, or a folder above one.
+    """
+    if any(out.resolve() in (s.resolve(), *s.resolve().parents) for s in sources):
+        raise StudyError(
+            where=f"--out {out}",
+            found="a source checkpoint, or a folder above it",
+            expected="a new folder",
+            do="name another",
+        )
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file that an export may write holds weights, or says which there are."""
+    return name in _OF_MODEL or _WEIGHTS_WRITTEN.fullmatch(name) is not None
 
 
 @contextmanager
@@ -156,18 +174,18 @@ def writing(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _may_be_replaced(folder: Path) -> bool:
-    """An empty folder, or one of nothing but what an export writes or its `expo.json` lists; with no folder in it.
+    """An empty folder, or one with an `expo.json` and nothing but what an export writes or that lists; no folder in it.
 
-    A training run has a config.json too, beside checkpoints and an optimizer's state: never to be removed, and neither
-    is what a user has put beside an export.
+    Any model's folder has a config.json and weights: never to be removed, and neither is what a user has put beside an
+    export.
     """
     there = list(folder.iterdir())
     if any(file.is_symlink() or not file.is_file() for file in there):
         return False
     names = {file.name for file in there}
-    listed = _listed(folder / PROVENANCE) if PROVENANCE in names else set()
-    others = {n for n in names - _WRITTEN - listed if not _WEIGHTS_WRITTEN.fullmatch(n)}
-    return not names or (not others and bool(names & {"config.json", "adapter_config.json", PROVENANCE}))
+    if PROVENANCE not in names:
+        return not names
+    return all(_WEIGHTS_WRITTEN.fullmatch(n) for n in names - _WRITTEN - _listed(folder / PROVENANCE))
 
 
 def _listed(file: Path) -> set[str]:

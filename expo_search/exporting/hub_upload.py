@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo_search.errors import StudyError
+from expo_search.exporting.checkpoint import is_of_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,15 +43,18 @@ def check_push(repo: str, api: HfApi | None = None) -> None:
 def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], api: HfApi | None = None) -> str:
     """Upload a folder's files in one commit, into a new or an existing repository; its URL.
 
+    Weights, index, adapter and recipe that an earlier upload left there, and this one does not replace, go in the same
+    commit: a library that finds two models in one repository may take the old one.
+
     Args:
         instead: file name -> the text to upload in the file's place.
 
     Raises:
         StudyError: the Hub refuses, or `private` is asked for and the repository that is there is public.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    files = [
+    files: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(file.name, instead[file.name].encode() if file.name in instead else file)
         for file in sorted(folder.iterdir())
     ]
@@ -58,13 +62,17 @@ def push(folder: Path, repo: str, *, private: bool, instead: Mapping[str, str], 
     again = f"the model is whole in {folder}; the same command with --force writes and uploads it again"
     try:
         created = api.create_repo(repo, private=private or None, exist_ok=True)
-        if private and not api.repo_info(created.repo_id).private:
+        there = api.model_info(created.repo_id)
+        if private and not there.private:
             raise StudyError(
                 where=where,
                 found="a public repository",
                 expected="a private one, for --private",
                 do=f"name another repository; the model is whole in {folder}",
             )
+        names = {file.path_in_repo for file in files}
+        left = [file.rfilename for file in there.siblings or () if is_of_model(file.rfilename)]
+        files += [CommitOperationDelete(name) for name in left if name not in names]
         api.create_commit(created.repo_id, files, commit_message="Exported by expo-search")
     except StudyError:
         raise

@@ -79,6 +79,7 @@ class Origin:
     bench: BenchResult = field(default_factory=BenchResult)
     filters: Sequence[tuple[str, float]] = ()
     shape_sentence: str = ""
+    is_forced: bool = False
     checks: Sequence[Check] = ()
     calibration: Calibration | None = None
     model_gains: Sequence[ModelGain] = ()
@@ -99,7 +100,7 @@ class Origin:
         options = ["--shape", self.shape.kind] if self.shape else ["--alpha", repr(self.alpha)]
         options += ["--dtype", self.dtype] if self.dtype else []
         options += ["--as-adapter"] if self.as_adapter else []
-        options += [] if self.trial else ["--force"]
+        options += [] if self.trial and not self.is_forced else ["--force"]
         options += [] if self.storage == DEFAULT_STORAGE else ["--storage", shown(self.storage)]
         options += self.consent
         return shlex.join(["expo-search", "export", self.study, *options, "--out", "DIR"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from expo_search.bench.result import read_bench
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_rescaled
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
+from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.spec import RewardSpec, StudySpec, stored_spec
 from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import environment, measure_machine
@@ -22,7 +24,15 @@ from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.engine.trial_time import Workload
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.exporting.checkpoint import Format, check_is_free, check_target, export, n_bytes_of, writing
+from expo_search.exporting.checkpoint import (
+    Format,
+    check_is_free,
+    check_target,
+    export,
+    n_bytes_of,
+    refuse_sources,
+    writing,
+)
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
@@ -43,6 +53,7 @@ from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
+from expo_search.text import shown
 from expo_search.weights.formula import is_alpha
 from expo_search.weights.shape import dimensions, shape_of
 
@@ -97,6 +108,7 @@ def export_study(
         check_push(wanted.push_to)
     check_is_free(wanted.out, force=wanted.force)
     origin, aligned, sft = _origin(storage, name, wanted, say)
+    refuse_sources(wanted.out, [source.path for source in origin.pair.sources.values()])
     _check_options(wanted, origin, aligned)
     if origin.dtype != wanted.dtype:
         say(f"written in {origin.dtype}, in which the trials were evaluated")
@@ -123,8 +135,8 @@ def export_study(
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
         say(f"uploading to {wanted.push_to}")
-        shown = _public_texts(origin, wanted.out)
-        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=shown)}")
+        texts = _public_texts(origin, wanted.out)
+        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=texts)}")
     spread = "" if origin.shape is None else f", spread by {origin.shape},"
     say(f"alpha = {origin.alpha:.6g}{spread} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
@@ -187,6 +199,7 @@ def _origin(
         bench=bench,
         filters=[] if shape is None else shape.filters(aligned.tensors),
         shape_sentence="" if found is None else shape_sentence(found),
+        is_forced=found is not None and not found.is_better,
         checks=[c for c in checks if found is None and trial is not None and c.trial == trial.trial],
         calibration=calibration,
         model_gains=gains,
@@ -207,6 +220,7 @@ def _shapes(storage: str, name: str, wanted: Wanted, judged: Verdict, spec: Stud
     if wanted.shape is None:
         return None
     assert judged.recommended is not None, "_choose"
+    at = "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(storage))}"
     start = Beginning(name, judged.recommended.trial, judged.alpha, wanted.shape, n_layers=0)
     found = stored_shapes(storage, start, spec.search.objective)
     if found.best is None or not (found.is_better or wanted.force):
@@ -214,7 +228,7 @@ def _shapes(storage: str, name: str, wanted: Wanted, judged: Verdict, spec: Stud
             where=f"--shape {wanted.shape} of study {name}",
             found=shape_sentence(found),
             expected="a shape that is shown to be better than one alpha for all weights",
-            do=f"search for one: expo-search shape {name} --shape {wanted.shape} --confirm N"
+            do=f"search for one: expo-search shape {shlex.quote(name)} --shape {wanted.shape} --confirm N{at}"
             if found.best is None
             else "export without --shape, or give --force to export it all the same",
         )
@@ -339,15 +353,15 @@ def _describe(origin: Origin, folder: Path, *, verified: str | None) -> None:
 
 def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
     """Texts to upload in the place of files that name paths of this machine."""
-    shown = public(origin)
+    told = public(origin)
     written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     kept = {key: written[key] for key in ("made_at", "verified", "files")}
-    texts = {PROVENANCE: _as_json(provenance(shown) | kept)}
+    texts = {PROVENANCE: _as_json(provenance(told) | kept)}
     if not origin.as_adapter:
-        return texts | {RECIPE: mergekit_recipe(shown)}
-    assert shown.pair.base is not None, "_check_options"
+        return texts | {RECIPE: mergekit_recipe(told)}
+    assert told.pair.base is not None, "_check_options"
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": shown.pair.base.loadable})}
+    return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": told.pair.base.loadable})}
 
 
 def _verify(origin: Origin, folder: Path, pair: tuple[Checkpoint, Checkpoint], say: Callable[[str], None]) -> str:

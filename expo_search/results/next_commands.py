@@ -162,8 +162,9 @@ def next_steps(
 ) -> list[tuple[str, str]]:
     """(command, purpose) of what can be done with a study now. A password in the URL is not shown.
 
-    `asks_consent`: what rates the study runs with consent alone. `shapes`: kinds of those that are shown to be better
-    than the recommended alpha for all weights.
+    Args:
+        asks_consent: the pair, or what rates the study, runs with consent alone.
+        shapes: kinds of those that are shown to be better than the recommended alpha for all weights.
     """
     at = "" if url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(url))}"
     asks = " --trust-remote-code" if asks_consent else ""
@@ -176,13 +177,11 @@ def next_steps(
     if verdict.recommended is not None and not has_bench:
         steps.append((f"expo-search bench {study}{at}{asks}", "what the best alpha does where no reward model looks"))
     if verdict.recommended is not None:
-        steps.append((f"expo-search export {study} --out DIR{at}", "the model at the best alpha"))
+        steps.append((f"expo-search export {study} --out DIR{at}{asks}", "the model at the best alpha"))
         for kind in shapes:
-            spread = f"expo-search export {study} --shape {kind} --out DIR{at}"
+            spread = f"expo-search export {study} --shape {kind} --out DIR{at}{asks}"
             steps.append((spread, "the same with an alpha for each weight, which is better"))
-        steps.append(
-            (f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g} -n 5{at}{asks}", "answers side by side")
-        )
+        steps.append((f"expo-search compare {study} --alphas 0,{verdict.alpha:.4g}{at}{asks}", "answers side by side"))
     steps.append((f"expo-search show {study}{at}", "trials, curve, verdict"))
     steps.append((f"expo-search dashboard {study}{at}", "look into the study in a browser"))
     steps.append((f"expo-search report {study} --out report.html{at}", "all of it on one page"))

@@ -165,7 +165,8 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     checks = read_checks(store, known, confirmed, judged.objective)
     shapes = shapes_from(store, judged.objective)
     reward: Mapping[str, Any] = (spec or {}).get("reward", {})
-    asks = asks_consent(reward.get("scorer"), reward.get("judge_url"))
+    given = bool((spec or {}).get("trust_remote_code"))
+    asks = given or asks_consent(reward.get("scorer"), reward.get("judge_url"))
     calibration = study_calibration(kept)
     gains = read_model_gains(store, calibration, judged.best, judged.confirmed)
     return StudyResult(
