@@ -18,7 +18,8 @@ from expo_search.session.preflight import check
 
 METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
-# torch with CUDA and one GPU that NVML counts; the runtime's own count is what spoils CUDA for forked processes
+# torch with CUDA and one GPU that NVML counts; the runtime's own count is what spoils CUDA for forked processes (as the
+# question does whether a GPU has bfloat16, which is asked where a memory plan is made as well, and engines are spawned)
 LOOK = """
 import sys, types
 import torch
@@ -32,7 +33,7 @@ from expo_search.checkpoint.folder import Checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec
 from expo_search.engine.machine import has_gpu
 from expo_search.engine.start import dtypes_of, start_engine
-found = dtypes_of(EngineSpec(), RewardSpec(), Checkpoint(Path("x"), {"dtype": "bfloat16"}, {}))
+found = dtypes_of(EngineSpec(), RewardSpec(), Checkpoint(Path("x"), {"dtype": "float16"}, {}))
 print(has_gpu(), found.engine, found.reward, touched)
 """
 
@@ -43,7 +44,7 @@ def settings(*, cuda: bool) -> dict[str, str]:
 
 def test_looking_for_a_gpu_does_not_initialise_cuda() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.split("\n")[-2] == "True bfloat16 bfloat16 []"
+    assert done.stdout.split("\n")[-2] == "True float16 bfloat16 []"
 
 
 def test_on_a_gpu_the_engines_processes_are_spawned_unless_the_user_chose_otherwise(

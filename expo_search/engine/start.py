@@ -174,7 +174,10 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
 
 
 def _multiplies_in(dtype: Float) -> bool:
-    """Whether what an engine runs on here multiplies in a dtype by itself; vLLM's own rule for GPUs."""
+    """Whether what an engine runs on here multiplies in a dtype by itself; vLLM's own rule for GPUs.
+
+    Of bfloat16 a GPU is asked, which makes CUDA's context of this process.
+    """
     if not has_gpu():
         return has_instructions(dtype)
     capability = compute_capability() if dtype == "bfloat16" else None
