@@ -199,7 +199,7 @@ class TestOwn:
         with pytest.raises(StudyError, match=f"scorer {name}.*{found}"):
             load(name, **{name: put("mine", [{"prompt": "?"}])})
 
-    @pytest.mark.parametrize("given", [0, -1, 2.5, "many", True, float("nan")])
+    @pytest.mark.parametrize("given", [0, -1, 2.5, "many", True, float("nan"), float("inf")])
     def test_a_row_has_a_whole_number_of_tokens_or_none(
         self, given: Any, put: Put, scorer: Callable[[str], str]
     ) -> None:

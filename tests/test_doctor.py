@@ -214,6 +214,7 @@ def test_a_gpu_has_its_names_memory_and_kernel_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {'AB'[i]}")
     facts = {f.name: f for f in inspect_installation()}
     assert facts["GPUs"].text.startswith("GPU A, GPU B; CUDA ")
+    assert "float32 for bfloat16 below compute capability 8.0" in facts["instructions"].text
     assert facts["memory"].text == "8.0 GiB free"
     assert facts["GPU memory"].text == "70.0 GiB of 80.0 GiB free"
     assert "Triton kernel" in facts

@@ -12,7 +12,7 @@ from twins import make_pair
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.spec import EngineSpec, PairSpec, RewardSpec, StudySpec
 from expo_search.dtypes import Dtypes, arithmetic, has_instructions, reward_arithmetic, weights_dtype
-from expo_search.engine import start
+from expo_search.engine import machine, start
 from expo_search.errors import StudyError
 from expo_search.session.settings import computing_as
 from expo_search.store.settings import Settings
@@ -62,8 +62,9 @@ def test_a_gpu_that_has_no_bfloat16_gets_those_weights_widened(
     capability: tuple[int, int], weights: Any, computed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM would else take float16 for them with no more than a warning, and another model would be evaluated."""
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    monkeypatch.setattr(machine, "compute_capability", lambda: capability)
     monkeypatch.setattr(start, "has_gpu", lambda: True)
-    monkeypatch.setattr(start, "compute_capability", lambda: capability)
     aligned, _ = make_pair(tmp_path, "llama-tied")
     found = start.dtypes_of(EngineSpec(dtype=weights), RewardSpec(), open_checkpoint(aligned, role="aligned"))
     assert (found.weights, found.engine) == (weights, computed)

@@ -34,8 +34,9 @@ class OwnTask:
         self.name = self.title = name
         self._scorer: Callable[[Mapping[str, Any], str], Any] = load_function(name)
         rows = load_rows(name, data.get(name), None, {"prompt": str})
-        self._max_tokens = [_max_tokens(row, f"{rows.source}, item {i}") for i, row in enumerate(rows.rows)]
         self.items: Sequence[Item] = [Item(str(i), row) for i, row in enumerate(rows.rows)]
+        for item in self.items:
+            _max_tokens(item, rows.source)
         self.settings: Mapping[str, Any] = {
             "data": rows.digest,
             "scorer": _digest(self._scorer),
@@ -48,7 +49,7 @@ class OwnTask:
         """Its prompt, once."""
         if answers:
             return None
-        return Request(f"{self.name}/{item.id}", item.row["prompt"], max_tokens=self._max_tokens[int(item.id)])
+        return Request(f"{self.name}/{item.id}", item.row["prompt"], max_tokens=_max_tokens(item, self.name))
 
     def score(self, item: Item, answers: Sequence[Answered]) -> Scores:
         """What the function says.
@@ -86,19 +87,19 @@ def is_own(name: str) -> bool:
     return function_of(name) is not None
 
 
-def _max_tokens(row: Mapping[str, Any], where: str) -> int:
-    """A row's own limit; the usual one where it has none.
+def _max_tokens(item: Item, source: str) -> int:
+    """An item's own limit; the usual one where it has none.
 
     Raises:
         PromptsError: it is no whole number from 1.
     """
-    value = row.get("max_tokens")
+    value = item.row.get("max_tokens")
     if value is None:  # a column with gaps
         return _MAX_TOKENS
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and value == int(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1 and float(value).is_integer():
         return int(value)
     raise PromptsError(
-        where=where,
+        where=f"{source}, item {item.id}",
         found=f"max_tokens {value!r}"[:80],
         expected="a whole number from 1",
         do="fix it, or leave it out",

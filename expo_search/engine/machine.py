@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from expo_search.dtypes import Float, has_instructions
 from expo_search.engine.worker.node_memory import held_bytes
 
+_LEAST_BFLOAT16 = (8, 0)  # compute capability: an older GPU has no bfloat16
 _PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
 
 
@@ -101,6 +103,18 @@ def compute_capability() -> tuple[int, int] | None:
     import torch
 
     return torch.cuda.get_device_capability() if has_gpu() else None
+
+
+def multiplies_in(dtype: Float) -> bool:
+    """Whether what an engine runs on here, the GPU or the processor, multiplies in a dtype by itself.
+
+    vLLM's own rule for GPUs (`CudaPlatform.supported_dtypes`). Of bfloat16 a GPU is asked, which makes CUDA's context
+    of this process.
+    """
+    if not has_gpu():
+        return has_instructions(dtype)
+    capability = compute_capability() if dtype == "bfloat16" else None
+    return capability is None or capability >= _LEAST_BFLOAT16
 
 
 def measure_machine(shared_sources: str | None = None) -> Machine:

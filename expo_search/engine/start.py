@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
-from expo_search.dtypes import Dtypes, Float, arithmetic, has_instructions, reward_arithmetic, weights_dtype
-from expo_search.engine.machine import compute_capability, has_gpu
+from expo_search.dtypes import Dtypes, arithmetic, reward_arithmetic, weights_dtype
+from expo_search.engine.machine import compute_capability, has_gpu, multiplies_in
 from expo_search.engine.memory_plan import MemoryPlan, n_at_once
 from expo_search.engine.vllm_version import check_vllm
 from expo_search.errors import EngineError, ExpoError
@@ -28,7 +28,6 @@ from expo_search.errors import EngineError, ExpoError
 if TYPE_CHECKING:
     from vllm import LLM
 
-_LEAST_BFLOAT16 = (8, 0)  # compute capability: an older GPU has no bfloat16
 _LEAST_INVARIANT = (8, 0)  # vLLM 0.32's documents, "Batch Invariance"
 _FREEZE, _THAW = gc.freeze, gc.unfreeze
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -168,20 +167,9 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
         StudyError: an arithmetic that cannot hold the weights.
     """
     weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
-    native = _multiplies_in(weights) if engine.arithmetic == "auto" else True
-    computed = arithmetic(engine.arithmetic, weights, native=native, where=f"weights of {aligned.path}")
+    native, where = multiplies_in(weights), f"weights of {aligned.path}"
+    computed = arithmetic(engine.arithmetic, weights, native=native, where=where)
     return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=has_gpu()))
-
-
-def _multiplies_in(dtype: Float) -> bool:
-    """Whether what an engine runs on here multiplies in a dtype by itself; vLLM's own rule for GPUs.
-
-    Of bfloat16 a GPU is asked, which makes CUDA's context of this process.
-    """
-    if not has_gpu():
-        return has_instructions(dtype)
-    capability = compute_capability() if dtype == "bfloat16" else None
-    return capability is None or capability >= _LEAST_BFLOAT16
 
 
 def check_batch_invariant(engine: EngineSpec) -> None:

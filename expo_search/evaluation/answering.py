@@ -8,7 +8,6 @@ beyond the look that were finished by then are kept.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from concurrent.futures import Future
@@ -29,8 +28,9 @@ from expo_search.contracts import (
     Scorer,
     Watcher,
 )
-from expo_search.errors import EngineError, RewardError
+from expo_search.errors import EngineError
 from expo_search.evaluation.ensemble import Ensemble
+from expo_search.evaluation.finite import SEE_TO_SCORER, check_finite
 from expo_search.evaluation.pairwise import AgainstControl
 from expo_search.evaluation.result import CONTROL
 from expo_search.store.answer_rows import Stored
@@ -221,7 +221,8 @@ class Answering:
             rewards, n_cut = _rate(state.scorer, [s.completion for s in unscored], self._watcher.scored)
         rated = {s.position: reward for s, reward in zip(unscored, rewards, strict=True)}
         if self._ensemble is None:
-            check_finite([s.completion for s in unscored], rewards)
+            for answer, reward in zip(unscored, rewards, strict=True):  # which a user's own scorer may have given
+                check_finite(reward, answer.completion.prompt, do=SEE_TO_SCORER)
             self._store.add_rewards(trial, self._part, rated)
         else:
             rated = self._ensemble.keep(trial, self._part, rated)
@@ -238,22 +239,6 @@ def _rate(
     if isinstance(scorer, EnsembleScorer):
         return scorer.score_each(completions, on_scored)
     return scorer.score(completions, on_scored)
-
-
-def check_finite(completions: Sequence[Completion], rewards: Sequence[float]) -> None:
-    """Check what a scorer gave, which may be a user's own.
-
-    Raises:
-        RewardError: a reward that is not finite; names its prompt.
-    """
-    for completion, reward in zip(completions, rewards, strict=True):
-        if not math.isfinite(reward):
-            raise RewardError(
-                where=f"reward of prompt {completion.prompt.id}",
-                found=str(reward),
-                expected="a finite number",
-                do="see to what rates it; the same command goes on",
-            )
 
 
 class _State:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion
-from expo_search.errors import RewardError
+from expo_search.evaluation.finite import check_finite
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 
 
@@ -37,13 +37,7 @@ class ConversationScorer(ABC):
         rewards = [math.nan] * len(sequences)
         for rows, values in self._rate([s[: self._cap] for s in sequences]):
             for row, value in zip(rows, values, strict=True):
-                if not math.isfinite(value):
-                    raise RewardError(
-                        where=f"reward of prompt {completions[row].prompt.id}",
-                        found=str(value),
-                        expected="a finite number",
-                        do="check the reward model's dtype and the prompt",
-                    )
+                check_finite(value, completions[row].prompt, do="check the reward model's dtype and the prompt")
                 rewards[row] = value
             if on_scored is not None:
                 on_scored(len(rows))

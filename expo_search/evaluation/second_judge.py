@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from expo_search.contracts import Part, Rated, Scorer
-from expo_search.evaluation.answering import BLOCK, check_finite
+from expo_search.evaluation.answering import BLOCK
+from expo_search.evaluation.finite import SEE_TO_SCORER, check_finite
 from expo_search.evaluation.result import CONTROL
 from expo_search.stats.paired import Estimate, Kind, gain
 from expo_search.store.answer_rows import Stored
@@ -143,7 +144,8 @@ def rate(
             if stop():
                 return False
             rewards, _ = scorer.score([s.completion for s in left], on_scored)
-            check_finite([s.completion for s in left], rewards)
+            for answer, reward in zip(left, rewards, strict=True):
+                check_finite(reward, answer.completion.prompt, do=SEE_TO_SCORER)
             kept.add(judge, number, part, {s.position: r for s, r in zip(left, rewards, strict=True)})
     return True
 

@@ -178,7 +178,9 @@ def _instructions() -> Fact:
         name for name, has in torch.cpu.get_capabilities().items() if has is True and name.startswith(vectors)
     )
     if has_gpu():
-        follows = "arithmetic on the GPU is the weights' own dtype"
+        follows = (
+            "arithmetic on the GPU is the weights' own dtype, but float32 for bfloat16 below compute capability 8.0"
+        )
     else:
         own = {dtype: arithmetic("auto", dtype, native=has_instructions(dtype), where="weights") for dtype in _DTYPES}
         follows = "; ".join(f"weights in {dtype} are multiplied in {computed}" for dtype, computed in own.items())
