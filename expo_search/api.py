@@ -11,7 +11,7 @@ print(result.verdict.sentence())
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -870,6 +870,7 @@ def export(
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None,
+    working: Callable[[str], AbstractContextManager[Callable[[str], None]]] = lambda _: nullcontext(lambda _: None),
 ) -> float:
     """Write the model at a study's best alpha as an ordinary checkpoint, with its card; the alpha.
 
@@ -883,6 +884,8 @@ def export(
         verify: load what was written in a fresh engine and compare with the trial, or leave nothing.
         push_to: a repository of the Hub to upload it to; `private`: make it private.
         say: gets a line for each stage. on_bytes: gets bytes written, and bytes in all.
+        working: is entered, with what is being done, for what takes long and writes no bytes; what it yields gets the
+            step within, or "" when that is over.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; what else cannot be exported.
@@ -906,4 +909,4 @@ def export(
         trust_remote_code=trust_remote_code,
     )
     with process_left_as_it_was():
-        return export_study(study.url, study.name, wanted, say, on_bytes)
+        return export_study(study.url, study.name, wanted, say, on_bytes, working)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,15 +360,30 @@ def test_an_export_says_that_it_was_not_verified_and_what_does_so(study: str, tm
     assert "- verified: no" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_resolving_the_pair_says_is_passed_on(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def resolve(spec: PairSpec, *, say: Callable[[str], None], **options: Any) -> Pair:
+def test_what_resolving_the_pair_says_and_how_far_it_is_are_passed_on(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(spec: PairSpec, *, say: Callable[[str], None], doing: Callable[[str], None], **options: Any) -> Pair:
         say("downloading 14 GB")
-        return resolve_pair(spec, say=say, **options)
+        doing("1 of 14 GB")
+        return resolve_pair(spec, say=say, doing=doing, **options)
+
+    @contextmanager
+    def working(step: str) -> Iterator[Callable[[str], None]]:
+        steps.append(step)
+        yield steps.append
+        steps.append("over")
 
     monkeypatch.setattr("expo_search.exporting.study.resolve_pair", resolve)
     said: list[str] = []
-    export_study(study, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
+    steps: list[str] = []
+
+    def on_bytes(*_: int) -> None:
+        assert steps[-1] == "over", "one live line at a time"
+
+    export_study(study, "mine", Wanted(tmp_path / "out"), said.append, on_bytes, working)
     assert said[0] == "downloading 14 GB"
+    assert steps == ["checking the study and its checkpoints", "1 of 14 GB", "over"]
 
 
 def test_a_study_that_cannot_be_written_to_is_exported(

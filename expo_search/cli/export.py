@@ -96,11 +96,11 @@ def export_to(
     out: Path, result: StudyResult, printed: Console, err: Console, *, quiet: bool = False, **options: Any
 ) -> None:
     """Export with a bar, and print what the checkpoint can be used with; options are those of `api.export`."""
-    from expo_search.session.working import say_on
+    from expo_search.session.working import say_on, working
 
     check_name(out)
     with _bytes_bar(err, quiet) as on_bytes:
-        export(result, out, say=say_on(err, quiet), on_bytes=on_bytes, **options)
+        export(result, out, say=say_on(err, quiet), on_bytes=on_bytes, working=partial(working, err, quiet), **options)
     if not quiet and not options.get("as_adapter"):
         printed.print(Text(uses_of(out, trust_remote_code=options.get("trust_remote_code", False))), soft_wrap=True)
 

@@ -7,7 +7,6 @@ in a database of their own that is thrown away.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from expo_search.exporting.provenance import text_hash
 from expo_search.session.preflight import check
 from expo_search.session.running import start
 from expo_search.session.settings import computing_as
+from expo_search.session.working import Working, unseen
 from expo_search.store.attributes import StudyAttributes
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
@@ -102,7 +102,7 @@ def reproduce(
     *,
     trust_remote_code: bool,
     n_prompts: int | None = None,
-    working: Callable[[str], AbstractContextManager[Callable[[str], None]]] = lambda _: nullcontext(lambda _: None),
+    working: Working = unseen,
 ) -> Reproduction:
     """Evaluate the alpha of an `expo.json` again, and alpha = 0, in a new engine, and compare.
 

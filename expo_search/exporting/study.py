@@ -49,11 +49,12 @@ from expo_search.search.loop import evaluations
 from expo_search.search.shapes import Beginning, Shapes
 from expo_search.session.settings import computing_as, sources_settings
 from expo_search.session.shapes import stored_shapes
+from expo_search.session.working import Working, unseen
 from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.bench_store import BenchStore
 from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
-from expo_search.text import shown
+from expo_search.text import shown, size
 from expo_search.weights.formula import is_alpha
 from expo_search.weights.shape import dimensions, shape_of
 
@@ -86,9 +87,17 @@ class Wanted:
 
 
 def export_study(
-    storage: str, name: str, wanted: Wanted, say: Callable[[str], None], on_bytes: Callable[[int, int], None]
+    storage: str,
+    name: str,
+    wanted: Wanted,
+    say: Callable[[str], None],
+    on_bytes: Callable[[int, int], None],
+    working: Working = unseen,
 ) -> float:
-    """Write the model at an alpha of a study; return that alpha. `on_bytes` gets bytes written and bytes in all.
+    """Write the model at an alpha of a study; return that alpha.
+
+    Args:
+        on_bytes: gets bytes written, and bytes in all. working: is entered for what takes long beside the writing.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; an alpha that was not evaluated (without
@@ -107,7 +116,8 @@ def export_study(
     if wanted.push_to is not None:
         check_push(wanted.push_to)
     check_is_free(wanted.out, force=wanted.force)
-    origin, aligned, sft = _origin(storage, name, wanted, say)
+    with working("checking the study and its checkpoints") as doing:
+        origin, aligned, sft = _origin(storage, name, wanted, say, doing)
     refuse_sources(wanted.out, [source.path for source in origin.pair.sources.values()])
     _check_options(wanted, origin, aligned)
     if origin.dtype != wanted.dtype:
@@ -123,8 +133,10 @@ def export_study(
 
     def finish(folder: Path) -> None:
         _set_stops_and_template(origin, folder)
-        verified = _verify(origin, folder, (aligned, sft), say) if wanted.verify else None
-        if verified is not None:
+        verified = None
+        if wanted.verify:
+            with working("verifying what was written in a fresh engine"):
+                verified = _verify(origin, folder, (aligned, sft), say)
             say(f"verified: {verified}")
         _describe(origin, folder, verified=verified)
 
@@ -134,16 +146,18 @@ def export_study(
         form = Format(origin.dtype, wanted.max_shard_bytes, origin.spec.trust_remote_code)
         export(aligned, sft, origin.alpha, wanted.out, form, force=wanted.force, finish=finish, on_bytes=on_piece)
     if wanted.push_to is not None:
-        say(f"uploading to {wanted.push_to}")
         texts = _public_texts(origin, wanted.out)
-        say(f"uploaded: {push(wanted.out, wanted.push_to, private=wanted.private, instead=texts)}")
+        say(f"uploading {size(sum(file.stat().st_size for file in wanted.out.iterdir()))} to {wanted.push_to}")
+        with working("uploading"):
+            url = push(wanted.out, wanted.push_to, private=wanted.private, instead=texts)
+        say(f"uploaded: {url}")
     spread = "" if origin.shape is None else f", spread by {origin.shape},"
     say(f"alpha = {origin.alpha:.6g}{spread} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
     return origin.alpha
 
 
 def _origin(
-    storage: str, name: str, wanted: Wanted, say: Callable[[str], None]
+    storage: str, name: str, wanted: Wanted, say: Callable[[str], None], doing: Callable[[str], None]
 ) -> tuple[Origin, Checkpoint, Checkpoint]:
     """What is known about the alpha that is wanted, and the two checkpoints, which are those that were searched."""
     kept = stored_attributes(storage, name) or StudyAttributes()
@@ -166,7 +180,9 @@ def _origin(
             where=f"study {name}", found="no trial at alpha = 0", expected="a study to compare with", do="search first"
         )
     rated, trust = not spec.reward.rates_itself, spec.trust_remote_code
-    pair = resolve_pair(spec.pair, rewards=spec.rewards, trust_remote_code=trust, say=say, with_reward=rated)
+    pair = resolve_pair(
+        spec.pair, rewards=spec.rewards, trust_remote_code=trust, say=say, doing=doing, with_reward=rated
+    )
     aligned, sft = open_checkpoint(pair.aligned.path, role="aligned"), open_checkpoint(pair.sft.path, role="sft")
     compare_settings(settings, sources_settings(pair, aligned, sft), name=name, do=_PUT_BACK)
     prompts, answers = store.prompts("search"), store

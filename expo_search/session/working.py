@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from expo_search.text import clean
+
+# what a function that takes long is given to show it: `working` on a console, or `unseen`
+Working = Callable[[str], AbstractContextManager[Callable[[str], None]]]
+
+
+def unseen(_step: str) -> AbstractContextManager[Callable[[str], None]]:
+    """As `working`, without a console: nothing is shown."""
+    return nullcontext(lambda _: None)
 
 
 @contextmanager
