@@ -383,7 +383,11 @@ class Session:
         from expo_search.evaluation.result import CONTROL
 
         trials = {CONTROL, *(t.number for t in store.study.get_trials(deepcopy=False))}
-        return replace(budget, spent_before=sum(store.n_tokens(trial, "confirm") for trial in trials))
+        return replace(
+            budget,
+            spent_before=sum(store.n_tokens(trial, "confirm") for trial in trials),
+            n_answered=store.n_completions(CONTROL, "confirm", len(store.prompts("confirm"))),
+        )
 
     def confirm(
         self,
@@ -763,10 +767,7 @@ class Session:
 
     def _recommended(self) -> Evaluation:
         """The trial that the verdict is about; raises `StudyError` where there is none."""
-        from expo_search.results.verdict import trial_at
-
-        result = self.result()
-        return trial_at(result.evaluations, None, self.name) if result.best is None else result.best
+        return self.result().trial_at(None)
 
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.text.strip():
@@ -871,6 +872,7 @@ def export(
     say: Callable[[str], None] = lambda _: None,
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None,
     working: Callable[[str], AbstractContextManager[Callable[[str], None]]] = lambda _: nullcontext(lambda _: None),
+    give_up: Callable[[EngineDied], None] | None = None,
 ) -> float:
     """Write the model at a study's best alpha as an ordinary checkpoint, with its card; the alpha.
 
@@ -885,7 +887,7 @@ def export(
         push_to: a repository of the Hub to upload it to; `private`: make it private.
         say: gets a line for each stage. on_bytes: gets bytes written, and bytes in all.
         working: is entered, with what is being done, for what takes long and writes no bytes; what it yields gets the
-            step within, or "" when that is over.
+            step within, or "" when that is over. give_up: as of `open_session`, for the engine of `verify`.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; what else cannot be exported.
@@ -909,4 +911,4 @@ def export(
         trust_remote_code=trust_remote_code,
     )
     with process_left_as_it_was():
-        return export_study(study.url, study.name, wanted, say, on_bytes, working)
+        return export_study(study.url, study.name, wanted, say, on_bytes, working, give_up)

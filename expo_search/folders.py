@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def user_path(text: str) -> Path:
+    """A path as people type it, with ~ for a home; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for an unknown user
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -11,9 +11,12 @@ _STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 # of Markdown and HTML, and what GitHub's Markdown makes a link of by itself: addresses, and `www.`
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#!|~&@$]|:(?=//)|^\+|(?<=www)\.)")
 _LONGEST = 20_000  # characters of one text in a file; longer ones are cut, and say so
-# between the user's name and the last @ before the path; the value of a query's key that sounds like a secret
+# what SQLAlchemy takes for a password, which may have a slash in it, up to the last @ before the host; the value of a
+# query's key that sounds like a secret
 _SECRET = r"\w*(?:pass|pwd|secret|token)\w*"
-_SECRETS = re.compile(rf"(?<=[^:/]:)[^/]+(?=@)|(?<=[?&])(?P<key>{_SECRET}=)[^&]*", re.IGNORECASE)
+_SECRETS = re.compile(
+    rf"(?P<user>://[^:/@\s]*:)[^@\s]*(?:@[^/?@\s]*)*(?=@)|(?<=[?&])(?P<key>{_SECRET}=)[^&\s]*", re.IGNORECASE
+)
 
 
 def clean(text: str) -> str:
@@ -92,8 +95,8 @@ def storable(text: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A database URL as messages and commands may show it: passwords and the like are stars."""
-    return _SECRETS.sub(lambda found: (found["key"] or "") + "***", url)
+    """A URL, or a text with some, as messages and commands may show it: passwords and the like are stars."""
+    return _SECRETS.sub(lambda found: (found["user"] or found["key"] or "") + "***", url)
 
 
 def is_secret(key: str) -> bool:

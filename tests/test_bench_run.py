@@ -295,6 +295,7 @@ class TestSession:
         assert measured is not None
         assert result.best is not None
         assert result.best.alpha != first
+        assert result.trial_at(None) == result.best, "which `confirm` measures"
         assert [a for a in model.alphas if a] == [first, result.best.alpha]
         (remark,) = result.remarks
         assert remark.startswith(
@@ -313,6 +314,9 @@ class TestSession:
             result = session.result()
         assert result.verdict.word != "better"
         assert len(result.remarks) >= 2
+        assert result.verdict.n_tried == sum(e.alpha != 0 for e in result.evaluations)
+        with pytest.raises(es.ExpoError, match="no trial that may win"):
+            result.trial_at(None)
 
     @pytest.mark.usefixtures("turns")
     def test_a_loss_within_the_limit_rules_nothing_out(self, url: str) -> None:

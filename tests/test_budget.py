@@ -51,7 +51,7 @@ def test_tokens_are_read_with_their_factor(text: str, expected: int) -> None:
     assert amounts.tokens(text, where="--tokens") == expected
 
 
-@pytest.mark.parametrize("text", ["", "-3", "3 apples", "1e6", "nan", "0", "h"])
+@pytest.mark.parametrize("text", ["", "-3", "3 apples", "1e6", "nan", "0", "h", "9" * 400])
 def test_what_is_no_amount_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(StudyError, match="3M, 250k or 40000"):
         amounts.tokens(text, where="--tokens")
@@ -70,6 +70,12 @@ class TestCounting:
         assert not Budget(tokens=3750 + 2500 + 1499, n_confirm=30).fits(spent, 100)
         assert Budget(tokens=3750 + 625 + 1500, n_confirm=30).fits(spent, 25)
         assert not Budget(tokens=3750 + 2500 + 1500, n_confirm=30, spent_before=1).fits(spent, 100)
+
+    def test_what_alpha_0_has_answered_of_the_confirmation_is_not_kept_back_again(self) -> None:
+        spent = [self.CONTROL, self.LONGER]
+        assert Budget(tokens=3750 + 2500 + 750, n_confirm=30, n_answered=30).fits(spent, 100)
+        assert Budget(tokens=3750 + 2500 + 750, n_confirm=30, n_answered=500).fits(spent, 100)
+        assert not Budget(tokens=3750 + 2500 + 750, n_confirm=30, n_answered=29).fits(spent, 100)
 
     def test_what_is_left_pays_a_confirmation_on_so_many_prompts(self) -> None:
         assert Budget(tokens=3750 + 2500).n_confirmable([self.CONTROL, self.LONGER], 1000) == 50
@@ -201,6 +207,17 @@ class TestThorough:
         beside = propose_thoroughly(trials, 0.0, 64.0, 0.25, 0.5)
         stopped = [*trials, self.trial(9, beside, -0.1, "hopeless")]
         assert propose_thoroughly(stopped, 0.0, 64.0, 0.25, 0.5) != pytest.approx(beside)
+
+    def test_in_a_range_that_was_narrowed_no_step_lies_beyond_it(self) -> None:
+        """The sampler would clamp it, to an alpha that was evaluated, again and again."""
+        trials = [*self.settled_without_a_gain(), self.trial(8, math.sqrt(8), 0.4)]
+        assert is_exhausted(trials, 0.0, 1.0, 0.25, 0.5) or propose_thoroughly(trials, 0.0, 1.0, 0.25, 0.5) < 1.0
+        places = []
+        while not is_exhausted(trials, 0.0, 1.0, 0.25, 0.5) and len(trials) < 60:
+            places.append(propose_thoroughly(trials, 0.0, 1.0, 0.25, 0.5))
+            trials.append(self.trial(len(trials) + 1, places[-1], -0.02))
+        assert all(0 < alpha < 1 for alpha in places)
+        assert len(set(places)) == len(places)
 
     def test_a_search_that_could_but_repeat_an_alpha_is_exhausted(self) -> None:
         """Though it is not settled: so little lies between 0 and a collapse that all of it was tried."""

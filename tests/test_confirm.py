@@ -11,7 +11,7 @@ from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.search.confirm import confirm, confirmations
-from expo_search.stats.paired import Kind, estimate, gain
+from expo_search.stats.paired import Kind, estimate, gain, mean_gain
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(8)
@@ -31,7 +31,7 @@ def test_the_winner_is_paired_with_alpha_zero_on_the_fresh_prompts_and_the_resul
     found = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
     winner, control = ([expected_reward(alpha, p) for p in PROMPTS] for alpha in (0.3, 0.0))
     assert (found.trial, found.alpha, found.n) == (4, 0.3, 8)
-    assert found.estimate == estimate([w - c for w, c in zip(winner, control, strict=True)])
+    assert found.estimate == mean_gain(dict(enumerate(w - c for w, c in zip(winner, control, strict=True))))
     assert (found.reward, found.control_reward) == (estimate(winner).mean, estimate(control).mean)
     assert confirmations(store) == confirmations(Store(store.url, "s")) == {4: found}
 

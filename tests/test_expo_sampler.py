@@ -182,6 +182,22 @@ class TestInOptuna:
         assert self.told(by_attributes)[:4] == self.told(by_value)[:4]
         assert max(hill(0.4)(a) for a in self.told(by_attributes)) > 0.98 * 0.3
 
+    def test_where_some_trials_say_nothing_of_themselves_the_others_and_alpha_0_count(self) -> None:
+        def asked(*, control_too: bool, another: bool) -> float:
+            study = self.study()
+            for alpha in (0.0, 0.5, 1.0, 2.0, *([1.4] if another else [])):
+                study.enqueue_trial({"alpha": alpha})
+                trial = study.ask()
+                trial.suggest_float("alpha", 0, 4)
+                if alpha not in (1.4, *([] if control_too else [0.0])):
+                    record_gain(trial, Estimate(hill(0.4)(alpha), SE if alpha else 0.0, 100))
+                study.tell(trial, 7.0)
+            return study.ask().suggest_float("alpha", 0, 4)
+
+        whole = asked(control_too=True, another=False)
+        assert asked(control_too=False, another=False) == whole
+        assert asked(control_too=False, another=True) == whole
+
     def test_equal_rewards_do_not_make_it_forget_how_the_trials_ended(self) -> None:
         """A scorer that gives every answer the same: no gain has an error, and answers of one alpha loop."""
         study = self.study()
@@ -276,6 +292,14 @@ class TestBracketing:
         found = alphas(explored(hill(20.0), 12, low=0.0, high=3.0, start=0.75))
         assert found[:4] == [0.0, 0.75, 1.5, 3.0]
         assert max(found) == 3.0
+
+    def test_in_a_range_that_was_narrowed_no_step_lies_beyond_it(self) -> None:
+        gains = {0.25: 0.1, 0.5: 0.2, 1.0: 0.3, 2.0: 0.35}
+        known = [CONTROL, *(trial(i, a, g) for i, (a, g) in enumerate(gains.items(), 1))]
+        fallen = trial(5, 4.0, -3.0, "degenerate")
+        assert bracketing([*known, fallen], 0.0, 64.0, 0.25) == pytest.approx(math.sqrt(8))
+        assert bracketing([*known, fallen], 0.0, 2.0, 0.25) is None
+        assert propose([*known, fallen], 0.0, 2.0, 0.25) < 2.0
 
     def test_a_bracketed_optimum_needs_no_more_steps(self) -> None:
         trials = [CONTROL, trial(1, 0.25, 0.2), trial(2, 0.5, 0.3), trial(3, 1.0, -0.2)]
@@ -384,6 +408,19 @@ class TestWinner:
     def test_a_loss_is_recommended_only_where_there_is_nothing_better_than_alpha_0(self) -> None:
         assert winner([CONTROL, trial(1, 0.5, -0.02), trial(2, 1.0, -0.3)]) is not None
         assert best([CONTROL, trial(1, 0.5, -0.02), trial(2, 0.25, 0.1)]).alpha == 0.25
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e3])
+def test_the_unit_of_the_reward_changes_nothing(unit: float) -> None:
+    """A scorer may give likelihoods."""
+
+    def in_unit(e: Evaluation) -> Evaluation:
+        return replace(e, gain=Estimate(e.gain.mean * unit, e.gain.se * unit, e.gain.n))
+
+    trials = explored(hill(0.4), 6)
+    scaled = [in_unit(e) for e in trials]
+    assert propose(scaled, *WIDEST, 0.25) == pytest.approx(propose(trials, *WIDEST, 0.25), rel=1e-6)
+    assert settled(scaled, *WIDEST, 0.25, 0.05) == settled(trials, *WIDEST, 0.25, 0.05)
 
 
 class TestSettled:

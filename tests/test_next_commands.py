@@ -80,6 +80,10 @@ def test_what_no_option_can_say_stands_in_the_study_file() -> None:
     )
 
 
+def test_the_end_that_a_sampler_has_where_none_was_given_is_moved_too() -> None:
+    assert "--alpha-max 2 " in again(ranged("auto", "auto", "gp"), 1.0)
+
+
 def test_without_an_edge_or_a_spec_there_is_no_command() -> None:
     assert again(ranged(0.0, 2.0), None) == ""
     assert search_again(None, "s", DEFAULT_STORAGE, 2.0, 9) == ""

@@ -119,6 +119,15 @@ def test_answers_that_always_win_have_a_win_rate_of_1_and_the_control_one_of_a_h
     assert win_rate(control, control) == Estimate(0.5, 0.0, 3)
 
 
+@pytest.mark.parametrize(("n", "shows"), [(2, False), (5, False), (6, True), (100, True)])
+@pytest.mark.parametrize("step", [0.5, 0.1])
+def test_so_few_prompts_that_all_gain_the_same_show_no_gain(n: int, shows: bool, step: float) -> None:
+    """As with a coin: five heads in a row come by chance more often than once in forty."""
+    found = gain(rated([0.7 + i + step for i in range(n)]), rated([0.7 + i for i in range(n)]), "reward")
+    assert found.mean == pytest.approx(step)
+    assert (found.low > 0) == shows
+
+
 def test_the_length_controlled_gain_is_what_is_left_at_equal_lengths() -> None:
     rng = np.random.default_rng(1)
     lengths, longer = rng.integers(20, 200, 50), rng.integers(0, 60, 50)
@@ -127,7 +136,7 @@ def test_the_length_controlled_gain_is_what_is_left_at_equal_lengths() -> None:
     answers = {i: Rated(c.reward + 0.5 + 0.01 * int(longer[i]), c.length + int(longer[i])) for i, c in control.items()}
     found = gain(answers, control, "length-controlled")
     assert found.mean == pytest.approx(0.5, abs=1e-12)
-    assert found.se == pytest.approx(0.0, abs=1e-12)
+    assert found.se == pytest.approx(2 * 0.5 / 50, rel=1e-9), "every prompt says the same"
     assert gain(answers, control, "reward").mean == pytest.approx(0.5 + 0.01 * longer.mean(), rel=1e-12)
 
 

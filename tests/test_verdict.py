@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -104,6 +105,58 @@ def test_the_more_alphas_were_tried_the_lower_the_interval_of_the_best_reaches()
     assert of_ten.interval[0] < alone.interval[0] < best.gain.mean < alone.interval[1]
     assert of_ten.interval[1] == alone.interval[1] == best.gain.high, "a pick is too high sooner than too low"
     assert "for the best of 10 alphas beside 0 on" in of_ten.sentence()
+
+
+def test_with_one_rival_the_verdicts_interval_is_no_narrower_than_the_tables() -> None:
+    sure = make_evaluation(1, 0.3, 0.0982, 0.05, n=1000)
+    assert verdict([CONTROL, sure]).interval[0] <= sure.gain.low
+
+
+def test_trials_that_a_benchmark_rules_out_are_counted_among_those_that_were_tried() -> None:
+    ruled_out = make_evaluation(2, 0.6, 0.9, 0.05)
+    found = verdict([CONTROL, JUST_BETTER, ruled_out], lost=[0.6])
+    assert (found.best, found.n_tried, found.n_able) == (JUST_BETTER, 2, 1)
+    alone = verdict([CONTROL, ruled_out], lost=[0.6])
+    assert (alone.best, alone.word, alone.n_tried) == (None, "no evidence of a gain", 1)
+    assert "the one tried lost clearly or broke a guardrail" in alone.sentence()
+
+
+def test_where_none_saw_all_prompts_the_sentence_says_so() -> None:
+    early = [replace(make_evaluation(i, i / 10, 0.5, 0.1), outcome="enough") for i in (1, 2)]
+    fallen = replace(make_evaluation(3, 1.0, -0.5, 0.1), outcome="hopeless")
+    said = verdict([CONTROL, *early, fallen]).sentence()
+    assert "for the best of 2 alphas of 3 beside 0 that may win, each on a part of the prompts, on 100 prompts" in said
+    assert "did not end early" not in said
+
+
+def test_the_edge_goes_by_the_confirmations_word() -> None:
+    spec = SearchSpec(alpha_min=0.0, alpha_max=0.3)
+    assert verdict([CONTROL, JUST_BETTER], search=spec).edge == 0.3
+    assert verdict([CONTROL, JUST_BETTER], {1: confirmed(1, -0.5)}, search=spec).edge == 0.0
+
+
+@pytest.mark.parametrize(("published", "edge"), [(None, 1.0), (0.4, 1.0), (2.0, None)])
+def test_a_sampler_that_does_not_find_its_own_end_has_one_where_none_was_given(
+    published: float | None, edge: float | None
+) -> None:
+    spec = SearchSpec(sampler="gp")
+    best = make_evaluation(1, 1.0, 0.5, 0.1)
+    assert verdict([CONTROL, best], search=spec, published_alpha=published).edge == edge
+    assert verdict([CONTROL, best], search=SearchSpec()).edge is None
+
+
+def test_other_alphas_that_fresh_prompts_show_to_be_better_are_named_where_the_picked_one_is_not() -> None:
+    other = make_evaluation(2, 0.6, 0.05, 0.1)
+    known, fresh = [CONTROL, JUST_BETTER, other], {1: confirmed(1, 0.0), 2: replace(confirmed(2, 0.35), alpha=0.6)}
+    judged = verdict(known, fresh)
+    assert judged.recommended is None
+    [remark] = StudyResult("s", "sqlite:///x.db", known, fresh, judged).remarks
+    assert remark == (
+        "Fresh prompts show alpha = 0.6 to be better than 0, by itself; "
+        "the verdict is about alpha = 0.3, which the search picked."
+    )
+    better = {1: confirmed(1, 0.4), 2: fresh[2]}
+    assert StudyResult("s", "sqlite:///x.db", known, better, verdict(known, better)).remarks == []
 
 
 def test_an_alpha_that_is_clearly_worse_costs_no_width() -> None:
@@ -374,7 +427,14 @@ def test_a_trial_is_found_by_its_alpha_and_without_one_it_is_the_best() -> None:
     found = trials(20)
     assert trial_at(found, 0.25, "s").alpha == 0.25
     assert trial_at(found, 0.2501, "s").alpha == 0.25, "as the table shows it"
-    assert trial_at(found, None, "s") is verdict(found).best
+    best = verdict(found).best
+    assert trial_at(found, None, "s", best) is best
+
+
+def test_an_alpha_that_is_no_number_is_at_no_trial() -> None:
+    for alpha in (math.inf, -math.inf, math.nan):
+        with pytest.raises(StudyError, match="no finished trial at alpha"):
+            trial_at(trials(20), alpha, "s")
 
 
 def test_of_small_alphas_side_by_side_the_one_that_is_asked_for_is_found() -> None:

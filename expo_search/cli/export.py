@@ -26,6 +26,7 @@ from expo_search.cli.console import (
     Storage,
     StudyName,
     TrustRemoteCode,
+    give_up_on,
     known_study,
     terminal,
 )
@@ -100,7 +101,15 @@ def export_to(
 
     check_name(out)
     with _bytes_bar(err, quiet) as on_bytes:
-        export(result, out, say=say_on(err, quiet), on_bytes=on_bytes, working=partial(working, err, quiet), **options)
+        export(
+            result,
+            out,
+            say=say_on(err, quiet),
+            on_bytes=on_bytes,
+            working=partial(working, err, quiet),
+            give_up=give_up_on(err),
+            **options,
+        )
     if not quiet and not options.get("as_adapter"):
         printed.print(Text(uses_of(out, trust_remote_code=options.get("trust_remote_code", False))), soft_wrap=True)
 
@@ -142,6 +151,7 @@ def reproduce_model(
                 trust_remote_code=trust_remote_code,
                 n_prompts=n_prompts,
                 working=partial(working, err, quiet),
+                give_up=give_up_on(err),
             )
         text = json.dumps(again.as_json(), indent=2) if as_json else again.report()
         out.print(Text(clean(text)), soft_wrap=True)

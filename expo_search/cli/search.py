@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -213,7 +214,10 @@ def search(
     if dry_run:
         if artifacts is not None:
             _check_artifacts(artifacts)
-        _forecast(spec, trials, confirm, wanted, storage, log, where, budget, quiet=quiet, as_json=as_json)
+        _check_trackers(trackers)
+        _forecast(
+            spec, trials, confirm, wanted, storage, log, where, budget, track=trackers, quiet=quiet, as_json=as_json
+        )
         return
     _search(
         spec,
@@ -250,6 +254,13 @@ def _check_artifacts(place: str) -> None:
     check_given(place)
 
 
+def _check_trackers(names: Sequence[str]) -> None:
+    if names:
+        from expo_search.results.trackers.tracking import check_installed
+
+        check_installed(names)
+
+
 def _tracker_names(text: str) -> list[str]:
     from expo_search.results.trackers.tracking import tracker_names
 
@@ -283,6 +294,7 @@ def _forecast(
     where: _Where,
     budget: Budget | None = None,
     *,
+    track: Sequence[str] = (),
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -321,7 +333,9 @@ def _forecast(
         else:
             for line in expected.sentences():
                 print_prose(out, line)
-        print_prose(out, "Checked. Nothing was started, nothing written but what was fetched or built into caches.")
+        not_asked = f" Not asked: {', '.join(track)}, which is opened before the engine starts." if track else ""
+        said = "Checked. Nothing was started, nothing written but what was fetched or built into caches."
+        print_prose(out, f"{said}{not_asked}")
 
 
 def _reserving(session: Session, budget: Budget | None, n_confirm: int | None) -> Budget | None:
@@ -375,7 +389,10 @@ def _search(
                     # a study is read for its trackers alone: on a server that is a wait for all that is on its way
                     to_trackers = (lambda _: tracking.update(session.result)) if track else None
                     session.search(n_trials, stop=stop, budget=budget, on_trial=to_trackers)
+                    began = time.monotonic()
                     _bench(session, bench, stop)
+                    if budget is not None:  # which a benchmark is not counted in
+                        budget = replace(budget, began=budget.began + time.monotonic() - began)
                     wanted = None if stop() else _to_confirm(session, n_confirm, budget)
                     if wanted is not None:
                         session.confirm(*wanted, stop=stop)
@@ -436,7 +453,7 @@ def confirm_winner(
     name = known_study(study, storage)
     from expo_search.results.second_judge import check_sentence
     from expo_search.results.summary_json import confirmation_json
-    from expo_search.results.verdict import confirmation_sentence, trial_at
+    from expo_search.results.verdict import confirmation_sentence
 
     with terminal(log) as (out, err):
         session = open_session(
@@ -451,7 +468,7 @@ def confirm_winner(
             give_up=give_up_on(err),
         )
         with session:
-            winner = trial_at(session.result().evaluations, alpha, name)
+            winner = session.result().trial_at(alpha)
             is_there = session.confirmed(winner, n_prompts) is not None
             judge, check = session.find_judge(check_reward_model), None
             if not is_there:

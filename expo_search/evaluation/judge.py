@@ -1,7 +1,7 @@
 """Two answers to a prompt -> which is better, by a model that a server with OpenAI's interface runs.
 
 Each pair is shown twice, with the positions swapped: judges prefer a position. A win is an answer preferred in both, a
-loss one preferred in neither; whatever else is a tie.
+loss one whose rival is; whatever else is a tie.
 """
 
 from __future__ import annotations

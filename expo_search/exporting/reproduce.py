@@ -15,7 +15,7 @@ from typing import Any, Literal
 from expo_search.config.spec import check_consent, stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
-from expo_search.errors import StudyError
+from expo_search.errors import EngineDied, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import text_hash
 from expo_search.session.preflight import check
@@ -103,6 +103,7 @@ def reproduce(
     trust_remote_code: bool,
     n_prompts: int | None = None,
     working: Working = unseen,
+    give_up: Callable[[EngineDied], None] | None = None,
 ) -> Reproduction:
     """Evaluate the alpha of an `expo.json` again, and alpha = 0, in a new engine, and compare.
 
@@ -110,6 +111,7 @@ def reproduce(
         exported: the file's content, as `read_provenance` gives it.
         n_prompts: the first so many of the trial's alone; see `check_n_prompts`.
         working: is entered, with what is being done, for what takes long before the first answer; see `working`.
+        give_up: see `VllmModel`.
 
     Raises:
         StudyError: its alpha was never evaluated.
@@ -138,7 +140,7 @@ def reproduce(
             do="give what it was made with: sources, prompts and what rates the answers, where they were",
         )
         with working("starting vLLM and its canary, loading the reward model"):
-            running = start(checked, say)
+            running = start(checked, say, give_up)
         try:
             # by the rewards of then: a part of the prompts would have others
             running.store.keep(StudyAttributes(calibration=exported.get("calibration")))

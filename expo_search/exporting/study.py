@@ -22,7 +22,7 @@ from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
 from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.engine.trial_time import Workload
-from expo_search.errors import SettingsChanged, StudyError
+from expo_search.errors import EngineDied, SettingsChanged, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.checkpoint import (
     Format,
@@ -39,7 +39,7 @@ from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance
 from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
-from expo_search.results.bench_guardrails import losses, that_may_win
+from expo_search.results.bench_guardrails import losses
 from expo_search.results.reward_models import read_model_gains, study_calibration
 from expo_search.results.second_judge import read_checks
 from expo_search.results.shapes import shape_sentence
@@ -93,11 +93,13 @@ def export_study(
     say: Callable[[str], None],
     on_bytes: Callable[[int, int], None],
     working: Working = unseen,
+    give_up: Callable[[EngineDied], None] | None = None,
 ) -> float:
     """Write the model at an alpha of a study; return that alpha.
 
     Args:
         on_bytes: gets bytes written, and bytes in all. working: is entered for what takes long beside the writing.
+        give_up: see `VllmModel`.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; an alpha that was not evaluated (without
@@ -136,7 +138,7 @@ def export_study(
         verified = None
         if wanted.verify:
             with working("verifying what was written in a fresh engine"):
-                verified = _verify(origin, folder, (aligned, sft), say)
+                verified = _verify(origin, folder, (aligned, sft), say, give_up)
             say(f"verified: {verified}")
         _describe(origin, folder, verified=verified)
 
@@ -166,9 +168,8 @@ def _origin(
     store = Store(storage, name, read_only=True)
     finished = evaluations(store.study)
     bench = read_bench(BenchStore(store))
-    able = that_may_win(finished, losses(bench, spec.guardrails.bench))
-    confirmed = confirmations(store)
-    judged = verdict(able, confirmed, search=spec.search)
+    lost, confirmed = losses(bench, spec.guardrails.bench), confirmations(store)
+    judged = verdict(finished, confirmed, search=spec.search, published_alpha=spec.pair.published_alpha, lost=lost)
     checks = read_checks(store, finished, confirmed, judged.objective)
     alpha, trial = _choose(finished, judged, wanted, name)
     found = _shapes(storage, name, wanted, judged, spec)
@@ -380,11 +381,17 @@ def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
     return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": told.pair.base.loadable})}
 
 
-def _verify(origin: Origin, folder: Path, pair: tuple[Checkpoint, Checkpoint], say: Callable[[str], None]) -> str:
+def _verify(
+    origin: Origin,
+    folder: Path,
+    pair: tuple[Checkpoint, Checkpoint],
+    say: Callable[[str], None],
+    give_up: Callable[[EngineDied], None] | None,
+) -> str:
     assert origin.trial is not None, "_check_options"
     model, plan = _verifying_engine(origin, folder, pair)
     say(plan.sentence())
-    return verify(folder, model, origin.trial.fingerprint, origin.answers, say)
+    return verify(folder, model, origin.trial.fingerprint, origin.answers, say, give_up)
 
 
 def _verifying_engine(

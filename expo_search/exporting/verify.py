@@ -11,7 +11,7 @@ from expo_search.contracts import Completion
 from expo_search.dtypes import own_dtype
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
-from expo_search.errors import CheckpointError
+from expo_search.errors import CheckpointError, EngineDied
 from expo_search.store.answer_rows import Stored
 from expo_search.text import storable
 
@@ -24,6 +24,7 @@ def verify(
     fingerprint: str,
     stored: Sequence[Stored],
     say: Callable[[str], None],
+    give_up: Callable[[EngineDied], None] | None = None,
 ) -> str:
     """Load `folder` as the aligned model of `spec` in a fresh engine and compare it with a trial; says what is equal.
 
@@ -31,13 +32,13 @@ def verify(
     prompts share a batch, so where an answer differs all are repeated, in one batch as in the trial.
 
     Args:
-        stored: the trial's answers, by position.
+        stored: the trial's answers, by position. give_up: see `VllmModel`.
 
     Raises:
         CheckpointError: other weights than the trial's, or other answers.
     """
     say("verifying: starting vLLM on what was written")
-    model = VllmModel(replace(spec, aligned=folder))
+    model = VllmModel(replace(spec, aligned=folder), give_up)
     try:
         written = model.materialize(0.0).fingerprint
         if written != fingerprint:

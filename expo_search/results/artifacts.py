@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from expo_search.errors import StudyError
+from expo_search.folders import user_path
 from expo_search.store.address import sqlite_path
 from expo_search.text import one_line
 
@@ -43,7 +44,7 @@ def given_place(place: str) -> str:
         StudyError: not a folder's path and not `s3://bucket/prefix`; boto3 is not installed.
     """
     if "://" not in place:
-        return str(Path(place).expanduser().absolute())
+        return str(user_path(place).absolute())
     if _BUCKET.fullmatch(place) is None:
         raise StudyError(
             where=f"--artifacts {place}",

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from expo_search.bench.comparison import Compared
 from expo_search.bench.result import BenchResult
-from expo_search.evaluation.result import Evaluation
 
 
 def losses(bench: BenchResult, limits: Mapping[str, float]) -> dict[float, list[Compared]]:
@@ -22,11 +21,6 @@ def losses(bench: BenchResult, limits: Mapping[str, float]) -> dict[float, list[
         c for c in bench.compared if c.decides and c.task in limits and c.word == "a loss" and c.high < -limits[c.task]
     ]
     return {alpha: [c for c in beyond if c.alpha == alpha] for alpha in sorted({c.alpha for c in beyond})}
-
-
-def that_may_win(evaluations: Sequence[Evaluation], lost: Mapping[float, object]) -> list[Evaluation]:
-    """The trials but those at alphas that lose too much; the verdict is about these."""
-    return [e for e in evaluations if e.alpha not in lost]
 
 
 def sentences(lost: Mapping[float, Sequence[Compared]], limits: Mapping[str, float]) -> list[str]:

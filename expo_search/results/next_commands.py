@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, option_of
 from expo_search.config.presets import load_study, preset_names
-from expo_search.config.spec import PairSpec, SearchSpec, StudySpec
+from expo_search.config.spec import PairSpec, StudySpec
 from expo_search.errors import ExpoError
 from expo_search.results.verdict import Verdict
-from expo_search.search.alpha_range import WIDEST
+from expo_search.search.alpha_range import WIDEST, bounds
 from expo_search.text import shown
 
 _MORE_TRIALS = 10  # for the new part of a range
@@ -37,7 +37,7 @@ def search_again(stored: Mapping[str, Any] | None, name: str, url: str, edge: fl
         spec = None
     if spec is None or edge is None:
         return ""
-    end, value = _past(spec.search, edge)
+    end, value = _past(spec, edge)
     goes_on = spec.search.sampler == "expo"
     trials = max(DEFAULT_TRIALS, n_trials + _MORE_TRIALS if goes_on else n_trials)
     options = ["--trials", str(trials)] if trials != DEFAULT_TRIALS else []
@@ -67,10 +67,10 @@ def go_on(stored: Mapping[str, Any] | None, name: str, url: str, n_trials: int |
     return shlex.join(["expo-search", *settings, *given, *options])
 
 
-def _past(search: SearchSpec, edge: float) -> tuple[str, float | str]:
+def _past(spec: StudySpec, edge: float) -> tuple[str, float | str]:
     """(end of the range, where to put it): twice as far out, and over 0; `expo` needs no number above."""
-    if search.alpha_max == edge:
-        if search.sampler == "expo" and edge < WIDEST[1]:
+    if edge == bounds(spec.search, spec.pair.published_alpha)[1]:
+        if spec.search.sampler == "expo" and edge < WIDEST[1]:
             return "alpha_max", "auto"
         return "alpha_max", 2 * edge if edge > 0 else 1.0 if edge == 0 else 0.0
     return "alpha_min", 2 * edge if edge < 0 else -1.0 if edge == 0 else 0.0

@@ -14,7 +14,7 @@ from expo_search.evaluation.ensemble import Calibration
 from expo_search.evaluation.judge import JUDGE
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
-from expo_search.results.bench_guardrails import losses, sentences, that_may_win
+from expo_search.results.bench_guardrails import losses, sentences
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import go_on, next_steps, search_again
 from expo_search.results.reward_models import ModelGain, ensemble_sentence, read_model_gains, study_calibration
@@ -22,7 +22,7 @@ from expo_search.results.second_judge import check_sentence, read_checks
 from expo_search.results.shapes import shape_remark
 from expo_search.results.terminal import cells
 from expo_search.results.trials_csv import trial_row
-from expo_search.results.verdict import Verdict, verdict
+from expo_search.results.verdict import Verdict, confirmed_word, trial_at, verdict
 from expo_search.search.confirm import Confirmation, confirmations
 from expo_search.search.loop import evaluations
 from expo_search.search.proposal import posterior
@@ -78,7 +78,7 @@ class StudyResult:
         """For people, beside the verdict.
 
         What second judges make of its alpha, whether a shape of it beats it, how far an unfinished search is, what
-        rates, what a benchmark rules out.
+        rates, what a benchmark rules out, which other alphas fresh prompts show to be better than 0.
         """
         best = None if self.best is None else self.best.trial
         checked = [check_sentence(c) for c in self.checks if c.trial == best]
@@ -89,7 +89,18 @@ class StudyResult:
         if self.calibration is not None:
             rated = ensemble_sentence(self.calibration, self.model_gains)
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
-        return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out]
+        return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out, *self._others_confirmed()]
+
+    def _others_confirmed(self) -> list[str]:
+        """For people: alphas that fresh prompts show to be better than 0 where the verdict is to keep 0."""
+        if self.verdict.recommended is not None or self.best is None:
+            return []
+        about = f"the verdict is about alpha = {self.best.alpha:.4g}, which the search picked"
+        return [
+            f"Fresh prompts show alpha = {c.alpha:.4g} to be better than 0, by itself; {about}."
+            for c in self.confirmations.values()
+            if c.trial != self.best.trial and confirmed_word(c) == "better"
+        ]
 
     @property
     def better_shapes(self) -> list[str]:
@@ -113,6 +124,14 @@ class StudyResult:
     def best(self) -> Evaluation | None:
         """The trial to recommend among those at other alphas than 0, whatever the verdict on it; None: none may win."""
         return self.verdict.best
+
+    def trial_at(self, alpha: float | None) -> Evaluation:
+        """The finished trial at an alpha other than 0; with None the best one.
+
+        Raises:
+            StudyError: there is none; names the nearest that there are.
+        """
+        return trial_at(self.evaluations, alpha, self.name, self.best)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a trial, as `expo-search show --csv` prints it: numbers in full precision."""
@@ -156,7 +175,9 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
     bench, limits = read_bench(BenchStore(store)), bench_limits(spec)
-    judged = verdict(that_may_win(known, losses(bench, limits)), confirmed, search=search)
+    published = None if spec is None else spec["pair"].get("published_alpha")
+    lost = losses(bench, limits)
+    judged = verdict(known, confirmed, search=search, published_alpha=published, lost=lost)
     again = search_again(spec, store.name, store.url, judged.edge, len(known))
     standing = read_standing(store, spec, stopped=stopped)
     on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted)

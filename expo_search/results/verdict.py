@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from expo_search.config.spec import SearchSpec
@@ -27,11 +27,12 @@ class Verdict:
         word: "better", "no evidence of a gain", "worse", or "nothing to compare"; of the confirmation, once there is
             one for the best trial.
         interval: 95 % interval of the best trial's gain, which holds for its having been picked from `n_able` alphas:
-            those evaluated on all prompts, of the `n_tried` beside 0.
+            those evaluated on all prompts, or where there are none on a part of them, of the `n_tried` beside 0.
         confirmed: that confirmation.
         objective: what the gain is of.
-        edge: the end of a fixed range at which the best alpha lies (0 where every other lost); None where it lies
-            inside. `again`: the command that looks beyond it, where one is known (`search_again`).
+        edge: the end of the range at which the best alpha lies (0 where every other lost); None where it lies inside,
+            or the sampler finds its own end. `again`: the command that looks beyond it, where one is known
+            (`search_again`).
         better: the alphas that the search shows to be better than 0, ascending; `best`'s is one of them or there is
             none. `favourite`: the alpha that looks best (`proposal.winner`).
         power: what so many prompts can tell; None where nothing was measured.
@@ -77,8 +78,9 @@ class Verdict:
     def sentence(self) -> str:
         """For people: one sentence on the search and its confirmation, then what one has to know beside it."""
         if self.best is None and self.n_tried:
-            each = f"each of the {self.n_tried} tried lost clearly or broke a guardrail"
-            return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {each}.{self._beyond()}"
+            each = f"each of the {self.n_tried}" if self.n_tried > 1 else "the one"
+            why = f"{each} tried lost clearly or broke a guardrail"
+            return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {why}.{self._beyond()}"
         if self.best is None:
             return "Only alpha = 0 was evaluated: nothing to compare."
         low, high = self.interval
@@ -104,6 +106,8 @@ class Verdict:
         if self.n_able == self.n_tried:
             return f" for the best of {self.n_tried} alphas beside 0"
         which = f"for the best of {self.n_able} alphas" if self.n_able > 1 else "for the one alpha"
+        if self.best is not None and self.best.stopped_early:  # none saw all prompts
+            return f" {which} of {self.n_tried} beside 0 that may win, each on a part of the prompts,"
         return f" {which} of {self.n_tried} beside 0 that did not end early, collapse or break a guardrail,"
 
     def _others(self) -> str:
@@ -143,28 +147,35 @@ def verdict(
     confirmed: Mapping[int, Confirmation] | None = None,
     *,
     search: SearchSpec | None = None,
+    published_alpha: float | None = None,
+    lost: Collection[float] = (),
 ) -> Verdict:
     """Judge the best trial by a 95 % interval of its paired gain.
 
     It is the confirmation's interval if that trial has one, else the search's, corrected for the pick.
+
+    Args:
+        search, published_alpha: what the range was made of.
+        lost: the alphas that a benchmark rules out.
     """
     kind: Kind = search.objective if search else "reward"
-    found = recommend(evaluations)
+    found = recommend([e for e in evaluations if e.alpha not in lost])
+    n_tried = sum(e.alpha != 0 for e in evaluations)
     if found is None:
-        n_tried = sum(e.alpha != 0 for e in evaluations)
         word = _judge(0, 0) if n_tried else "nothing to compare"
-        edge = _edge(0.0, search) if n_tried else None
+        edge = _edge(0.0, search, published_alpha) if n_tried else None
         return Verdict(None, word, n_tried=n_tried, objective=kind, edge=edge)
     best = found.best
-    word = _judge(*found.interval)
-    searched = Verdict(
+    measured = (confirmed or {}).get(best.trial)
+    word = _judge(*found.interval) if measured is None else confirmed_word(measured)
+    return Verdict(
         best,
         word,
         found.interval,
-        found.n_tried,
-        None,
+        n_tried,
+        measured,
         kind,
-        _edge(0.0 if word == "worse" else best.alpha, search),  # worse: every alpha lost to 0
+        _edge(0.0 if word == "worse" else best.alpha, search, published_alpha),  # worse: every alpha lost to 0
         better=tuple(e.alpha for e in found.better),
         favourite=found.favourite.alpha,
         n_able=found.n_able,
@@ -172,24 +183,22 @@ def verdict(
         if best.gain.n > 1 and best.gain.se > 0
         else None,
     )
-    if confirmed and best.trial in confirmed:
-        c = confirmed[best.trial]
-        return replace(searched, word=_judge_confirmed(c), confirmed=c)
-    return searched
 
 
-def _edge(alpha: float, search: SearchSpec | None) -> float | None:
-    """The end of a range that was given, if this alpha lies on it."""
+def _edge(alpha: float, search: SearchSpec | None, published_alpha: float | None) -> float | None:
+    """The end of the range, if this alpha lies on it; `expo` finds its own ends where none were given."""
     if search is None:
         return None
-    low = search.alpha_min if search.sampler == "expo" else bounds(search, None)[0]  # "auto" is a number for others
-    for end in (low, search.alpha_max):
+    is_found = search.sampler == "expo"
+    ends = (search.alpha_min, search.alpha_max) if is_found else bounds(search, published_alpha)
+    for end in ends:
         if not isinstance(end, str) and abs(alpha - end) <= 1e-3 * abs(end):
             return end
     return None
 
 
-def _judge_confirmed(c: Confirmation) -> str:
+def confirmed_word(c: Confirmation) -> str:
+    """What a confirmation says, by itself: "better", "no evidence of a gain" or "worse"."""
     word = _judge(c.estimate.low, c.estimate.high)
     return "no evidence of a gain" if word == "better" and c.broken else word
 
@@ -204,8 +213,8 @@ def _judge(low: float, high: float) -> str:
     return "worse" if high < 0 else "no evidence of a gain"
 
 
-def trial_at(known: Sequence[Evaluation], alpha: float | None, name: str) -> Evaluation:
-    """The finished trial at an alpha other than 0, or the best one.
+def trial_at(known: Sequence[Evaluation], alpha: float | None, name: str, best: Evaluation | None = None) -> Evaluation:
+    """The finished trial at an alpha other than 0, or with None `best`, the verdict's.
 
     Raises:
         StudyError: none was evaluated there; names the nearest that were. Or alpha is 0, which is no model of its own.
@@ -213,12 +222,12 @@ def trial_at(known: Sequence[Evaluation], alpha: float | None, name: str) -> Eva
     refuse_zero(alpha)
     others = sorted((e for e in known if e.alpha != 0), key=lambda e: abs(e.alpha - (alpha or 0)))
     if alpha is None:
-        missing, best = "no trial that may win", verdict(known).best
+        missing = "no trial that may win"
         if best is not None:
             return best
     else:
         missing = f"no finished trial at alpha {alpha:g}"
-        if others and abs(others[0].alpha - alpha) <= 1e-3 * abs(alpha):  # tables show four digits
+        if others and math.isclose(others[0].alpha, alpha, rel_tol=1e-3):  # tables show four digits
             return others[0]
     near = ", ".join(f"{e.alpha:.4g}" for e in others[:3])
     raise StudyError(
@@ -247,7 +256,7 @@ def refuse_zero(alpha: float | None) -> None:
 def confirmation_sentence(c: Confirmation) -> str:
     """For people."""
     opening = {"better": "Better", "worse": "Worse: keep alpha = 0"}.get(
-        _judge_confirmed(c), "No evidence of a gain: keep alpha = 0"
+        confirmed_word(c), "No evidence of a gain: keep alpha = 0"
     )
     return (
         f"{opening}. alpha = {c.alpha:.4g} on {c.n} prompts and seeds the search never used: reward {c.reward:.4f}, "

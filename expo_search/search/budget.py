@@ -22,6 +22,7 @@ class Budget:
     Attributes:
         n_confirm: prompts of the confirmation for which enough must be left.
         spent_before: tokens of the study's answers that are in no finished trial (an earlier confirmation's).
+        n_answered: of the confirmation's prompts those that alpha = 0 has answered, in an earlier confirmation.
         clock: gives seconds; `began`: what it gave when the run began.
     """
 
@@ -29,12 +30,14 @@ class Budget:
     seconds: float | None = None
     n_confirm: int = 0
     spent_before: int = 0
+    n_answered: int = 0
     clock: Callable[[], float] = time.monotonic
     began: float = field(default_factory=time.monotonic)
 
     def fits(self, evaluated: Sequence[Evaluation], n_prompts: int) -> bool:
         """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
-        return not evaluated or self._prompts_left(evaluated) >= n_prompts + AT_TWO_ALPHAS * self.n_confirm
+        to_confirm = AT_TWO_ALPHAS * self.n_confirm - min(self.n_answered, self.n_confirm)
+        return not evaluated or self._prompts_left(evaluated) >= n_prompts + to_confirm
 
     def n_confirmable(self, evaluated: Sequence[Evaluation], most: int, answered: Sequence[int] = (0, 0)) -> int:
         """Of `most` prompts those that what is left pays a confirmation on.

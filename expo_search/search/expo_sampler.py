@@ -38,10 +38,11 @@ class ExpoSampler(BaseSampler):
     - `outcome`: "complete", "enough", "hopeless" or "degenerate"; `broken`: names of guardrails that it breaks;
     - `covariances`: of its gain with other trials', by their number; `repeats`: the number of the trial it repeats.
 
-    Without the first three a trial's value counts, against that of the trial nearest to alpha = 0, with a tenth of the
-    values' spread as its error. The same trials give the same proposal: nothing is random, and nothing is kept between
-    calls. Other parameters are drawn at random. Works in `study.optimize` and with ask/tell; what is asked for and not
-    told yet is not proposed again, so several trials may run at a time.
+    Where no trial has the first three their values count, against that of the trial nearest to alpha = 0, with a tenth
+    of the values' spread as their error; where some have them the others are left out, but for alpha = 0. The same
+    trials give the same proposal: nothing is random, and nothing is kept between calls. Other parameters are drawn at
+    random. Works in `study.optimize` and with ask/tell; what is asked for and not told yet is not proposed again, so
+    several trials may run at a time.
 
     Args:
         start: the first alpha to try beside 0; a quarter of the range by default.
@@ -110,9 +111,14 @@ class ExpoSampler(BaseSampler):
             alpha = trial.params.get(self._parameter)
             if isinstance(alpha, float | int) and trial.value is not None and math.isfinite(trial.value):
                 known.append(_known(trial, float(alpha), sign * trial.value))
-        if known and all(t.gain.n == _NO_ERROR_KNOWN for t in known):
-            known = _against_control(known)
-        return known
+        measured = [t for t in known if t.gain.n != _NO_ERROR_KNOWN]
+        if not measured:
+            return _against_control(known) if known else []
+        n = max(t.gain.n for t in measured)
+        return [
+            *measured,
+            *(Known(t.trial, 0.0, Estimate(0.0, 0.0, n)) for t in known if t.alpha == 0 and t not in measured),
+        ]
 
 
 def record_gain(
@@ -164,5 +170,5 @@ def _known(trial: FrozenTrial, alpha: float, value: float) -> Known:
 def _against_control(trials: Sequence[Finished]) -> list[Finished]:
     """Values of no known error as gains over the trial nearest to 0; as error a tenth of their spread."""
     level = min(trials, key=lambda t: abs(t.alpha)).gain.mean
-    guess = 0.1 * float(np.std([t.gain.mean for t in trials])) + 1e-9
+    guess = 0.1 * float(np.std([t.gain.mean for t in trials])) or 1e-9
     return [Known(t.trial, t.alpha, Estimate(t.gain.mean - level, guess, t.gain.n)) for t in trials]

@@ -57,11 +57,17 @@ def propose(trials: Sequence[Finished], low: float, high: float, start: float | 
 
 
 def bracketing(trials: Sequence[Finished], low: float, high: float, start: float | None = None) -> float | None:
-    """The next alpha of the doubling; None once the best one lies between two alphas that are worse.
+    """The next alpha of the doubling, in low .. high; None once the best one lies between two alphas that are worse.
 
     Upwards it goes on until the gain is gone, not only lower than the best: there may be a second, higher bump, and
     one more step costs little, since a trial that is worse stops early.
     """
+    step = _bracketing_step(trials, low, high, start)
+    # the range of a study may have been narrowed, and a step from trials beyond it may lie there as well
+    return step if step is not None and low <= step <= high else None
+
+
+def _bracketing_step(trials: Sequence[Finished], low: float, high: float, start: float | None) -> float | None:
     above = sorted((t for t in trials if t.alpha > 0), key=lambda t: t.alpha)
     if not above:
         return min(high, max(low, start if start else high / 4)) if high > 0 else None
@@ -225,7 +231,7 @@ def _is_worse(trial: Finished, best: Finished | None, trials: Sequence[Finished]
     if trial.outcome == "hopeless":
         return True
     shared = _covariance(trial, best)
-    se = math.sqrt(max(trial.gain.se**2 + best.gain.se**2 - 2 * shared, 1e-12))
+    se = math.sqrt(max(trial.gain.se**2 + best.gain.se**2 - 2 * shared, _least_variance(trials)))
     return trial.gain.mean - best.gain.mean < -_BAD_Z * se
 
 
@@ -238,7 +244,13 @@ def _trial_noise(trials: Sequence[Finished]) -> float:
     n = max(t.gain.n for t in trials)
     errors = [t.gain.se**2 * t.gain.n / n for t in trials if t.alpha != 0 and not collapsed(t, trials)]
     # none where no two answers differ, or a judge cannot tell any two apart
-    return max(float(np.median(errors)), 1e-12) if errors else max((t.gain.se**2 for t in trials), default=1e-6) + 1e-12
+    typical = float(np.median(errors)) if errors else max(t.gain.se**2 for t in trials)
+    return max(typical, _least_variance(trials))
+
+
+def _least_variance(trials: Sequence[Finished]) -> float:
+    """So little that it is none, in the gains' unit squared, whatever that is; never 0."""
+    return 1e-12 * (max((t.gain.mean**2 + t.gain.se**2 for t in trials if math.isfinite(t.gain.se)), default=0) or 1.0)
 
 
 def _known_places(trials: Sequence[Finished], curve: Fit) -> list[int]:

@@ -25,7 +25,7 @@ class Recommendation:
         interval: 95 %, of its gain, corrected for its having been picked.
         better: the trials whose gains are shown to be above 0, all at once; `best` is one of them unless there is none.
         favourite: the one that looks best (`proposal.winner`). It is `best` unless it is not in `better`.
-        n_able: trials among which the pick was (`proposal.candidates`), of `n_tried` at other alphas than 0.
+        n_able: trials among which the pick was (`proposal.candidates`).
         z: standard errors from an estimate to the lower end of its corrected interval, of normal errors.
     """
 
@@ -34,7 +34,6 @@ class Recommendation:
     better: tuple[Evaluation, ...]
     favourite: Evaluation
     n_able: int
-    n_tried: int
     z: float
 
 
@@ -58,6 +57,5 @@ def recommend(evaluations: Sequence[Evaluation]) -> Recommendation | None:
         tuple(sorted(better, key=lambda e: e.alpha)),
         favourite,
         len(able),
-        sum(e.alpha != 0 for e in evaluations),
         z,
     )

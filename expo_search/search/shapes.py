@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from expo_search.contracts import Part
+from expo_search.evaluation.pairwise import EVEN
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.stats.paired import Estimate, Kind, mean_gain, prompt_gains
 from expo_search.store.attributes import stands_for
@@ -130,12 +131,15 @@ def read_trials(store: Store) -> list[Evaluation]:
 
 def gain_against_uniform(store: Store, trial: int, part: Part, kind: Kind, n: int) -> Estimate:
     """A trial's gain over the uniform alpha on the first n prompts, paired; 0 of the uniform alpha itself."""
-    return mean_gain(_gains_against_uniform(store, trial, part, kind, n), kind)
+    return mean_gain(_gains_against_uniform(store, trial, part, kind, n))
 
 
 def _gains_against_uniform(store: Store, trial: int, part: Part, kind: Kind, n: int) -> dict[int, float]:
     shape, uniform = ({p: r for p, r in store.rated(number, part).items() if p < n} for number in (trial, UNIFORM))
-    return prompt_gains(shape, uniform, kind)
+    # A judge of pairs compared each of the two with alpha = 0, whose own rewards are a tie's, and never one with the
+    # other: its win rate over the uniform alpha is not known, the difference of two win rates is.
+    judged = kind == "win-rate" and all(r.reward == EVEN for r in store.rated(CONTROL, part).values())
+    return prompt_gains(shape, uniform, "reward" if judged else kind)
 
 
 def read_shapes(store: Store, kind: Kind) -> Shapes:
@@ -155,7 +159,7 @@ def read_shapes(store: Store, kind: Kind) -> Shapes:
     if picked is not None and measured is not None:
         gains = _gains_against_uniform(store, picked.trial, "confirm", kind, measured["n"])
         if len(gains) == measured["n"]:  # its answers are dropped when other prompts are confirmed on
-            confirmed = Against(picked.trial, mean_gain(gains, kind), tuple(measured["broken"]))
+            confirmed = Against(picked.trial, mean_gain(gains), tuple(measured["broken"]))
             fresh = Estimate(measured["difference"], measured["se"], measured["n"])
     return Shapes(beginning, tuple(trials), tuple(against), picked, confirmed, fresh, n_tokens)
 

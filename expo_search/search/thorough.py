@@ -32,9 +32,9 @@ def exploring(
     step = bracketing(trials, low, high, start)
     if step is not None or tolerance is None or not trials:
         return step
-    if _outstanding(trials) is not None or not settled(trials, low, high, start, tolerance):
+    if _outstanding(trials, low, high) is not None or not settled(trials, low, high, start, tolerance):
         return None
-    return _widest_gap(trials)
+    return _widest_gap(trials, low, high)
 
 
 def propose_thoroughly(
@@ -43,30 +43,33 @@ def propose_thoroughly(
     """As `proposal.propose`, and beyond the point at which a search is settled."""
     step = exploring(trials, low, high, start, tolerance)
     if step is None and bracketing(trials, low, high, start) is None:
-        best = _outstanding(trials)
+        best = _outstanding(trials, low, high)
         step = None if best is None else min(high, best * _BESIDE)
     return propose(trials, low, high, start) if step is None or not trials else step
 
 
 def is_exhausted(trials: Sequence[Finished], low: float, high: float, start: float | None, tolerance: float) -> bool:
     """Whether a thorough search expects nothing more of going on, or could but evaluate an alpha once more."""
-    if _outstanding(trials) is not None or bracketing(trials, low, high, start) is not None:
+    if _outstanding(trials, low, high) is not None or bracketing(trials, low, high, start) is not None:
         return False
     if not settled(trials, low, high, start, tolerance):
         return not has_new(trials, low, high)
-    return _widest_gap(trials) is None
+    return _widest_gap(trials, low, high) is None
 
 
-def _widest_gap(trials: Sequence[Finished]) -> float | None:
-    """The middle of the widest gap, as a ratio, between the alphas above 0 up to the last that did not collapse."""
+def _widest_gap(trials: Sequence[Finished], low: float, high: float) -> float | None:
+    """The middle of the widest gap, as a ratio, between the alphas above 0 up to the last that did not collapse.
+
+    Of gaps whose middle lies in low .. high.
+    """
     top = max((t.alpha for t in trials if not collapsed(t, trials)), default=0.0)
     alphas = sorted({t.alpha for t in trials if 0 < t.alpha <= top})
     gaps = [(b / a, math.sqrt(a * b)) for a, b in pairwise(alphas) if b > _NARROW * a]
-    return max(gaps)[1] if gaps else None
+    return max((gap for gap in gaps if low <= gap[1] <= high), default=(0.0, None))[1]
 
 
-def _outstanding(trials: Sequence[Finished]) -> float | None:
-    """The alpha above 0 that a part of the prompts shows to be better than 0, and than every trial on all of them.
+def _outstanding(trials: Sequence[Finished], low: float, high: float) -> float | None:
+    """The alpha above 0, in low .. high, that a part of the prompts shows to be better than 0, and than whole trials.
 
     One that was tried on all of them is no more, also where that was stopped: the same answers would stop it again.
     """
@@ -75,7 +78,11 @@ def _outstanding(trials: Sequence[Finished]) -> float | None:
     outstanding = [
         t
         for t in trials
-        if t.outcome == "enough" and t.alpha > 0 and not t.broken and not collapsed(t, trials)
+        if t.outcome == "enough"
+        and t.alpha > 0
+        and low <= t.alpha <= high
+        and not t.broken
+        and not collapsed(t, trials)
         if t.gain.mean > _SHOWN_Z * t.gain.se and t.gain.mean - t.gain.se > best
         if all(abs(math.log(w.alpha / t.alpha)) > math.log(_NARROW) / 2 for w in whole)
     ]

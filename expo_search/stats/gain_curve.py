@@ -166,7 +166,8 @@ def fit(trials: Sequence[Finished], low: float, high: float) -> Fit:
 def _size(good: Sequence[Finished], trials: Sequence[Finished]) -> float:
     """The gains' typical size, no smaller than their error; of collapsed trials only the error tells anything."""
     if good:
-        return math.sqrt(max(np.mean([t.gain.mean**2 for t in good]), np.median(np.diag(noise_covariance(good)))))
+        square = max(np.mean([t.gain.mean**2 for t in good]), np.median(np.diag(noise_covariance(good))))
+        return math.sqrt(square) or 1.0
     return max((t.gain.se for t in trials), default=0.0) or 1.0
 
 
@@ -187,7 +188,7 @@ def _members(x: Array, y: Array, noise: Array, u: Array, size: float) -> tuple[M
         k_xx, k_uu, k_ux = (np.exp(-0.5 * d / length**2) for d in (to_x, to_u, across))
         for amplitude in _AMPLITUDES * size:
             v = amplitude**2
-            a = v * k_xx + noise + (_JITTER * v + 1e-12) * np.eye(len(x))
+            a = v * k_xx + noise + _JITTER * v * np.eye(len(x))
             root = np.linalg.cholesky(a)
             z = solve_triangular(root, y, lower=True)
             w = solve_triangular(root, v * k_ux.T, lower=True)
@@ -217,7 +218,7 @@ def noise_covariance(trials: Sequence[Finished]) -> Array:
             if other in index:
                 c[i, index[other]] = c[index[other], i] = _SHARED * value
     values, vectors = np.linalg.eigh(c)
-    floor = 1e-6 * max(float(values.max()), 1e-12)
+    floor = 1e-6 * max(float(values.max()), 0.0)
     return np.asarray((vectors * np.clip(values, floor, None)) @ vectors.T)
 
 

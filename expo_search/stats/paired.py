@@ -19,6 +19,7 @@ from expo_search.contracts import Rated
 
 Kind = Literal["reward", "win-rate", "length-controlled"]
 _LEVEL = 0.05
+_ROUNDING = 1e-9  # of a mean: a spread no larger is of the last digits
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,21 @@ def prompt_gains(answers: Mapping[int, Rated], control: Mapping[int, Rated], kin
 
 def gain(answers: Mapping[int, Rated], control: Mapping[int, Rated], kind: Kind) -> Estimate:
     """Mean and standard error of `prompt_gains`. Raises as `mean_gain`."""
-    return mean_gain(prompt_gains(answers, control, kind), kind)
+    return mean_gain(prompt_gains(answers, control, kind))
 
 
-def mean_gain(gains: Mapping[int, float], kind: Kind) -> Estimate:
+def mean_gain(gains: Mapping[int, float]) -> Estimate:
     """Mean and standard error of what `prompt_gains` gives.
 
-    Where each of n prompts was won, or each lost, the next one may not be: a win rate's error is then 1 / n.
+    Where all of n prompts gained the same, as where each was won, the next one may not: the error is then 2 |mean| / n,
+    by which fewer than six of them show nothing, as in a sign test.
 
     Raises:
         ValueError: there are none.
     """
     result = estimate(list(gains.values()))
-    if kind == "win-rate" and abs(result.mean) == 0.5:
-        return Estimate(result.mean, max(result.se, 1 / result.n), result.n)
+    if result.mean and result.se <= _ROUNDING * abs(result.mean):
+        return Estimate(result.mean, 2 * abs(result.mean) / result.n, result.n)
     return result
 
 

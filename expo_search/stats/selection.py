@@ -9,6 +9,7 @@ been picked, and does not count (after the two steps of Romano, Shaikh and Wolf 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def critical(covariance: NDArray[np.float64]) -> float:
     values, vectors = np.linalg.eigh(correlation)
     root = vectors * np.sqrt(np.clip(values, 0, None))
     draws = (np.random.default_rng(0).standard_normal((_DRAWS, len(sd))) @ root.T).max(axis=1)
-    return float(np.quantile(draws, 1 - _LEVEL))
+    # the largest of several is never less often large than one alone, which draws may say by chance
+    return max(statistics.NormalDist().inv_cdf(1 - _LEVEL), float(np.quantile(draws, 1 - _LEVEL)))
 
 
 def picked_interval(e: Estimate, z: float) -> tuple[float, float]:

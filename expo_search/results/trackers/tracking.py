@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.study_results import StudyResult
+from expo_search.text import shown
 
 TRACKERS = ("mlflow", "wandb", "tensorboard")
 _SHOWN = 200  # characters of what another program says
@@ -90,12 +91,19 @@ def tracker_names(text: str) -> list[str]:
     return names
 
 
-def _open(name: str) -> Tracker:
+def check_installed(names: Sequence[str]) -> None:
+    """Check that the packages of trackers are there; none is opened.
+
+    Raises:
+        StudyError: one is not.
+    """
+    for name in names:
+        _module(name)
+
+
+def _module(name: str) -> Any:
     try:
-        module: Any = import_module(f"expo_search.results.trackers.{name}_runs")
-        tracker: Tracker = module.open_tracker()
-    except StudyError:
-        raise
+        return import_module(f"expo_search.results.trackers.{name}_runs")
     except ImportError as e:
         raise StudyError(
             where=f"--track {name}",
@@ -103,6 +111,13 @@ def _open(name: str) -> Tracker:
             expected=f"the package {name} beside expo-search",
             do='pip install "expo-search[track]", which brings all three',
         ) from None
+
+
+def _open(name: str) -> Tracker:
+    try:
+        tracker: Tracker = _module(name).open_tracker()
+    except StudyError:
+        raise
     except Exception as e:  # whatever another program raises
         raise StudyError(
             where=f"--track {name}",
@@ -114,7 +129,7 @@ def _open(name: str) -> Tracker:
 
 
 def _first_line(fault: Exception) -> str:
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0][:_SHOWN]
+    return shown((str(fault).strip() or type(fault).__name__).splitlines()[0])[:_SHOWN]
 
 
 def identity(study: StudyResult) -> str:
