@@ -102,6 +102,12 @@ class TestSession:
         assert len(result.evaluations) == 4
         assert 0.0 not in model.alphas, "nothing is evaluated twice"
 
+    def test_a_study_that_is_not_there_is_one_line(self, spec: es.StudySpec, url: str) -> None:
+        with opened(spec, url) as session:
+            session.search(n_trials=1)
+        with pytest.raises(es.ExpoError, match="study typo: no study of that name in sqlite"):
+            es.open_study(url, "typo")
+
     def test_what_is_done_starts_nothing(self, spec: es.StudySpec, url: str) -> None:
         with opened(spec, url) as session:
             done = session.search(n_trials=2)

@@ -376,6 +376,8 @@ class TestSpelled:
             ({"reward": [{"model": "a/r"}, {"model": "b/r", "scorer": "x:f"}]}, r"reward\.1\.scorer: no such setting"),
             ({"reward": [{"model": "a/r"}, {"model": "b/r", "backend": "vllm"}]}, "more than one backend"),
             ({"reward": [{"model": "a/r"}, 3]}, r"reward\.1"),
+            ({"rewards": {"model": "a/r"}}, "reward"),
+            ({"rewards": 5}, "reward"),
             ({"pair": PAIR | {"reward_model": ["a/r", "b/r"]}, "reward": {"scorer": "x.py:f"}},
              "a scorer beside several reward models; expected one of the two"),
             ({"pair": PAIR | {"reward_model": "a/r"}, "reward": [{"model": "b/r"}, {"model": "c/r"}]},

@@ -366,6 +366,10 @@ class TestStudies:
             study(None)
         with pytest.raises(StudyError, match=r"a scorer beside backend 'vllm'"):
             load_study(preset="zephyr", overrides={"reward": {"scorer": "mine:score", "backend": "vllm"}})
+        for rates in ({"scorer": "mine:score"}, {"judge_url": "http://localhost:1/v1", "judge_model": "x"}):
+            named = {"pair": {"reward_model": "r/m"}, "reward": rates}
+            with pytest.raises(StudyError, match=r"--reward-model r/m: .* to rate the answers as well"):
+                load_study(preset="zephyr", overrides=named)
 
 
 class TestConsent:

@@ -18,6 +18,7 @@ from expo_search.errors import SettingsChanged, StudyError
 from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
+from expo_search.session.settings import advice_on_changes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -129,6 +130,9 @@ class TestArithmetic:
         there = r"engine\.arithmetic: 'float32' there, 'bfloat16' now.*; --arithmetic float32 goes on as there"
         with pytest.raises(SettingsChanged, match=there):
             checked()
+        two = Settings.from_flat(avx2.settings.flat() | {"engine.arithmetic": "float16"})
+        of_file = r'\[engine\] arithmetic = "float16" and \[reward\] arithmetic = "float32" in a study file go on'
+        assert re.match(of_file, advice_on_changes(two, avx2.settings)), "no option sets one of them alone"
         forced = checked(arithmetic="float32", reward="float32")
         assert differing(avx2, forced) == set()
         again = check_stored("sqlite:///test.db", "custom", lambda _: None, trust_remote_code=False)

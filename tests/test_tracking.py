@@ -14,7 +14,7 @@ import expo_search as es
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.study_results import StudyResult
-from expo_search.results.trackers.tracking import Tracking, identity, tracker_names
+from expo_search.results.trackers.tracking import Tracking, check_installed, identity, tracker_names
 from expo_search.results.verdict import verdict
 
 TRIALS = [make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 0.3, 0.5, 0.05), make_evaluation(2, 0.9, -1.0, 0.05)]
@@ -165,8 +165,9 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_starts(monkeypatch
         tracker_names("mlfow")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     monkeypatch.delitem(sys.modules, "expo_search.results.trackers.mlflow_runs", raising=False)
-    with pytest.raises(StudyError, match=r'pip install "expo-search\[track\]"'):
-        Tracking(["mlflow"], print)
+    for opens in (lambda: Tracking(["mlflow"], print), lambda: check_installed(["mlflow"])):
+        with pytest.raises(StudyError, match=r'pip install "expo-search\[track\]"'):
+            opens()
 
 
 def test_a_server_that_cannot_be_reached_is_one_line_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +176,14 @@ def test_a_server_that_cannot_be_reached_is_one_line_before_anything_starts(monk
     with pytest.raises(StudyError, match=r"--track mlflow: it cannot be written to \(.*127\.0\.0\.1") as fault:
         Tracking(["mlflow"], print)
     assert "\n" not in str(fault.value)
+
+
+def test_no_password_of_a_server_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hun/ter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StudyError) as fault:
+        Tracking(["mlflow"], print)
+    assert "ter2" not in str(fault.value)
 
 
 def test_without_trackers_no_study_is_read() -> None:

@@ -24,8 +24,8 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     Raises:
         StudyError: the log file cannot be written.
     """
-    is_new = not log.exists()
     try:
+        is_new = not log.exists()
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as fault:
         raise StudyError(
@@ -48,8 +48,9 @@ def library_output_to(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
             os.dup2(fd, target)
             os.close(fd)
         os.close(file)
-        if is_new and log.stat().st_size == 0:
-            log.unlink()
+        with suppress(OSError):  # somebody has removed it meanwhile
+            if is_new and log.stat().st_size == 0:
+                log.unlink()
         # last registered, first called: native libraries count what they leaked when the interpreter is gone
         atexit.register(_send_output_to, log.absolute())
 

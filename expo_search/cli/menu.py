@@ -17,6 +17,7 @@ from expo_search.cli.inspect import print_bench, write_page
 from expo_search.cli.signals import stop_on_signals
 from expo_search.cli.talk import converse, print_answers, shown_prompts
 from expo_search.errors import ExpoError
+from expo_search.folders import user_path
 from expo_search.text import clean, one_line
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Menu:
 
     def _ask_for(self, what: str, usual: str) -> Path | None:
         line = self._ask(f"{what} [{clean(usual)}]: ")
-        return None if line is None else Path(line or usual).expanduser()
+        return None if line is None else user_path(line or usual)
 
     def _ask(self, text: str) -> str | None:
         """A line that was typed; None: no more, by Ctrl-D or Ctrl-C."""

@@ -25,6 +25,7 @@ from expo_search.cli.console import (
     Storage,
     StudyName,
     TrustRemoteCode,
+    give_up_on,
     known_study,
     print_prose,
     terminal,
@@ -63,7 +64,14 @@ def compare(
     with terminal(log) as (out, err):
         wanted = [0.0, _best_alpha(storage, name)] if given is None else given
         session = open_session(
-            name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
+            name,
+            storage,
+            start=False,
+            adds=False,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet,
+            console=err,
+            give_up=give_up_on(err),
         )
         with session:
             comparison = session.compare(wanted, prompts)
@@ -95,7 +103,14 @@ def chat(
     with terminal(log) as (out, err):
         begin = _best_alpha(storage, name) if alpha is None else alpha
         session = open_session(
-            name, storage, start=False, adds=False, trust_remote_code=trust_remote_code, quiet=quiet, console=err
+            name,
+            storage,
+            start=False,
+            adds=False,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet,
+            console=err,
+            give_up=give_up_on(err),
         )
         with session:
             converse(session, out, begin, max_tokens)

@@ -34,9 +34,9 @@ def tokens(text: str, *, where: str) -> int:
         StudyError: no such number, or below 1.
     """
     match = re.fullmatch(rf"({_NUMBER})([kmgb]?)", text.strip().lower())
-    total = round(float(match[1]) * _FACTOR[match[2]]) if match else 0
-    if total < 1:
+    total = float(match[1]) * _FACTOR[match[2]] if match else 0.0
+    if not 1 <= total < math.inf:
         raise StudyError(
             where=where, found=text or "nothing", expected="a number of tokens above 0", do="write 3M, 250k or 40000"
         )
-    return total
+    return round(total)

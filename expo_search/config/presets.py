@@ -84,6 +84,14 @@ def load_study(
         data = _over({"search": {"objective": "win-rate"}}, data)
     spec = check_spec(data, where, overrides)
     named = (overrides or {}).get("reward", {})
+    asked_model = (overrides or {}).get("pair", {}).get("reward_model")
+    if asked_model is not None and spec.reward.rates_itself:
+        raise StudyError(
+            where=f"--reward-model {asked_model}",
+            found=f"{spec.reward.named} to rate the answers as well",
+            expected="one of the two",
+            do="drop it, or the scorer or judge",
+        )
     if all(named.get(key) is None for key in ("scorer", "judge_url")):  # else the caller names it
         check_consent(spec, where)
     return spec

@@ -47,7 +47,7 @@ def over(base: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[dict[str, Any
             one = ("reward_model", "reward_revision")
             base["pair"] = {key: value for key, value in base["pair"].items() if key not in one}
         usual = base.get("reward")
-        if isinstance(usual, Mapping):
+        if isinstance(usual, Mapping) and isinstance(top["rewards"], list | tuple):
             run = {key: usual[key] for key in RUN if key in usual}
             top["rewards"] = [run | dict(e) if isinstance(e, Mapping) else e for e in top["rewards"]]
             base["reward"] = {key: value for key, value in usual.items() if key not in RUN}
@@ -63,6 +63,8 @@ def over(base: Mapping[str, Any], top: Mapping[str, Any]) -> tuple[dict[str, Any
 def _run_alike(told: Mapping[str, Any], reward: object) -> dict[str, Any]:
     """A layer whose reward models are all run as the table `reward` says, which then does not say it any more."""
     if not isinstance(reward, Mapping):
+        return dict(told)
+    if not isinstance(told["rewards"], list | tuple):
         return dict(told)
     run = {key: reward[key] for key in RUN if key in reward}
     rewards = [dict(e) | run if isinstance(e, Mapping) else e for e in told["rewards"]]

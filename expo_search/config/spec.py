@@ -342,7 +342,7 @@ class StudySpec(_Table):
     def _several(cls, data: Any) -> Any:
         told = apart(data) if isinstance(data, Mapping) else {}
         rewards = told.get("rewards")
-        if not rewards:
+        if not rewards or not isinstance(rewards, list | tuple):
             return told if isinstance(data, Mapping) else data
         first, reward = rewards[0], told.get("reward", {})
         if isinstance(first, Mapping) and isinstance(reward, Mapping):

@@ -159,7 +159,11 @@ def advice_on_changes(stored: Settings, settings: Settings) -> str:
     there, now = stored.flat_as_of_now(), settings.flat()
     differing = {key for key in there.keys() & now.keys() if there[key] != now[key]}
     if stored.engine.arithmetic and differing <= {"engine.arithmetic", "reward.arithmetic"}:
-        return f"--arithmetic {stored.engine.arithmetic} goes on as there, or give another --study-name"
+        engine, reward = stored.engine.arithmetic, stored.reward.arithmetic
+        if reward in (None, "", engine):
+            return f"--arithmetic {engine} goes on as there, or give another --study-name"
+        of_file = f'[engine] arithmetic = "{engine}" and [reward] arithmetic = "{reward}" in a study file'
+        return f"{of_file} go on as there, or give another --study-name"
     return "drop the differing options, or give another --study-name"
 
 

@@ -121,8 +121,16 @@ class Store(AnswerTables):
                 do="check the path",
             )
         self.storage = storage
-        with store_faults(self.url):
-            self.study = optuna.load_study(study_name=self.name, storage=self.storage)
+        try:
+            with store_faults(self.url):
+                self.study = optuna.load_study(study_name=self.name, storage=self.storage)
+        except KeyError:
+            raise StoreError(
+                where=f"study {self.name}",
+                found=f"no study of that name in {shown(self.url)}",
+                expected="one that is there",
+                do="see `expo-search show`, or check the name",
+            ) from None
 
     def close(self) -> None:
         """Let go of the database's connections."""
