@@ -460,7 +460,8 @@ class Session:
         """
         from expo_search.session.second_judge import find_judge
 
-        with self.working("checking the second judge") as doing:
+        named = model is not None or scorer is not None or self.spec.pair.check_reward_model is not None
+        with self.working("checking the second judge" if named else "checking") as doing:
             self._judge, checked = find_judge(self.checked, model, scorer, self.say, doing=doing, fetch=self._fetch)
         self.checked = self.running.checked = checked
         return None if self._judge is None else self._judge.name

@@ -45,6 +45,9 @@ def test_a_file_uri_is_its_file() -> None:
         ("x.db", "write sqlite:///x.db"),
         ("postgresql://host:port/x", "see SQLAlchemy's database URLs"),
         ("", "see SQLAlchemy's database URLs"),
+        ("sqlite://x.db", "write sqlite:///x.db"),
+        ("postgres://me@host/x", "write postgresql+psycopg://me@host/x"),
+        ("postgres://me:hunter2@host/x", "write postgresql+psycopg://me:***@host/x"),
         ("sqlite:///~/x.db", f"write sqlite:///{Path.home()}/x.db"),
     ],
 )

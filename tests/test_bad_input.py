@@ -21,7 +21,7 @@ TABLE = Path(__file__).parent.parent / "docs" / "bad-input.md"
 COMMAND = "make bad-input-table"
 HEAD = f"""# Bad inputs, and what is said
 
-Every row was tried by `tests/test_bad_input.py`: exit code 2, this one line on standard error, nothing written.
+Every row was tried by `tests/test_bad_input.py`: exit code 2, this line, the last on standard error, nothing written.
 `{COMMAND}` writes this file; a test fails where it is stale. A path is short where the machine's would stand.
 
 | input | typed after `expo-search` | message |

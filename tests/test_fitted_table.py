@@ -151,7 +151,7 @@ def test_what_was_left_out_is_said_with_where_it_is() -> None:
         return captured.get()
 
     rows = [{"a": "1" * 20, "b b": "2" * 20, "c": "3" * 20}]
-    assert "left out for width: b b; all columns: show --json" in said(50)
+    assert "left out for width: b b; all columns: expo-search show --json" in " ".join(said(50).split())
     assert "left out" not in said(80)
 
 

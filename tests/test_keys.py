@@ -68,11 +68,22 @@ def test_init_writes_a_new_file_alone_and_names_what_is_missing(
     with pytest.raises(StudyError, match="exists already; expected a new file"):
         init(tmp_path / "a.toml", "zephyr", None, None, None, None)
     assert (tmp_path / "a.toml").read_bytes() == before
-    with pytest.raises(StudyError, match="no pair; expected --pair NAME, or --sft and --aligned"):
+    with pytest.raises(StudyError, match="no pair; expected --pair NAME, --sft and --aligned, or"):
         init(tmp_path / "b.toml", None, "sft", None, None, None)
     with pytest.raises(StudyError, match="unknown preset"):
         init(tmp_path / "b.toml", "zefyr", None, None, None, None)
     assert [file.name for file in tmp_path.iterdir()] == ["a.toml"]
+
+
+def test_init_takes_an_adapter_and_names_the_consent_that_a_preset_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init(tmp_path / "a.toml", None, None, "org/base", "org/judge", None, "org/lora")
+    pair = tomllib.loads((tmp_path / "a.toml").read_text(encoding="utf-8"))["pair"]
+    assert pair == {"aligned": "org/base", "adapter": "org/lora", "reward_model": "org/judge"}
+    assert "--trust-remote-code" not in capsys.readouterr().err
+    init(tmp_path / "b.toml", "internlm2-7b")
+    assert "--dry-run --trust-remote-code" in capsys.readouterr().err
 
 
 def test_paths_that_are_there_are_written_as_they_lie_from_the_file(

@@ -173,7 +173,7 @@ def test_what_a_terminal_has_no_room_for_is_named_with_where_it_is(width: int) -
     text = " ".join(printed(StudyResult("s", "sqlite:///s.db", TRIALS, {}, verdict(TRIALS)), width).split())
     missing = [h for h in HEADINGS if h not in headings(trial_table(TRIALS, verdict(TRIALS), width))]
     assert bool(missing) == (width < 1000)
-    told = f"left out for width: {', '.join(missing)}; all columns: show --csv"
+    told = f"left out for width: {', '.join(missing)}; all columns: expo-search show --csv"
     assert told in text if missing else "left out for width" not in text
     columns = trials_csv(TRIALS).splitlines()[0].split(",")
     assert {"length_controlled", "mean_length", "share_cut", "share_repeating", "reward"} <= set(columns)

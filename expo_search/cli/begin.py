@@ -14,6 +14,7 @@ from rich.text import Text
 
 from expo_search.cli.completion import presets
 from expo_search.cli.console import console_on
+from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
 from expo_search.text import clean
 
@@ -29,18 +30,21 @@ def init(
         str | None, typer.Option(metavar=_MODEL, help="A sequence classifier with one label; to be filled in else.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="FILE_OR_DATASET", help="Prompts.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar=_MODEL, help="A LoRA adapter: aligned is then --aligned with it merged in.")
+    ] = None,
 ) -> None:
     """Write a commented study file, from a preset or from the paths of two checkpoints."""
     from expo_search.config.keys import study_file
 
-    if pair is None and (sft is None or aligned is None):
+    if pair is None and (aligned is None or (sft is None and adapter is None)):
         raise StudyError(
             where="init",
             found="no pair",
-            expected="--pair NAME, or --sft and --aligned",
+            expected="--pair NAME, --sft and --aligned, or --aligned and --adapter",
             do=f"write for example: expo-search init {shlex.quote(str(file))} --pair zephyr",
         )
-    given = {"aligned": aligned, "sft": sft, "reward_model": reward_model, "prompts": prompts}
+    given = {"aligned": aligned, "adapter": adapter, "sft": sft, "reward_model": reward_model, "prompts": prompts}
     if pair is None and reward_model is None:
         given["reward_model"] = "PATH_OR_ID"
     text = study_file(pair, {key: _from(file, value) for key, value in given.items() if value is not None})
@@ -56,7 +60,8 @@ def init(
         ) from None
     todo = "" if reward_model or pair else "; fill in its reward_model"
     err = console_on(sys.stderr)
-    then = f"expo-search --study {shlex.quote(str(file))} --dry-run"
+    asks = pair is not None and load_study(preset=pair, trust_remote_code=True).pair.needs_remote_code
+    then = f"expo-search --study {shlex.quote(str(file))} --dry-run{' --trust-remote-code' if asks else ''}"
     err.print(Text(clean(f"written to {file}{todo}. Then:\n  {then}")), soft_wrap=True)
 
 

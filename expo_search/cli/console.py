@@ -19,7 +19,11 @@ from expo_search.text import clean, one_line, shown
 if TYPE_CHECKING:
     from rich.table import Table
 
-StudyName = Annotated[str | None, typer.Argument(help="Name in the database.", autocompletion=studies)]
+# what is agreed to: see `config.spec.check_consent`
+CONSENT = "Run code that a repository, study file or database names, and let a judge it names elsewhere read answers."
+StudyName = Annotated[
+    str | None, typer.Argument(help="Name in the database; by default the only one there.", autocompletion=studies)
+]
 Storage = Annotated[
     str, typer.Option("--storage", metavar="URL", help="Database of the studies.", rich_help_panel="Output")
 ]
@@ -55,7 +59,7 @@ RayAddress = Annotated[
         rich_help_panel="Engine",
     ),
 ]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="As in the search.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help=CONSENT)]
 DEFAULT_LOG = Path("expo-search.log")
 
 
@@ -159,7 +163,7 @@ def print_table(console: Console, table: Table, every: Sequence[str], option: st
     from expo_search.results.fitted_table import left_out
 
     console.print(table)
-    line = left_out(table, every, f"show {option}")
+    line = left_out(table, every, f"expo-search show {option}")
     if line:
         print_prose(console, line, style="dim")
 

@@ -42,7 +42,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 def export_model(
     study: StudyName = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for the checkpoint; needed.")] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the verdict's by default.")] = None,
     shape: Annotated[
         str | None,

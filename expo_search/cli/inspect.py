@@ -79,6 +79,7 @@ def list_pairs(
                 print_prose(console, f"  {key}: {value}")
     if not verbose:
         print_prose(console, "\n--verbose has their checkpoints; search with: expo-search --pair NAME", style="dim")
+        print_prose(console, "A pair that runs its own code asks for --trust-remote-code as well.", style="dim")
 
 
 def _fact_lines(facts: Sequence[str], width: int) -> list[str]:
@@ -123,7 +124,7 @@ def show(
 
 def report_page(
     study: StudyName = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page, FILE.html.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page, FILE.html; needed.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:

@@ -18,6 +18,7 @@ from expo_search.api import Session, open_session, open_study
 from expo_search.cli.bench import Wanted, task_files, task_names
 from expo_search.cli.completion import presets, tasks, words_of
 from expo_search.cli.console import (
+    CONSENT,
     DEFAULT_LOG,
     Artifacts,
     Engines,
@@ -38,6 +39,7 @@ from expo_search.cli.console import (
 from expo_search.cli.inspect import print_result, print_reward_models
 from expo_search.cli.menu import Menu, is_wanted
 from expo_search.cli.signals import same_command, stop_on_signals
+from expo_search.cli.usage import flag_of
 from expo_search.config.amounts import seconds as seconds_of
 from expo_search.config.amounts import tokens as tokens_of
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OF_SEARCH, OPTIONS, PANELS, overrides
@@ -142,7 +144,7 @@ def search(
         ),
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the repositories' own Python.", rich_help_panel="Pair")
+        bool, typer.Option("--trust-remote-code", help=CONSENT, rich_help_panel="Pair")
     ] = False,
     study_name: Annotated[
         str | None, typer.Option(help="Name in the database; the pair's by default.", rich_help_panel="Search")
@@ -181,7 +183,7 @@ def search(
     if version:
         typer.echo(__version__)
         return
-    given = [f"--{name.replace('_', '-')}" for name in context.params if _is_typed(context, name)]
+    given = [flag_of(p) for p in context.command.params if p.name in context.params and _is_typed(context, p.name)]
     if context.invoked_subcommand is not None:
         if given:
             raise StudyError(
@@ -451,6 +453,8 @@ def confirm_winner(
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
     name = known_study(study, storage)
+    if alpha is not None:
+        open_study(storage, name).trial_at(alpha)  # one that was not evaluated is said before anything is checked
     from expo_search.results.second_judge import check_sentence
     from expo_search.results.summary_json import confirmation_json
     from expo_search.results.verdict import confirmation_sentence

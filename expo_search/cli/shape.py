@@ -31,6 +31,7 @@ from expo_search.cli.console import (
 )
 from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE
+from expo_search.weights.shape import dimensions
 
 
 def search_shape(
@@ -54,6 +55,7 @@ def search_shape(
     as_json: Json = False,
 ) -> None:
     """Spread the best alpha over layers or modules, and see whether that beats one alpha for all."""
+    dimensions(kind)
     check_trials(trials)
     name = known_study(study, storage)
     from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json

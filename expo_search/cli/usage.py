@@ -52,13 +52,14 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as fault:
-            raise as_ours(fault, self) from None
+            raise as_ours(fault, self, ctx.invoked_subcommand) from None
 
 
-def as_ours(fault: Any, group: Any) -> StudyError:
-    """The error, by what typer knows of it."""
+def as_ours(fault: Any, group: Any, name: str | None = None) -> StudyError:
+    """The error, by what typer knows of it. `name`: of the command, which an option without a value does not know."""
     context = getattr(fault, "ctx", None)
-    name = getattr(context, "info_name", None) if getattr(context, "parent", None) is not None else None
+    if getattr(context, "parent", None) is not None:
+        name = getattr(context, "info_name", None)
     command = f"{_COMMAND} {name}" if name else _COMMAND
     place = command if name else _COMMAND_LINE
     option = getattr(fault, "option_name", None)
@@ -82,7 +83,7 @@ def as_ours(fault: Any, group: Any) -> StudyError:
         found, expected = "no value", "one after it"
     elif parameter is not None:
         found, expected = _refused(fault, message)
-    where = option or (_name(parameter) if parameter is not None else place)
+    where = option or (flag_of(parameter) if parameter is not None else place)
     return StudyError(where=where, found=found, expected=expected, do=f"see `{command} --help`")
 
 
@@ -125,7 +126,7 @@ def _options(command: Any) -> list[str]:
     return [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
 
 
-def _name(parameter: Any) -> str:
-    """As it is typed, or as the help calls it."""
+def flag_of(parameter: Any) -> str:
+    """A parameter as it is typed, or as the help calls it."""
     flags = [flag for flag in parameter.opts if flag.startswith("-")]
     return max(flags, key=len) if flags else str(parameter.metavar or parameter.name)

@@ -66,10 +66,10 @@ PANELS |= {"engine": "Engine"}
 _MODEL = "PATH_OR_ID"
 OPTIONS = (
     Option("pair", "sft", str, "The SFT checkpoint.", _MODEL),
-    Option("pair", "aligned", str, "The checkpoint aligned from it.", _MODEL),
+    Option("pair", "aligned", str, "The checkpoint aligned from the SFT one.", _MODEL),
     Option("pair", "adapter", str, "A LoRA adapter: aligned is then --aligned with it merged in.", _MODEL),
     Option(
-        "pair", "reward_model", str, "A sequence classifier with one label; several where it is given again.", _MODEL,
+        "pair", "reward_model", str, "A sequence classifier with one label; several: again, or as [[reward]].", _MODEL,
         repeats=True,
     ),
     Option("search", "combine_rewards", str, "Of several: mean, or worst-case, the least of them.", panel="Pair"),
@@ -84,7 +84,7 @@ OPTIONS = (
     Option(
         "reward", "judge_model", str, "The model there, which compares answers with alpha = 0's.", "NAME", panel="Pair"
     ),
-    Option("pair", "check_reward_model", str, "Another reward model, which judges the winner at the end.", _MODEL),
+    Option("pair", "check_reward_model", str, "A second judge: another reward model, for the winner.", _MODEL),
     Option("prompts", "source", str, "JSONL or Parquet file, or Hub data set.", "FILE_OR_DATASET", "prompts"),
     Option("prompts", "n", int, "Prompts of the search.", None, "n_prompts"),
     Option("sampling", "max_tokens", int, "New tokens of an answer at most."),

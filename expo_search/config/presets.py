@@ -41,7 +41,7 @@ def preset_names() -> dict[str, Path]:
 def load_study(
     *,
     preset: str | None = None,
-    file: Path | None = None,
+    file: str | Path | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None = None,
     trust_remote_code: bool = False,
@@ -57,6 +57,7 @@ def load_study(
     """
     where, data = "command line", dict[str, Any]()
     if file is not None:
+        file = Path(file)
         where, data = str(file), _beside(file, apart(_read_toml(file)))
         asked, preset = preset, data.pop("preset", preset)
         if asked not in (None, preset):

@@ -540,6 +540,8 @@ def _faults(errors: Sequence[Any]) -> list[str]:
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = f"no such setting{_meant(error['loc'])}"
+        elif error["type"] == "missing" and place == "pair":
+            message = f'nothing{_EXPECTED}preset = "NAME", or a table [pair]'
         seen = messages.setdefault(place, [])
         seen.append(message.removeprefix("Input should be ") if seen else message)
         given = error.get("input")

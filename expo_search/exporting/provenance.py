@@ -267,7 +267,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     except ValidationError as faults:
         fault = _faults(faults)
     except (OSError, ValueError, RecursionError) as unreadable:
-        fault = f"not readable ({type(unreadable).__name__}: {unreadable})"
+        said = unreadable.strerror if isinstance(unreadable, OSError) and unreadable.strerror else str(unreadable)
+        fault = "no such file" if isinstance(unreadable, FileNotFoundError) else f"not readable ({said})"
     if fault:
         raise StudyError(
             where=str(file),

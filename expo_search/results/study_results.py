@@ -112,7 +112,9 @@ class StudyResult:
     def next_steps(self) -> list[tuple[str, str]]:
         """(command, purpose) of what can be done with it now."""
         has = {"has_bench": bool(self.bench.tasks), "asks_consent": self.asks_consent}
-        return next_steps(self.name, self.url, self.verdict, **has, shapes=self.better_shapes)
+        steps = next_steps(self.name, self.url, self.verdict, **has, shapes=self.better_shapes)
+        waits = self.goes_on and not self.standing.is_running
+        return [(self.goes_on, "the search, from where it stopped"), *steps] if waits else steps
 
     @property
     def other_checks(self) -> list[str]:

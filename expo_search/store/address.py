@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expo_search.errors import StoreError
 from expo_search.text import shown
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _FILE = re.compile(r"sqlite:///([^?%]+)")  # the URL of nearly everybody; SQLAlchemy decodes a %
 
@@ -52,6 +56,13 @@ def check_can_be_made(url: str, path: Path) -> None:
         )
 
 
+def _meant(url: URL) -> str | None:
+    """How a URL should begin that is begun as other programs', or with a slash too few; None: it may be right."""
+    if url.get_backend_name() == "postgres":
+        return "postgresql+psycopg://"
+    return "sqlite:///" if url.get_backend_name() == "sqlite" and url.host is not None else None
+
+
 def _sqlite_database(url: str) -> str | None:
     """What a URL names as SQLite's database; None where it is of another kind, or names none."""
     if "://" in url:
@@ -63,7 +74,16 @@ def _sqlite_database(url: str) -> str | None:
         except (ArgumentError, ValueError):  # ValueError: a port that is not a number
             pass
         else:
-            return parsed.database if parsed.get_backend_name() == "sqlite" else None
+            kind, meant = parsed.get_backend_name(), _meant(parsed)
+            if meant is None:
+                return parsed.database if kind == "sqlite" else None
+            begin, _, rest = shown(url).partition("://")
+            raise StoreError(
+                where=f"--storage {shown(url)}",
+                found=f"a URL that begins with {begin}://",
+                expected=meant,
+                do=f"write {meant}{rest}",
+            )
     raise StoreError(
         where=f"--storage {shown(url)}",
         found="not a database URL",

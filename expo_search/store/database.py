@@ -250,7 +250,7 @@ def store_faults(url: str) -> Iterator[None]:
             where=f"--storage {shown(url)}",
             found=f"no driver for it ({fault})",
             expected=f"the driver of {server.drivername}",
-            do=INSTALL if server.get_backend_name() == "postgresql" else "install it, or give another --storage",
+            do=INSTALL.get(server.get_backend_name(), "install it, or give another --storage"),
         ) from None
     except (DatabaseError, NoSuchModuleError) as fault:
         raise _store_error(fault, url) from fault

@@ -48,7 +48,12 @@ _LIBPQ_OPTIONS = {
     "application_name": "expo-search",
 }
 _TIMER = "expo_search timer"
-INSTALL = 'pip install "expo-search[postgres]", and name the database postgresql+psycopg://user@host/name'
+# by SQLAlchemy's name of the kind
+INSTALL = {
+    "postgresql": 'pip install "expo-search[postgres]", and name the database postgresql+psycopg://user@host/name',
+    "mysql": 'pip install "expo-search[mysql]", and name the database mysql+pymysql://user@host/name',
+    "mariadb": 'pip install "expo-search[mysql]", and name the database mariadb+pymysql://user@host/name',
+}
 _READ_ONLY = {
     "sqlite": "PRAGMA query_only=ON",
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -128,6 +133,9 @@ def _break(connection: Any) -> None:
         its_socket.shutdown(socket.SHUT_RDWR)
 
 
+_PASSWORD = "; a password is taken from PGPASSWORD or ~/.pgpass as well"
+
+
 def server_fault(url: str, cause: str, *, lost: bool) -> StoreError:
     """A server's fault in our words."""
     where = f"--storage {shown(url)}"
@@ -142,7 +150,7 @@ def server_fault(url: str, cause: str, *, lost: bool) -> StoreError:
         where=where,
         found=cause,
         expected="a database server that lets this user in",
-        do="check host, port, name and user; a password is taken from PGPASSWORD or ~/.pgpass as well; "
+        do=f"check host, port, name and user{_PASSWORD if url.startswith('postgresql') else ''}; "
         "the same command goes on where it stopped",
     )
 
