@@ -1,4 +1,4 @@
-"""`expo-search bench` and `--bench` as a user types them, on the real engine."""
+"""`expo-search bench` and `--bench` as a user types them, on the real engine; what goes on after a stop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,32 @@ from pathlib import Path
 import pytest
 from twins import make_pair, make_reward_model, write_prompts
 
+from expo_search.cli import main as command
+from expo_search.cli.signals import same_command
+from expo_search.errors import EngineDied
+
 PAIR = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]
 SIZES = ["--n-prompts", "6", "--max-tokens", "8", "--max-model-len", "256", "--alpha-max", "2", "--trials", "2"]
+
+
+def test_what_goes_on_after_a_stop_does_not_forget_what_was_just_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise EngineDied(where="vLLM engine", found="it crashed", expected="an engine", do="look")
+
+    typed = ["bench", "zephyr", "--tasks", "gsm8k,ifeval", "--again"]
+    assert same_command(typed) == "expo-search bench zephyr --tasks gsm8k,ifeval"
+    monkeypatch.setattr(command, "app", interrupted)
+    for words, told in (typed, "the same command without --again goes on"), (typed[:-1], "the same command goes on"):
+        monkeypatch.setattr(sys, "argv", ["expo-search", *words])
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        assert end.value.code == 130
+        assert capsys.readouterr().err.endswith(f"what was finished is kept, {told}\n")
 
 
 @pytest.mark.slow

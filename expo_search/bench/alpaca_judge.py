@@ -129,7 +129,7 @@ def _preferences(config: str, at: Sequence[dict[str, str]], zero: Sequence[dict[
             where=f"--judge {config}",
             found=f"{type(fault).__name__}: {shortened(str(fault))}",
             expected="a judge that answers",
-            do="check its key and address; the answers are kept, the same command judges them",
+            do="check its key and address; the answers are kept, the same command without --again judges them",
         ) from None
     if len(annotations) != len(at):
         raise StudyError(

@@ -88,7 +88,7 @@ class Asking:
                     where=f"task {self.task}",
                     found=f"{len(answers)} answers to {len(requests)} requests",
                     expected="one answer a request",
-                    do="run the same command again: it goes on with the missing ones",
+                    do="run the same command again, without --again: it goes on with the missing ones",
                 )
         return answers
 

@@ -31,7 +31,7 @@ from expo_search.cli.console import (
     terminal,
 )
 from expo_search.cli.inspect import print_bench
-from expo_search.cli.signals import same_command, stop_on_signals
+from expo_search.cli.signals import AGAIN, same_command, stop_on_signals
 from expo_search.config.options import DEFAULT_STORAGE, OF_BENCH, TaskOptions
 from expo_search.errors import StudyError
 
@@ -57,7 +57,7 @@ def bench(
     judge: Annotated[
         str | None, typer.Option(metavar="NAME_OR_DIR", help="A judge of alpaca_eval, for the task of that name.")
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Forget what is stored of these tasks.")] = False,
+    again: Annotated[bool, typer.Option(AGAIN, help="Forget what is stored of these tasks.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     engines: Engines = None,
     ray_address: RayAddress = None,

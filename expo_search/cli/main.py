@@ -21,7 +21,7 @@ from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
 from expo_search.cli.search import confirm_winner, search
 from expo_search.cli.shape import search_shape
-from expo_search.cli.signals import terminate_as_ctrl_c
+from expo_search.cli.signals import AGAIN, terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
 from expo_search.cli.usage import Commands
 from expo_search.errors import EngineError, ExpoError
@@ -89,5 +89,6 @@ def _say_stopped(*, lost: bool = False) -> None:
     command = next(iter(sys.argv[1:]), "-")
     keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
     what = "what was stored" if lost else "what was finished"
-    kept = f"; {what} is kept, the same command goes on" if keeps else ""
+    same = f"the same command without {AGAIN}" if AGAIN in sys.argv else "the same command"
+    kept = f"; {what} is kept, {same} goes on" if keeps else ""
     Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)

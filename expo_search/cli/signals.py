@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+AGAIN = "--again"  # of `bench`: forget what is stored
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,7 +50,8 @@ def terminate_as_ctrl_c() -> None:
 
 
 def same_command(arguments: Sequence[str]) -> str:
-    """The command line that goes on, without the password of a database."""
+    """The command line that goes on: without `--again`, which forgets what is stored, and a database's password."""
     from expo_search.text import shown
 
-    return shlex.join(["expo-search", *(shown(a) if "://" in a else a for a in arguments)])
+    kept = [a for a in arguments if a != AGAIN]
+    return shlex.join(["expo-search", *(shown(a) if "://" in a else a for a in kept)])

@@ -88,7 +88,7 @@ class BenchStore:
                 where=f"study {self._store.name}, task {task}",
                 found=f"answers made under other settings ({told})",
                 expected="those that its answers were made under",
-                do="give the same data, or --again to answer the task anew",
+                do="go back to those, or give `bench --again`, which drops the task's answers at every alpha",
             )
 
     def describe(self, task: str, shown: Mapping[str, Any]) -> None:
