@@ -88,8 +88,9 @@ class YesModel(FakeModel):
 
 @dataclass
 class RatingModel(FakeModel):
-    """Rates what it is asked to rate, each text otherwise at each alpha. `requests` keeps (alpha, request)."""
+    """Rates what it is asked to rate, by default each text otherwise at each alpha. `requests`: of (alpha, request)."""
 
+    rates: Callable[[float, Request], float] = lambda alpha, request: -9 * unit(alpha, request.ids)
     requests: list[tuple[float, Request]] = field(default_factory=list)
 
     def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
@@ -101,7 +102,7 @@ class RatingModel(FakeModel):
             assert isinstance(request, Request)
             self.requests.append((alpha, request))
             if request.n_rated:
-                yield Likelihood(request, "", 0, "stop", -9 * unit(alpha, request.ids), False)
+                yield Likelihood(request, "", 0, "stop", self.rates(alpha, request), False)
             else:
                 yield replace(part, text=f"It is #### {unit(alpha, request.ids) > 0.5:d}")
 

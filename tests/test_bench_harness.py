@@ -1,23 +1,25 @@
-"""Tasks of lm-evaluation-harness on a fake model: shots, the leaderboard's members, what is asked and what decides."""
+"""Tasks of lm-evaluation-harness on a fake model: shots, the leaderboard's members, what is asked, kept and scored."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench_fakes import CHOICE, RatingModel, Recording, write_task
+from bench_fakes import CHOICE, TEXT, RatingModel, Recording, write_task
 from twins import make_tokenizer
 
 from expo_search.bench import harness_task
 from expo_search.bench.harness_task import HarnessTask, load_harness
 from expo_search.bench.run import run
-from expo_search.errors import PromptsError, SettingsChanged, StudyError
+from expo_search.contracts import Request
+from expo_search.errors import EngineError, PromptsError, SettingsChanged, StoreError, StudyError
 from expo_search.evaluation.objective import Stopped
-from expo_search.store.bench_store import BenchStore
+from expo_search.store.bench_store import Answered, BenchStore
 from expo_search.store.study_store import Store
 
 TOKENIZER = make_tokenizer()
@@ -88,10 +90,52 @@ def test_what_the_context_cuts_is_counted_and_said(store: BenchStore, tmp_path: 
     assert watcher.remarks[1].startswith("2 of 2 requests are longer than the context of 40 tokens")
 
 
+@pytest.mark.parametrize(
+    ("n_left", "room", "cuts"),
+    [(200, 200, []), (199, 199, ["may cut 2 of 2 answers short"]), (64, 64, ["may cut 2 of 2 answers short"]),
+     (10, 64, ["2 of 2 requests are longer than the context", "may cut 2 of 2 answers short"])],
+)  # fmt: skip
+def test_an_answer_gets_less_room_before_its_prompt_is_cut(
+    n_left: int, room: int, cuts: list[str], store: BenchStore, tmp_path: Path
+) -> None:
+    """Also where a task would have an answer fill the whole context, of which one token was left for the prompt."""
+    filler = "And so on. " * 20
+    given: dict[str, Any] = GRADED | {
+        "doc_to_text": filler + "{{q}}", "generation_kwargs": {"until": ["."], "max_gen_toks": 200},
+    }  # fmt: skip
+    n_prompt = len(TOKENIZER(f"{filler}{TEXT} test 0?")["input_ids"])
+    model, watcher, context = RatingModel(), Recording(), n_prompt + n_left
+    task = load(tmp_path, "roomy", 2, context=context, **given)
+    run(model, store, [task], [0.0], seed=0, watcher=watcher)
+    assert [(r.max_tokens, len(r.ids)) for _, r in model.requests] == [(room, min(n_prompt, context - room))] * 2
+    assert len(watcher.remarks) == len(cuts)
+    assert all(cut in remark for cut, remark in zip(cuts, watcher.remarks, strict=True))
+
+
 def test_the_filter_that_a_task_lists_first_decides(store: BenchStore, tmp_path: Path) -> None:
     run(RatingModel(), store, [load(tmp_path, "graded", 2, **GRADED)], [0.0], seed=0, watcher=Recording())
     metrics = [name for name, _ in store.settings("lm_eval:graded")["metrics"]]
     assert metrics == ["exact_match,strict", "exact_match,anywhere"]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_log_probability_that_is_no_number_is_refused_and_never_taken_for_certainty(
+    value: float, store: BenchStore, tmp_path: Path
+) -> None:
+    def last(_: float, request: Request) -> float:
+        return value if "test 2" in TOKENIZER.decode(request.ids) else -1.0
+
+    task = load(tmp_path, "choice", 3, **CHOICE)
+    with pytest.raises(EngineError, match=r"task lm_eval:choice, alpha 0, .* a log-probability of (nan|-inf)"):
+        run(RatingModel(rates=last), store, [task], [0.0], seed=0, watcher=Recording())
+    kept = store.answers(task.name, 0.0)
+    assert kept
+    assert all(answer.log_probability is not None for (answer,) in kept.values())
+    store.forget(task.name)
+    store.pin(task.name, task.kept())
+    store.add(task.name, 0.0, {(item, 0): Answered("", 0, "stop", None, False) for item in kept})  # by earlier versions
+    with pytest.raises(StoreError, match=rf"{len(kept)} stored log-probabilities that are no number; .*bench --again"):
+        run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
 
 
 def own_leaderboard(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -68,7 +69,7 @@ class Asking:
         Raises:
             Stopped: `stop` said so; all that had been answered is stored.
             EngineDied: the second time.
-            EngineError: the model left a request without an answer.
+            EngineError: the model left a request without an answer, or rated a text by what is no number.
         """
         answers: dict[Key, Answered] = {}
         may_fail = True
@@ -121,7 +122,7 @@ class Asking:
                     if isinstance(part, int):
                         self._watcher.generated(part, 0)
                         continue
-                    key, answer = keys[part.prompt.id], _answered(part)
+                    key, answer = keys[part.prompt.id], self._answered(part)
                     fresh[key] = answer  # kept, whatever becomes of its score
                     result = scored(key[0], answer)
                     if result is not None:
@@ -136,12 +137,19 @@ class Asking:
         finally:
             flush()
 
+    def _answered(self, c: Completion) -> Answered:
+        if not isinstance(c, Likelihood):
+            return Answered(storable(c.text), c.n_tokens, c.finish_reason)
+        if not math.isfinite(c.log_probability):
+            raise EngineError(
+                where=f"task {self.task}, alpha {self.alpha:g}, request {c.prompt.id}",
+                found=f"a log-probability of {c.log_probability}",
+                expected="a finite number",
+                do="leave this alpha out: its model does not answer in numbers",
+            )
+        return Answered(storable(c.text), c.n_tokens, c.finish_reason, c.log_probability, c.is_greedy)
+
 
 def _steps(model: Model, requests: Sequence[Prompt], seed: int) -> Generator[Completion | int, None, None]:
     """As `Model.generate`; closing it aborts what is running."""
     yield from model.generate(requests, seed)
-
-
-def _answered(c: Completion) -> Answered:
-    rated = (c.log_probability, c.is_greedy) if isinstance(c, Likelihood) else (None, None)
-    return Answered(storable(c.text), c.n_tokens, c.finish_reason, *rated)

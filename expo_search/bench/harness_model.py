@@ -1,18 +1,22 @@
 """lm-evaluation-harness's model, answered by the live engine at its present alpha, with no cache of its own.
 
-Text becomes tokens as in the harness's `TemplateLM`; what is too long for the context loses its beginning, as there.
-Requests are stored by what they ask, under task and alpha: a run that was stopped asks none of them again.
+Text becomes tokens as in the harness's `TemplateLM`; what is too long for the context loses its beginning, as there. A
+prompt is cut only where an answer has its least room already. Requests are stored by what they ask, under task and
+alpha: a run that was stopped asks none of them again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.asking import Asking, BenchWatcher, Key
+from expo_search.bench.task import LEAST_ROOM
 from expo_search.contracts import Prompt, Request
+from expo_search.errors import StoreError
 from expo_search.store.bench_store import Answered, BenchStore
 
 if TYPE_CHECKING:
@@ -24,29 +28,55 @@ _MAX_TOKENS = 256  # of an answer where a task does not say, as in the harness's
 
 
 class LiveRequests:
-    """Requests of one harness task at one alpha: those that are stored, and the others from the engine."""
+    """Requests of one harness task at one alpha: those that are stored, and the others from the engine.
+
+    Attributes:
+        failed: whether asking failed, or was stopped.
+    """
 
     def __init__(self, asking: Asking, store: BenchStore, watcher: BenchWatcher, title: str) -> None:
         self._asking, self._watcher, self._title = asking, watcher, title
         self._stored = store.answers(asking.task, asking.alpha)
+        self.failed = False
 
-    def answers(self, requests: Sequence[Request], n_cut: int, context: int) -> list[Answered]:
+    def answers(self, requests: Sequence[Request], remarks: Sequence[str]) -> list[Answered]:
         """One answer a request, in their order; requests that ask the same thing are one.
 
         Args:
-            n_cut: of them, that were longer than the context of so many tokens and lost their beginning.
+            remarks: said where something is asked.
         """
+        try:
+            return self._answers(requests, remarks)
+        except Exception:
+            self.failed = True
+            raise
+
+    def _answers(self, requests: Sequence[Request], remarks: Sequence[str]) -> list[Answered]:
+        self._check_stored(requests)
         missing: dict[Key, Prompt] = {(r.id, 0): r for r in requests if r.id not in self._stored}
         n = len({r.id for r in requests})
         self._watcher.started(self._title, self._asking.alpha, n, n - len(missing))
-        if n_cut and missing:
-            self._watcher.remark(
-                f"{n_cut} of {len(requests)} requests are longer than the context of {context} tokens and lost their "
-                "beginning"
-            )
+        for remark in remarks if missing else ():
+            self._watcher.remark(remark)
         for (name, _), answer in self._asking.ask(missing).items():
             self._stored[name] = [answer]
         return [self._stored[r.id][0] for r in requests]
+
+    def _check_stored(self, requests: Sequence[Request]) -> None:
+        """Check that what is stored of rated texts is a number: earlier versions kept any, and SQLite none for NaN.
+
+        Raises:
+            StoreError: one is none.
+        """
+        given = [self._stored[r.id][0].log_probability for r in requests if r.n_rated and r.id in self._stored]
+        n = sum(value is None or not math.isfinite(value) for value in given)
+        if n:
+            raise StoreError(
+                where=f"task {self._asking.task}, alpha {self._asking.alpha:g}",
+                found=f"{n} stored log-probabilities that are no number",
+                expected="finite ones",
+                do="give `bench --again`, which drops the task's answers at every alpha",
+            )
 
 
 def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, context: int) -> TemplateLM:
@@ -119,14 +149,16 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
             return [sum(next(flat)[0] for _ in document) for document in windows]
 
         def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-            asked, n_cut = [], 0
+            asked, n_cut, n_short = [], 0, 0
             for request, copy in _numbered(requests):
                 text, given = request.args
                 options = normalize_gen_kwargs(dict(given), default_max_gen_toks=_MAX_TOKENS)
-                max_tokens = min(int(options["max_gen_toks"]), context - 1)
-                whole = self.tok_encode(text)
+                whole, wanted = self.tok_encode(text), int(options["max_gen_toks"])
+                least = min(wanted, LEAST_ROOM, context // 2)
+                max_tokens = min(wanted, max(least, context - len(whole)))
                 ids = whole[-(context - max_tokens) :]
                 n_cut += len(ids) < len(whole)
+                n_short += max_tokens < wanted
                 asked.append(
                     _request(
                         ids=ids,
@@ -137,9 +169,11 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
                         top_p=float(options.get("top_p", 1.0)),
                     )
                 )
-            return [answer.text for answer in answers(asked, n_cut, context)]
+            short = f"the context of {context} tokens may cut {n_short} of {len(asked)} answers short"
+            remarks = [*_lost(n_cut, len(asked), context), *([short] if n_short else [])]
+            return [answer.text for answer in answers(asked, remarks)]
 
-    answers: Callable[[Sequence[Request], int, int], list[Answered]] = requests.answers
+    answers: Callable[[Sequence[Request], Sequence[str]], list[Answered]] = requests.answers
 
     def rated(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Log-probability of the second tokens after the first ones, and whether greedy choice gives them."""
@@ -148,9 +182,21 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
             ids = [*before, *rest][-rated_context:]
             n_cut += len(ids) < len(before) + len(rest)
             asked.append(_request(ids=ids, n_rated=min(len(rest), len(ids) - 1)))
-        return [(float(a.log_probability or 0.0), bool(a.is_greedy)) for a in answers(asked, n_cut, context)]
+        given = answers(asked, _lost(n_cut, len(asked), context))
+        return [(_log_probability(answer), bool(answer.is_greedy)) for answer in given]
 
     return LiveModel()
+
+
+def _log_probability(answer: Answered) -> float:
+    assert answer.log_probability is not None, "checked where it was read"
+    return answer.log_probability
+
+
+def _lost(n_cut: int, n: int, context: int) -> list[str]:
+    """What is said where prompts were cut."""
+    told = f"{n_cut} of {n} requests are longer than the context of {context} tokens and lost their beginning"
+    return [told] if n_cut else []
 
 
 def _request(*, ids: Sequence[int], stop: Sequence[str] = (), copy: int = 0, **options: Any) -> Request:

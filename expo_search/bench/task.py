@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from expo_search.contracts import Prompt
 from expo_search.store.bench_store import Answered, Scores
 
+LEAST_ROOM = 64  # tokens that the context must leave an answer, where the task lets it have as many
+
 
 @dataclass(frozen=True)
 class Item:

@@ -11,7 +11,7 @@ from expo_search.bench.harness_task import HarnessTask
 from expo_search.bench.registry import Data, load_tasks
 from expo_search.bench.result import BenchResult, read_bench
 from expo_search.bench.run import Benchmark, Chosen, is_done, run
-from expo_search.bench.task import WrittenTask, generator_name
+from expo_search.bench.task import LEAST_ROOM, WrittenTask, generator_name
 from expo_search.config.options import OF_BENCH, TaskOptions
 from expo_search.config.spec import StudySpec
 from expo_search.contracts import Prompt, Request
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from expo_search.bench.asking import BenchWatcher
-
-_LEAST_ROOM = 64  # tokens that the context must leave an answer, where the task lets it have as many
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _fitting(spec: StudySpec, tokenizer: PreTrainedTokenizerBase, chosen: Chosen
         return prompt.max_tokens if isinstance(prompt, Request) else spec.sampling.max_tokens
 
     def fits(prompt: Prompt) -> bool:
-        return room(prompt) >= min(wanted(prompt), _LEAST_ROOM)
+        return room(prompt) >= min(wanted(prompt), LEAST_ROOM)
 
     asked = [(item, chosen.task.request(item, ())) for item in chosen.items]
     kept = [(item, request) for item, request in asked if request is None or fits(request)]
