@@ -15,6 +15,7 @@ from twins import make_tokenizer
 
 from expo_search.bench import harness_task
 from expo_search.bench.harness_task import HarnessTask, load_harness
+from expo_search.bench.result import read_bench
 from expo_search.bench.run import run
 from expo_search.contracts import Request
 from expo_search.errors import EngineError, PromptsError, SettingsChanged, StoreError, StudyError
@@ -116,6 +117,114 @@ def test_the_filter_that_a_task_lists_first_decides(store: BenchStore, tmp_path:
     run(RatingModel(), store, [load(tmp_path, "graded", 2, **GRADED)], [0.0], seed=0, watcher=Recording())
     metrics = [name for name, _ in store.settings("lm_eval:graded")["metrics"]]
     assert metrics == ["exact_match,strict", "exact_match,anywhere"]
+
+
+def described(store: BenchStore, task: HarnessTask) -> list[list[str]]:
+    metrics: list[list[str]] = store.settings(task.name)["metrics"]
+    return metrics
+
+
+def test_a_perplexitys_log_likelihood_is_its_score_and_higher_is_better(store: BenchStore, tmp_path: Path) -> None:
+    likely: dict[str, Any] = {"output_type": "loglikelihood", "doc_to_text": "{{q}}", "doc_to_target": " So it is."}
+    one = load(tmp_path, "likely", 3, **likely)
+    run(RatingModel(), store, [one], [0.0], seed=0, watcher=Recording())
+    rated = {answers[0].log_probability for answers in store.answers(one.name, 0.0).values()}
+    assert {scores["log_likelihood"].value for scores in store.scores(one.name, 0.0).values()} == rated
+    assert all(value is not None and value < 0 for value in rated)
+    assert described(store, one) == [["acc", "acc"], ["log_likelihood", "log-likelihood per item"]]
+
+    rolling = load(tmp_path, "rolling", 2, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}")
+    run(RatingModel(), store, [rolling], [0.0], seed=0, watcher=Recording())
+    scores = store.scores(rolling.name, 0.0)["rolling/0"]
+    n_words, n_bytes = len(f"{TEXT} test 0?".split()), len(f"{TEXT} test 0?")
+    assert (scores["word_perplexity"].weight, scores["byte_perplexity"].weight) == (n_words, n_bytes)
+    assert scores["word_perplexity"].value * n_words == pytest.approx(scores["bits_per_byte"].value * n_bytes)
+    assert [title for _, title in described(store, rolling)] == [
+        "log-likelihood per word", "log-likelihood per byte", "log-likelihood per byte",
+    ]  # fmt: skip
+
+
+def test_what_an_f1_is_computed_from_scores_no_item(store: BenchStore, tmp_path: Path) -> None:
+    """It is a pair of numbers too, (gold, prediction): which of them could be divided went by the answers."""
+
+    def second(_: float, request: Request) -> float:
+        return -1.0 if " b" in TOKENIZER.decode(request.ids) else -2.0
+
+    two = {"doc_to_choice": "{{choices[:2]}}", "doc_to_target": "{{gold % 2}}"}
+    task = load(tmp_path, "both", 6, **CHOICE | two, metric_list=[{"metric": "f1"}, {"metric": "acc"}])
+    run(RatingModel(rates=second), store, [task], [0.0, 1.0], seed=0, watcher=Recording())
+    assert described(store, task) == [["acc", "acc"]]
+    assert {tuple(scores) for scores in store.scores(task.name, 1.0).values()} == {("acc",)}
+
+
+def test_a_metric_that_one_alpha_lacks_is_compared_at_none_and_the_others_go_on(
+    store: BenchStore, tmp_path: Path
+) -> None:
+    task, watcher = load(tmp_path, "shrinks", 3, **CHOICE), Recording()
+    run(RatingModel(), store, [task], [0.0], seed=0, watcher=watcher)
+    store.describe(task.name, {"metrics": [["f1", "f1"], ["acc", "acc"]]})  # as an earlier version kept them
+    run(RatingModel(), store, [task], [1.0], seed=0, watcher=watcher)
+    assert described(store, task) == [["acc", "acc"]]
+    assert watcher.remarks == ["not every item has a number for f1: compared by the others alone"]
+    assert [c.metric for c in read_bench(store).compared] == ["acc"]
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (CHOICE | {"metric_list": [{"metric": "f1"}, {"metric": "mcc"}]},
+         "unfit has no metric that scores each item: it lists f1, mcc; expected one such as acc or exact_match"),
+        (GRADED | {"metric_list": [{"metric": "bleu"}]}, "unfit has no metric that scores each item: it lists bleu"),
+        (GRADED | {"unsafe_code": True}, "unfit runs code that the model writes"),
+    ],
+)  # fmt: skip
+def test_a_task_that_would_end_in_an_error_is_refused_before_anything_starts(
+    config: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match=found):
+        load(tmp_path, "unfit", 2, **config)
+
+
+RATE = """
+def rate(doc, results):
+    if MODE == "fails":
+        raise LookupError("no punkt")
+    return {"acc": float("nan") if MODE == "nan" else 1.0, "length": len(results[0])}
+
+MODE = "%s"
+"""
+
+
+def own_rule(folder: Path, mode: str | None) -> HarnessTask:
+    """A task that scores by a function `rate` of a file beside it; None: which is there."""
+    if mode is not None:
+        (folder / "rules.py").write_text(RATE % mode)
+    file = Path(write_task(folder, "ruled", 3, **GRADED | {"filter_list": None}))
+    file.write_text(file.read_text().removesuffix("}") + ', "process_results": !function rules.rate}')
+    (task,) = load_harness(f"lm_eval:{file}", None)
+    return task.on(TOKENIZER, CONTEXT)
+
+
+def test_a_task_that_fails_is_one_line_and_its_answers_are_kept(store: BenchStore, tmp_path: Path) -> None:
+    task = own_rule(tmp_path, "fails")
+    with pytest.raises(StudyError, match=r"task lm_eval:ruled: LookupError: no punkt; .*answers that came are kept"):
+        run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
+    assert len(store.answers(task.name, 0.0)) == 3
+
+
+def test_a_score_that_is_no_number_is_none(store: BenchStore, tmp_path: Path) -> None:
+    task = own_rule(tmp_path, "nan")
+    run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
+    assert described(store, task) == [["length", "length"]]
+
+
+def test_a_fault_that_is_not_the_tasks_keeps_its_kind(store: BenchStore, tmp_path: Path) -> None:
+    def crash() -> None:
+        raise ZeroDivisionError
+
+    task = load(tmp_path, "graded", 3, **GRADED)
+    with pytest.raises(ZeroDivisionError):
+        run(RatingModel(dies_after=1, die=crash), store, [task], [0.0], seed=0, watcher=Recording())
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

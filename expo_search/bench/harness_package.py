@@ -1,13 +1,35 @@
-"""lm-evaluation-harness, the package of other people's checkers and tasks: whether it is there, and its version."""
+"""lm-evaluation-harness, a package of other people's checkers and tasks: its version, the scores of samples.
+
+Some of its metrics are of all items at once. Of a perplexity an item's value is its log-likelihood, with the number of
+its words or bytes where it is of those; of the others (F1, BLEU) it is what the metric is computed from, which scores
+no item.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
+from expo_search.bench.task import Metric
 from expo_search.errors import StudyError
+from expo_search.store.bench_store import Score, Scores
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 INSTALL = 'pip install "expo-search[bench]"'
+_FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides, by its first filter
+# Perplexities: what their log-likelihoods are of. The first is a number, the others pairs (log-likelihood, units)
+_UNITS = {"perplexity": "item", "word_perplexity": "word", "byte_perplexity": "byte", "bits_per_byte": "byte"}
+# A metric's name among the scores, where it is not its own: earlier versions kept the negative of this one under it
+_NAMES = {"perplexity": "log_likelihood"}
+_OF_ALL_ITEMS = frozenset(
+    {"f1", "mcc", "brier_score", "likelihood", "bleu", "chrf", "chrf++", "ter", "acc_all", "bypass"}
+)
 
 
 def need_harness(task: str, *modules: str) -> str:
@@ -25,3 +47,57 @@ def need_harness(task: str, *modules: str) -> str:
             do=INSTALL,
         )
     return f"lm-eval {version('lm_eval')}"
+
+
+def scores_of(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Task]
+) -> tuple[dict[str, Scores], list[Metric]]:
+    """Item -> its scores, and the metrics that each item has, the deciding one first."""
+    scores: dict[str, dict[str, Score]] = {}
+    metrics: dict[str, Metric] = {}
+    for name, task in tasks.items():
+        filters = {str(sample["filter"]) for sample in samples[name]}
+        better = task.higher_is_better()
+        for sample in samples[name]:
+            of_item = scores.setdefault(f"{name}/{sample['doc_id']}", {})
+            for metric in sample["metrics"]:
+                score = _score(metric, sample[metric], is_better=bool(better.get(metric, True)))
+                if score is not None:
+                    kept = _metric(metric, "" if len(filters) == 1 else f",{sample['filter']}")
+                    of_item[kept.name] = score
+                    metrics.setdefault(kept.name, kept)
+    common = set.intersection(*(set(of_item) for of_item in scores.values())) if scores else set()
+    order = {metric: i for i, metric in enumerate(_FIRST)}
+    as_listed = [metrics[metric] for metric in next(iter(scores.values()), {}) if metric in common]
+    ordered = sorted(as_listed, key=lambda m: order.get(m.name.partition(",")[0], len(order)))
+    return {item: {m.name: of_item[m.name] for m in ordered} for item, of_item in scores.items()}, ordered
+
+
+def scores_no_item(task: Task) -> bool:
+    """Whether all metrics that a task lists are of all items at once; False where only its answers can tell."""
+    from lm_eval.api.task import ConfigurableTask
+
+    is_own_rule = type(task).process_results is not ConfigurableTask.process_results
+    if is_own_rule or callable(task.config.process_results):
+        return False
+    of_another_package = any(listed.get("hf_evaluate") for listed in task.config.metric_list or ())
+    return not of_another_package and task.higher_is_better().keys() <= _OF_ALL_ITEMS
+
+
+def _metric(metric: str, ending: str) -> Metric:
+    """A metric of the harness as scores and people have it; `ending` names the filter, where there are several."""
+    title = f"log-likelihood per {_UNITS[metric]}" if metric in _UNITS else metric
+    return Metric(_NAMES.get(metric, metric) + ending, title + ending)
+
+
+def _score(metric: str, value: object, *, is_better: bool) -> Score | None:
+    """A sample's value of a metric, negated where less of it is better. None: no finite number."""
+    n_units: object = 1.0
+    if metric in _UNITS:
+        is_better = True  # what the harness says is of the perplexity
+        if isinstance(value, tuple | list) and len(value) == 2:
+            value, n_units = value
+    if not isinstance(value, Real) or not isinstance(n_units, Real) or not n_units or not math.isfinite(value):
+        return None
+    score = float(value) / float(n_units)
+    return Score(score if is_better else -score, float(n_units))

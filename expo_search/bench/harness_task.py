@@ -12,17 +12,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.asking import Asking, BenchWatcher
 from expo_search.bench.harness_model import LiveRequests, live_model
-from expo_search.bench.harness_package import need_harness
+from expo_search.bench.harness_package import need_harness, scores_no_item, scores_of
 from expo_search.errors import PromptsError, StudyError
-from expo_search.store.bench_store import BenchStore, Score, Scores
+from expo_search.store.bench_store import BenchStore
 from expo_search.text import shortened
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _LEADERBOARD = "openllm"  # a group of unlike tasks, each with a number of shots
 # What of a member the leaderboard counts, where that is not all: of TruthfulQA's three tasks this one
 _COUNTED = {"truthfulqa": "truthfulqa_mc2"}
 _SHOTS_SEED = 1234  # `lm_eval.defaults.DEFAULT_OTHER_SEED`, which `simple_evaluate` sets; `evaluate` alone sets none
-_FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides, by its first filter
 
 
 @dataclass(frozen=True)
@@ -90,41 +89,67 @@ class HarnessTask:
 
     def answer(self, asking: Asking, store: BenchStore, watcher: BenchWatcher) -> None:
         """Have the harness ask and score all of it; what was asked before is answered from the database."""
+        requests = LiveRequests(asking, store, watcher, self.title)
+        scores, metrics = scores_of(self._samples(requests), self.tasks)
+        before = [metric for metric, _ in store.settings(self.name).get("metrics", ())]
+        shared = [m for m in metrics if m.name in before] if before else metrics
+        if not shared:
+            raise StudyError(
+                where=f"task {self.name}",
+                found="no metric that scores each item at each alpha",
+                expected="one such as acc or exact_match",
+                do="take another task, or give `bench --again` where an earlier version scored it",
+            )
+        lost = set(before) - {m.name for m in shared}
+        if lost:
+            watcher.remark(f"not every item has a number for {', '.join(sorted(lost))}: compared by the others alone")
+        there = store.scores(self.name, asking.alpha)
+        fresh = {(item, i): of for i, (item, of) in enumerate(scores.items()) if item not in there}
+        store.describe(self.name, {"metrics": [[m.name, m.title] for m in shared]})
+        store.add(self.name, asking.alpha, {}, fresh)
+
+    def _samples(self, requests: LiveRequests) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What the harness makes of the answers: by task, each item's values of the metrics.
+
+        Raises:
+            StudyError: the task fails: its templates, functions and metrics are other people's code.
+        """
         from lm_eval.evaluator import evaluate
 
         assert self.tokenizer is not None, "prepared for a model"
-        requests = LiveRequests(asking, store, watcher, self.title)
         for task in self.tasks.values():
             task.set_fewshot_seed(_SHOTS_SEED)
-        results: Any = evaluate(
-            live_model(requests, self.tokenizer, self.context),
-            {"tasks": dict(self.tasks), "groups": {}, "group_map": {}},
-            limit=self.limit,
-            cache_requests=False,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=self.is_chat,
-            fewshot_as_multiturn=self.is_chat,
-        )
-        scores, metrics = _scores_of(results["samples"], self.tasks)
-        if not metrics:
+        model = live_model(requests, self.tokenizer, self.context)
+        try:
+            results: Any = evaluate(
+                model,
+                {"tasks": dict(self.tasks), "groups": {}, "group_map": {}},
+                limit=self.limit,
+                cache_requests=False,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=self.is_chat,
+                fewshot_as_multiturn=self.is_chat,
+            )
+        except Exception as fault:
+            if requests.failed:  # a stop, or a fault that is no task's
+                raise
+            logging.getLogger(__name__).exception("the harness failed")  # into the log file, with the traceback
             raise StudyError(
                 where=f"task {self.name}",
-                found="no metric that scores each item",
-                expected="one such as acc or exact_match",
-                do="take another task",
-            )
-        there = store.scores(self.name, asking.alpha)
-        fresh = {(item, i): of for i, (item, of) in enumerate(scores.items()) if item not in there}
-        store.describe(self.name, {"metrics": [[metric, metric] for metric in metrics]})
-        store.add(self.name, asking.alpha, {}, fresh)
+                found=f"{type(fault).__name__}: {shortened(str(fault))}",
+                expected="a task that the harness can ask and score",
+                do="see the log file; the answers that came are kept",
+            ) from None
+        samples: Mapping[str, Sequence[Mapping[str, Any]]] = results["samples"]
+        return samples
 
 
 def load_harness(name: str, limit: int | None, option: str = "--tasks") -> list[HarnessTask]:
     """The tasks of a name with one of the prefixes, which `option` asked for; their data, which the harness fetches.
 
     Raises:
-        StudyError: the harness is not installed, or has no such task.
+        StudyError: the harness is not installed, or has no such task; a task that cannot be compared here.
         PromptsError: its data are not to be had.
     """
     harness = need_harness(name)
@@ -154,7 +179,28 @@ def load_harness(name: str, limit: int | None, option: str = "--tasks") -> list[
             expected="a task whose data are on the Hub, in its cache or in files",
             do="check the network; a YAML file of one's own may name local data",
         ) from None
+    for tasks in units.values():
+        _refuse_unfit(name, tasks)
     return [_benchmark(f"{prefix}{unit}", tasks, limit, harness) for unit, tasks in units.items()]
+
+
+def _refuse_unfit(name: str, tasks: Mapping[str, Task]) -> None:
+    """Refuse what would end in an error once the engine has started.
+
+    Raises:
+        StudyError: a task that runs the code that is answered, that shows pictures, or that scores no item.
+    """
+    for task_name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            found, expected = "runs code that the model writes", "one that only reads its answers"
+        elif getattr(task, "MULTIMODAL", False):
+            found, expected = "has pictures or sound", "one of text"
+        elif scores_no_item(task):
+            found = f"has no metric that scores each item: it lists {', '.join(task.higher_is_better()) or 'none'}"
+            expected = "one such as acc or exact_match"
+        else:
+            continue
+        raise StudyError(where=f"task {name}", found=f"{task_name} {found}", expected=expected, do="take another task")
 
 
 @cache
@@ -199,33 +245,3 @@ def _benchmark(name: str, tasks: Mapping[str, Task], limit: int | None, harness:
 def _short(wanted: str) -> str:
     """A task's name: that of a file without its folder and ending."""
     return wanted.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml") or wanted
-
-
-def _scores_of(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Task]
-) -> tuple[dict[str, Scores], list[str]]:
-    """Item -> its scores, and the metrics that each item has, the deciding one first."""
-    scores: dict[str, dict[str, Score]] = {}
-    for name, task in tasks.items():
-        filters = {str(sample["filter"]) for sample in samples[name]}
-        better = task.higher_is_better()
-        for sample in samples[name]:
-            of_item = scores.setdefault(f"{name}/{sample['doc_id']}", {})
-            for metric in sample["metrics"]:
-                score = _score(sample[metric], is_better=bool(better.get(metric, True)))
-                if score is not None:
-                    of_item[metric if len(filters) == 1 else f"{metric},{sample['filter']}"] = score
-    common = set.intersection(*(set(of_item) for of_item in scores.values())) if scores else set()
-    order = {metric: i for i, metric in enumerate(_FIRST)}
-    as_listed = [metric for metric in next(iter(scores.values()), {}) if metric in common]
-    metrics = sorted(as_listed, key=lambda m: order.get(m.partition(",")[0], len(order)))
-    return {item: {m: of_item[m] for m in metrics} for item, of_item in scores.items()}, metrics
-
-
-def _score(value: object, *, is_better: bool) -> Score | None:
-    """A sample's value of a metric; a pair (log-likelihood, units) is the log-likelihood a unit. None: no number."""
-    if isinstance(value, Real):
-        return Score(float(value) if is_better else -float(value))
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, Real) for x in value) and value[1]:
-        return Score(float(value[0]) / float(value[1]), float(value[1]))
-    return None
