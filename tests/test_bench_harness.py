@@ -247,6 +247,46 @@ def test_a_log_probability_that_is_no_number_is_refused_and_never_taken_for_cert
         run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
 
 
+class TestDefinition:
+    def test_other_prompts_scores_functions_or_shots_are_other_settings(
+        self, store: BenchStore, tmp_path: Path
+    ) -> None:
+        shown = {"n_train": 6, "num_fewshot": 2, **CHOICE}
+        one = load(tmp_path, "mine", 4, **shown)
+        run(RatingModel(), store, [one], [0.0], seed=0, watcher=Recording())
+        assert load(tmp_path, "mine", 4, **shown).kept() == one.kept()
+        other_shots = load(tmp_path, "mine", 4, **shown | {"n_train": 7})
+        for changed in (load(tmp_path, "mine", 4, **shown | {"doc_to_text": "Now: {{q}}"}), other_shots):
+            with pytest.raises(SettingsChanged, match=rf"\(definition: '{one.definition}' there, '\w+' now\)"):
+                run(RatingModel(), store, [changed], [0.5], seed=0, watcher=Recording())
+        ruled = [own_rule(tmp_path, mode).definition for mode in ("nan", "nan", "other")]
+        assert ruled[0] == ruled[1] != ruled[2]
+
+    def test_it_has_no_address_of_a_function_and_no_place_of_a_file(self, tmp_path: Path) -> None:
+        told = []
+        for place in ("here", "there"):
+            folder = tmp_path / place
+            folder.mkdir()
+            (folder / "rules.py").write_text(
+                "from functools import partial\n"
+                "def add(doc, results, n): return {'acc': n}\n"
+                "rate = partial(add, n=1)  # whose text names its address\n"
+            )
+            told.append(own_rule(folder, None).definition)
+        assert told[0] == told[1]
+
+    def test_what_was_stored_without_it_goes_on_and_has_it_from_then_on(
+        self, store: BenchStore, tmp_path: Path
+    ) -> None:
+        task = load(tmp_path, "mine", 3, **CHOICE)
+        store.pin(task.name, {key: value for key, value in task.kept().items() if key != "definition"})
+        store.check(task.name, task.kept())
+        run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
+        assert store.settings(task.name)["definition"] == task.definition
+        with pytest.raises(SettingsChanged, match="definition"):
+            store.check(task.name, load(tmp_path, "mine", 3, **CHOICE | {"doc_to_text": "?"}).kept())
+
+
 def own_leaderboard(folder: Path) -> None:
     """Built as the harness's: a task, a group of groups of tagged tasks, and a tag of which one task counts."""
     write_task(folder, "one", 2, n_train=4, **CHOICE)

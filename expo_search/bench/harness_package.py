@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, a package of other people's checkers and tasks: its version, the scores of samples.
+"""lm-evaluation-harness, a package of other people's checkers and tasks: version, definitions, scores of samples.
 
 Some of its metrics are of all items at once. Of a perplexity an item's value is its log-likelihood, with the number of
 its words or bytes where it is of those; of the others (F1, BLEU) it is what the metric is computed from, which scores
@@ -7,21 +7,29 @@ no item.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.task import Metric
 from expo_search.errors import StudyError
+from expo_search.inputs.own_function import content_hash
 from expo_search.store.bench_store import Score, Scores
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 INSTALL = 'pip install "expo-search[bench]"'
+# Of a configuration: what is kept beside it (version and shots), and where it and its rows lie, which are summed up
+_KEPT_BESIDE = {"metadata", "num_fewshot", "dataset_path", "dataset_name", "dataset_kwargs"}
 _FIRST = ("acc_norm", "acc", "exact_match")  # metrics of which the first that a task has decides, by its first filter
 # Perplexities: what their log-likelihoods are of. The first is a number, the others pairs (log-likelihood, units)
 _UNITS = {"perplexity": "item", "word_perplexity": "word", "byte_perplexity": "byte", "bits_per_byte": "byte"}
@@ -47,6 +55,46 @@ def need_harness(task: str, *modules: str) -> str:
             do=INSTALL,
         )
     return f"lm-eval {version('lm_eval')}"
+
+
+def rows_digest(rows: Iterable[Any]) -> str:
+    """16 hex digits of a data set's rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def definition_digest(tasks: Mapping[str, Task]) -> str:
+    """16 hex digits of how tasks ask and score: their configurations, functions and shots.
+
+    Functions count by the files that they are in, so that what they call there is noticed too.
+    """
+    told = []
+    for name, task in tasks.items():
+        config = task.config.to_dict(keep_callable=True).items()
+        defined = {key: value for key, value in config if key not in _KEPT_BESIDE}
+        shots = rows_digest(task.fewshot_docs() or ()) if task.config.num_fewshot else ""
+        told.append([name, _plain(type(task)), _plain(defined), shots])
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A configuration's value as JSON has it; a function or a class by its name and file, never by its address."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(named))
+    except (TypeError, OSError):  # built into Python
+        file = None
+    return [named.__qualname__, content_hash(Path(file)) if file and Path(file).is_file() else ""]
 
 
 def scores_of(

@@ -10,17 +10,21 @@ every alpha, and in a run that goes on.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.asking import Asking, BenchWatcher
 from expo_search.bench.harness_model import LiveRequests, live_model
-from expo_search.bench.harness_package import need_harness, scores_no_item, scores_of
+from expo_search.bench.harness_package import (
+    definition_digest,
+    need_harness,
+    rows_digest,
+    scores_no_item,
+    scores_of,
+)
 from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import BenchStore
 from expo_search.text import shortened
@@ -44,7 +48,7 @@ class HarnessTask:
     Attributes:
         tasks: the harness's own, by name.
         limit: the first items of each. sizes: how many items each has in all.
-        digest: of all their items, 16 hex digits.
+        digest: of all their items. definition: of how they are asked and scored. 16 hex digits each.
         tokenizer, context: of the model, once it is known.
     """
 
@@ -54,6 +58,7 @@ class HarnessTask:
     harness: str
     sizes: Mapping[str, int]
     digest: str
+    definition: str
     tokenizer: PreTrainedTokenizerBase | None = None
     context: int = 0
 
@@ -77,11 +82,11 @@ class HarnessTask:
         ]
 
     def kept(self) -> Mapping[str, Any]:
-        """The harness's version and its tasks', and their numbers of shots."""
+        """The harness's version and its tasks', their definitions and numbers of shots."""
         versions = {name: str(task.VERSION) for name, task in self.tasks.items()}
         shots = {name: task.config.num_fewshot for name, task in self.tasks.items() if task.config.num_fewshot}
         made_under = {"title": self.title, "checkers": self.harness, "versions": versions, "data": self.digest}
-        return made_under | ({"shots": shots} if shots else {})
+        return made_under | {"definition": self.definition} | ({"shots": shots} if shots else {})
 
     def on(self, tokenizer: PreTrainedTokenizerBase, context: int) -> HarnessTask:
         """The same, for a model with this tokenizer and a context of so many tokens."""
@@ -233,13 +238,16 @@ def _with_shots(manager: TaskManager, member: str, shots: int) -> dict[str, Task
 
 def _benchmark(name: str, tasks: Mapping[str, Task], limit: int | None, harness: str) -> HarnessTask:
     """A `HarnessTask` with its items counted and summed up."""
-    digest, sizes = hashlib.sha256(), dict[str, int]()
-    for task_name, task in tasks.items():
-        sizes[task_name] = 0
-        for doc in task.eval_docs:
-            sizes[task_name] += 1
-            digest.update(json.dumps(doc, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
-    return HarnessTask(name, tasks, limit, harness, sizes, digest.hexdigest()[:16])
+    sizes = dict.fromkeys(tasks, 0)
+
+    def docs() -> Iterator[Any]:
+        for task_name, task in tasks.items():
+            for doc in task.eval_docs:
+                sizes[task_name] += 1
+                yield doc
+
+    digest = rows_digest(docs())
+    return HarnessTask(name, tasks, limit, harness, sizes, digest, definition_digest(tasks))
 
 
 def _short(wanted: str) -> str:

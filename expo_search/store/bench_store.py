@@ -22,6 +22,8 @@ from expo_search.text import storable
 T = TypeVar("T")
 
 _SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
+# Kept by later versions alone: a task that was begun without them goes on, and keeps those it goes on under
+_LATER = {"definition"}
 _TABLES = (BenchTaskRow, BenchAnswerRow, BenchScoreRow)
 
 
@@ -69,7 +71,11 @@ class BenchStore:
             if row is None:
                 session.add(BenchTaskRow(**self._of, task=task, settings=json.dumps(settings, sort_keys=True)))
             else:
-                self._compare(task, json.loads(row.settings), settings)
+                there = json.loads(row.settings)
+                self._compare(task, there, settings)
+                later = {key: settings[key] for key in _LATER & (settings.keys() - there.keys())}
+                if later:
+                    row.settings = json.dumps(there | later, sort_keys=True)
 
         self._store.writing(put)
 
@@ -81,7 +87,8 @@ class BenchStore:
 
     def _compare(self, task: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(now))  # as the database has it
-        keys = sorted(k for k in (there.keys() | now.keys()) - _SHOWN if there.get(k) != now.get(k))
+        compared = (there.keys() | now.keys()) - _SHOWN - (_LATER - there.keys())
+        keys = sorted(key for key in compared if there.get(key) != now.get(key))
         if keys:
             told = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in keys)
             raise SettingsChanged(
