@@ -48,6 +48,16 @@ def test_other_settings_of_a_task_are_refused_by_name_until_it_is_forgotten(url:
     assert bench.tasks() == {"b": [0.0]}
 
 
+def test_what_only_earlier_or_later_versions_keep_is_no_other_setting(url: str) -> None:
+    bench = BenchStore(Store(url, "s"))
+    bench.pin("a", {"data": "x", "scorer": "earlier"})
+    now = {"data": "x", "scorer_file": "later"}
+    bench.check("a", now)
+    bench.pin("a", now)
+    with pytest.raises(SettingsChanged, match=r"\(scorer_file: 'later' there, 'other' now\)"):
+        bench.check("a", now | {"scorer_file": "other"})
+
+
 def test_other_weights_at_an_alpha_are_refused(url: str) -> None:
     bench = BenchStore(Store(url, "s"))
     bench.pin_weights(0.1, "aa-bb")

@@ -180,7 +180,20 @@ class TestOwn:
         assert chosen.task.score(chosen.items[1], said("B")) == {"right": Score(1.0), "length": Score(1.0)}
         one = scorer("return len(answer) / 10")
         assert load(one, **{one: put("mine", rows)}).task.score(chosen.items[0], said("abc")) == {"score": Score(0.3)}
-        assert load(one, **{one: put("mine", rows)}).kept()["scorer"] != chosen.kept()["scorer"]
+        assert load(one, **{one: put("mine", rows)}).kept()["scorer_file"] != chosen.kept()["scorer_file"]
+
+    def test_a_scorers_rules_are_its_files_whatever_it_is_made_of(
+        self, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        name, kept = "rules.py:rate", list[Any]()
+        for worth in (1, 1, 2):  # what a helper of it returns
+            (tmp_path / "rules.py").write_text(
+                f"from functools import partial\ndef worth(): return {worth}\n"
+                "def scored(row, answer, n): return n * worth()\nrate = partial(scored, n=2)\n"
+            )
+            kept.append(load(name, **{name: put("mine", [{"prompt": "?"}])}).kept()["scorer_file"])
+        assert kept[0] == kept[1] != kept[2]
 
     @pytest.mark.parametrize(
         ("body", "found"),

@@ -6,8 +6,6 @@ True and False are right and wrong. A higher number is better; of several metric
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -19,7 +17,7 @@ from expo_search.bench.task import Item, Metric
 from expo_search.config.own_scorer import function_of
 from expo_search.contracts import Request
 from expo_search.errors import PromptsError, StudyError
-from expo_search.inputs.own_function import load_function
+from expo_search.inputs.own_function import file_hash, load_function
 from expo_search.store.bench_store import Answered, Score, Scores
 from expo_search.text import shortened
 
@@ -39,7 +37,7 @@ class OwnTask:
             _max_tokens(item, rows.source)
         self.settings: Mapping[str, Any] = {
             "data": rows.digest,
-            "scorer": _digest(self._scorer),
+            "scorer_file": file_hash(name),
             "max_tokens": _MAX_TOKENS,
         }
         tried = self._scored(self.items[0], "")  # which metrics there are, and that it can be called at all
@@ -104,12 +102,3 @@ def _max_tokens(item: Item, source: str) -> int:
         expected="a whole number from 1",
         do="fix it, or leave it out",
     )
-
-
-def _digest(function: Callable[..., Any]) -> str:
-    """Of its source, so that other rules are other settings; of its name alone where there is no source."""
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        text = repr(getattr(function, "__qualname__", function))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 _SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
 # Kept by later versions alone: a task that was begun without them goes on, and keeps those it goes on under
-_LATER = {"definition"}
+_LATER = {"definition", "scorer_file"}
+_EARLIER = {"scorer"}  # kept by earlier versions alone: a function's own lines, before it was `scorer_file`
 _TABLES = (BenchTaskRow, BenchAnswerRow, BenchScoreRow)
 
 
@@ -87,7 +88,7 @@ class BenchStore:
 
     def _compare(self, task: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(now))  # as the database has it
-        compared = (there.keys() | now.keys()) - _SHOWN - (_LATER - there.keys())
+        compared = (there.keys() | now.keys()) - _SHOWN - _EARLIER - (_LATER - there.keys())
         keys = sorted(key for key in compared if there.get(key) != now.get(key))
         if keys:
             told = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in keys)
