@@ -127,6 +127,7 @@ class TestIfeval:
             ({"instruction_id_list": [], "kwargs": []}, r"key 7: instruction_id_list \[\], kwargs for 0"),
             ({"instruction_id_list": ["a", "b"], "kwargs": [{}]}, "kwargs for 1; expected at least one instruction's"),
             ({"instruction_id_list": [None], "kwargs": [{}]}, "None"),
+            ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]}, r"kwargs \[None\]; .* an object"),
         ],
     )
     def test_rows_that_cannot_be_checked_are_named_before_anything_starts(
@@ -135,11 +136,25 @@ class TestIfeval:
         with pytest.raises(PromptsError, match=found):
             load("ifeval_no_punkt", ifeval=put("i", [{**IFEVAL[0], "key": 7, **wrong}]))
 
-    def test_an_instruction_without_a_checker_is_named(self, put: Put) -> None:
-        rows = [{**IFEVAL[0], "instruction_id_list": ["magic:wand"], "kwargs": [{}]}]
-        chosen = load("ifeval_no_punkt", ifeval=put("i", rows))
-        with pytest.raises(StudyError, match="the instruction 'magic:wand'; expected one that IFEval has"):
-            chosen.task.score(chosen.items[0], said("x"))
+    @pytest.mark.parametrize(
+        ("instruction", "given", "found"),
+        [
+            ("magic:wand", {}, "the instruction 'magic:wand'; expected one that IFEval has"),
+            ("punctuation:no_comma", {"commas": 3}, "TypeError: .*commas"),
+            ("length_constraints:number_words", {"relation": "at least", "num_words": "three"}, "TypeError: "),
+            ("length_constraints:number_words", {"relation": "about", "num_words": 3}, "ValueError: "),
+        ],
+    )
+    def test_an_instruction_that_no_checker_takes_is_named_before_anything_starts(
+        self, instruction: str, given: dict[str, Any], found: str, put: Put
+    ) -> None:
+        rows = [{**IFEVAL[0], "instruction_id_list": [instruction], "kwargs": [given]}]
+        file = put("i", [IFEVAL[0], {**rows[0], "key": 8}])
+        with pytest.raises(StudyError, match=f"task ifeval_no_punkt, key 8: {found}"):
+            load("ifeval_no_punkt", ifeval=file)
+        chosen = load("ifeval_no_punkt", 1, ifeval=file)
+        with pytest.raises(StudyError, match=f"key 8: {found}"):
+            chosen.task.score(chosen.task.items[1], said("x"))
 
     def test_items_that_need_data_which_are_not_there_are_refused_before_anything_starts(
         self, put: Put, monkeypatch: pytest.MonkeyPatch

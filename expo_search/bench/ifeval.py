@@ -16,6 +16,7 @@ from expo_search.bench.task import Item, Metric, TaskData
 from expo_search.contracts import Request
 from expo_search.errors import PromptsError, StudyError
 from expo_search.store.bench_store import Answered, Score, Scores
+from expo_search.text import shortened
 
 WITHOUT_PUNKT = "ifeval_no_punkt"  # the items whose checkers need no data
 MAX_TOKENS = 1280  # as lm-eval's `ifeval.yaml` has it
@@ -39,8 +40,10 @@ class Ifeval:
         """`data`: files in the place of the Hub, by name."""
         self.name = name
         harness = need_harness(name, "nltk", "langdetect", "immutabledict")
-        rows = load_rows(name, data.get(name, data.get("ifeval")), HubData("google/IFEval", "train"), _COLUMNS)
+        file = data.get(name, data.get("ifeval"))
+        rows = load_rows(name, file, HubData("google/IFEval", "train"), _COLUMNS)
         _check_instructions(rows)
+        self._is_of_a_file = file is not None
         items = [Item(str(row["key"]), row) for row in rows.rows]
         self.title = "IFEval"
         if name == WITHOUT_PUNKT:
@@ -50,10 +53,10 @@ class Ifeval:
         self.settings: Mapping[str, Any] = {"data": rows.digest, "checkers": harness, "max_tokens": MAX_TOKENS}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Look whether the checkers of these items have what they need.
+        """Look whether the checkers of these items have what they need; those of a file are tried out.
 
         Raises:
-            StudyError: nltk's punkt data are wanted, and not there.
+            StudyError: nltk's punkt data are wanted, and not there; an item of a file that cannot be checked.
         """
         wanting = [item for item in items if NEED_PUNKT & set(item.row["instruction_id_list"])]
         if wanting and not has_punkt():
@@ -63,6 +66,8 @@ class Ifeval:
                 expected="punkt_tab in one of nltk's folders",
                 do=f"python -m nltk.downloader punkt_tab, or take the task {WITHOUT_PUNKT}, the other items",
             )
+        for item in items if self._is_of_a_file else ():
+            self.score(item, [Answered("", 0, "stop")])  # which makes its checkers, from what the row says
 
     def request(self, item: Item, answers: Sequence[str]) -> Request | None:
         """Its prompt, once."""
@@ -72,7 +77,7 @@ class Ifeval:
         """Whether all instructions are followed, and the share of them, strictly and loosely.
 
         Raises:
-            StudyError: there is no checker of one of them.
+            StudyError: there is no checker of one of them, or it fails.
         """
         import langdetect
         from lm_eval.tasks.ifeval.utils import process_results
@@ -80,12 +85,13 @@ class Ifeval:
         langdetect.DetectorFactory.seed = 0  # it draws at random: the same answer must have the same score
         try:
             results = process_results(item.row, [answers[0].text])
-        except KeyError as fault:
+        except Exception as fault:  # other people's code, on somebody's row
+            unknown = isinstance(fault, KeyError)
             raise StudyError(
                 where=f"task {self.name}, key {item.id}",
-                found=f"the instruction {fault}",
-                expected="one that IFEval has",
-                do="take the item out of the data",
+                found=f"the instruction {fault}" if unknown else f"{type(fault).__name__}: {shortened(str(fault))}",
+                expected="one that IFEval has" if unknown else "instructions and kwargs that its checkers take",
+                do="fix the item, or take it out of the data",
             ) from None
         scores = {}
         for metric in _METRICS:
@@ -102,12 +108,14 @@ def _check_instructions(rows: TaskData) -> None:
         PromptsError: one has not.
     """
     for row in rows.rows:
-        ids, n = row["instruction_id_list"], len(row["kwargs"])
-        if not ids or not all(isinstance(id, str) for id in ids) or n != len(ids):
+        ids, kwargs = row["instruction_id_list"], row["kwargs"]
+        are_named = ids and all(isinstance(id, str) for id in ids) and len(kwargs) == len(ids)
+        if not are_named or not all(isinstance(given, Mapping) for given in kwargs):
+            told = f"kwargs {kwargs!r}" if are_named else f"instruction_id_list {ids!r}, kwargs for {len(kwargs)}"
             raise PromptsError(
                 where=f"task ifeval, {rows.source}, key {row['key']}",
-                found=f"instruction_id_list {ids!r}, kwargs for {n}"[:120],
-                expected="at least one instruction's name, with kwargs for each",
+                found=told[:120],
+                expected="at least one instruction's name, with kwargs for each, an object",
                 do="give rows as google/IFEval has them",
             )
 
