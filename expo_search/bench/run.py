@@ -63,6 +63,13 @@ class Chosen:
         """Of `items`."""
         return [item.id for item in self.items]
 
+    def n_requests(self, item: Item) -> int:
+        """How many turns an item has, whatever is answered."""
+        n = 0
+        while self.task.request(item, [""] * n) is not None:
+            n += 1
+        return n
+
     def kept(self) -> Mapping[str, Any]:
         """The task's settings, title and metrics."""
         metrics = [[m.name, m.title] for m in self.task.metrics]
@@ -75,7 +82,12 @@ class Chosen:
 
 def is_done(store: BenchStore, benchmark: Benchmark, alpha: float) -> bool:
     """Whether each item of a benchmark is scored at an alpha."""
-    return not set(benchmark.item_ids) - store.scores(benchmark.name, alpha).keys()
+    return not _open(store, benchmark, alpha)
+
+
+def _open(store: BenchStore, benchmark: Benchmark, alpha: float) -> set[str]:
+    """The items of a benchmark that are not scored yet at an alpha."""
+    return set(benchmark.item_ids) - store.scores(benchmark.name, alpha).keys()
 
 
 def run(
@@ -98,8 +110,10 @@ def run(
     """
     for benchmark in benchmarks:
         store.pin(benchmark.name, benchmark.kept())
-    for alpha in alphas:
-        open_ones = [benchmark for benchmark in benchmarks if not is_done(store, benchmark, alpha)]
+    n_open = {alpha: [(each, len(_open(store, each, alpha))) for each in benchmarks] for alpha in alphas}
+    watcher.planned({(each.title, alpha): n for alpha, of_alpha in n_open.items() for each, n in of_alpha if n})
+    for alpha, of_alpha in n_open.items():
+        open_ones = [each for each, n in of_alpha if n]
         if not open_ones:
             continue
         store.pin_weights(alpha, model.materialize(alpha).fingerprint)
@@ -121,8 +135,9 @@ class _Round:
         self._answers = {item: list(stored.get(item, ())) for item in self._open}
 
     def go(self) -> None:
-        n_items = len(self._chosen.items)
-        self._watcher.started(self._chosen.title, self._asking.alpha, n_items, n_items - len(self._open))
+        n = sum(map(self._chosen.n_requests, self._chosen.items))
+        n_left = sum(self._chosen.n_requests(item) - len(self._answers[id]) for id, (_, item) in self._open.items())
+        self._watcher.started(self._chosen.title, self._asking.alpha, n, n - n_left)
         while asked := self._next():
             self._asking.ask(asked, self._take)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,14 +25,17 @@ _LINE = (
 class BenchProgress:
     """Watches a benchmark (it is a `BenchWatcher`): task, alpha, answers, tokens and their rate, time left.
 
-    The time left goes by the answers of this run: those to come, at the rate of those that came.
+    The time left goes by the answers of this run: those to come, at the rate of those that came. How many a task wants
+    is known once it begins, and is taken for its other alphas then; before, an item is one.
 
     Args:
-        n_answers: that are wanted in all, of which some may be stored.
+        n_answers: that are wanted in all, until `planned` says which are to come.
     """
 
     def __init__(self, console: Console, n_answers: int, *, quiet: bool = False) -> None:
-        self._to_come, self.say = n_answers, say_on(console, quiet)
+        self.say = say_on(console, quiet)
+        self._to_begin: dict[tuple[str, float], int] = {}  # answers to come, by task and alpha
+        self._to_come = n_answers  # beside those: of the task that has begun
         self._began: float | None = None  # answering, after the engine has started
         self._n_answers = self._n_tokens = 0
         is_live = can_be_live(console) and not quiet
@@ -55,17 +59,25 @@ class BenchProgress:
         self.ended()
         self._live.stop()
 
-    def started(self, task: str, alpha: float, n_items: int, n_stored: int) -> None:
-        """A task begins at an alpha, of whose n_items answers n_stored are there."""
+    def planned(self, n_items: Mapping[tuple[str, float], int]) -> None:
+        """What is to be answered, by task and alpha."""
+        self._to_begin, self._to_come = dict(n_items), 0
+
+    def started(self, task: str, alpha: float, n_requests: int, n_stored: int) -> None:
+        """A task, or its next kind of requests, begins at an alpha; of n_requests answers n_stored are there."""
         self.ended()
         self._name = f"{task} at alpha {alpha:.4g}"
-        self._to_come -= n_stored
+        begins = self._to_begin.pop((task, alpha), None) is not None
+        for key, n in self._to_begin.items():
+            if key[0] == task:
+                self._to_begin[key] = n_requests if begins else n + n_requests
+        self._to_come = n_requests - n_stored
         self._t_start, self._of_task, self._n_tokens = time.monotonic(), 0, 0
         self._began = self._began or self._t_start
         if n_stored:
-            self.say(f"{self._name}: going on after {n_stored} stored answers of {n_items}")
+            self.say(f"{self._name}: going on after {n_stored} stored answers of {n_requests}")
         fields: dict[str, Any] = {"name": task, "alpha": f"{alpha:.4g}"}
-        self._live.update(self._task, total=n_items, completed=n_stored, visible=True, **fields)
+        self._live.update(self._task, total=n_requests, completed=n_stored, visible=True, **fields)
 
     def generated(self, n_tokens: int, n_answers: int) -> None:
         """So many more tokens, and so many more whole answers."""
@@ -95,4 +107,5 @@ class BenchProgress:
     def _left(self) -> float | None:
         if not self._n_answers or self._began is None:
             return None
-        return max(0, self._to_come) * (time.monotonic() - self._began) / self._n_answers
+        n_left = max(0, self._to_come) + sum(self._to_begin.values())
+        return n_left * (time.monotonic() - self._began) / self._n_answers

@@ -1,0 +1,50 @@
+"""The time left of a benchmark: of the answers to come, as far as is known how many they are."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from expo_search.session import bench_progress
+from expo_search.session.bench_progress import BenchProgress
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that its clock shows."""
+    shown = [100.0]
+    monkeypatch.setattr(bench_progress, "time", SimpleNamespace(monotonic=lambda: shown[0]))
+    return shown
+
+
+def test_the_time_left_counts_requests_where_they_are_known_and_nothing_that_is_done(now: list[float]) -> None:
+    """A task of four choices is asked four times an item; of the first alpha all is done, and it never begins."""
+    out = io.StringIO()
+    with BenchProgress(Console(file=out, width=200), n_answers=3 * (10 + 6)) as progress:
+        progress.planned({("Choices", 0.1): 10, ("Choices", 0.2): 10, ("Basics", 0.2): 6})
+        progress.started("Choices", 0.1, 40, 0)
+        for _ in range(40):
+            now[0] += 1
+            progress.generated(1, 1)
+        progress.started("Choices", 0.2, 40, 30)
+        for _ in range(10):
+            now[0] += 1
+            progress.generated(1, 1)
+    first, going_on, second = out.getvalue().splitlines()
+    assert first.endswith("40 answers in 40.0 s, 40 tokens, 1/s  left 0:46"), "40 at the other alpha, and 6"
+    assert going_on == "Choices at alpha 0.2: going on after 30 stored answers of 40"
+    assert second.endswith("10 answers in 10.0 s, 10 tokens, 1/s  left 0:06")
+
+
+def test_two_kinds_of_requests_of_a_task_are_added_up(now: list[float]) -> None:
+    out = io.StringIO()
+    with BenchProgress(Console(file=out, width=200), n_answers=8) as progress:
+        progress.planned({("Group", 0.0): 4, ("Group", 1.0): 4})
+        for n_requests in (4, 3):
+            progress.started("Group", 0.0, n_requests, 0)
+            now[0] += n_requests
+            progress.generated(n_requests, n_requests)
+    assert [line.rpartition("left ")[2] for line in out.getvalue().splitlines()] == ["0:04", "0:07"]
