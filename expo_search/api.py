@@ -689,7 +689,7 @@ class Session:
             try:
                 with self.working("starting vLLM and its canary"):
                     _ = self.running.model
-                with BenchProgress(self._console, benchmarks.n_answers, quiet=self._quiet) as progress:
+                with BenchProgress(self._console, quiet=self._quiet) as progress:
                     benchmarks.run(self.running, progress, again=again, stop=stop, on_failure=self._engine_failed)
             except Stopped:
                 return None

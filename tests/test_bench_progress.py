@@ -23,7 +23,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_time_left_counts_requests_where_they_are_known_and_nothing_that_is_done(now: list[float]) -> None:
     """A task of four choices is asked four times an item; of the first alpha all is done, and it never begins."""
     out = io.StringIO()
-    with BenchProgress(Console(file=out, width=200), n_answers=3 * (10 + 6)) as progress:
+    with BenchProgress(Console(file=out, width=200)) as progress:
         progress.planned({("Choices", 0.1): 10, ("Choices", 0.2): 10, ("Basics", 0.2): 6})
         progress.started("Choices", 0.1, 40, 0)
         for _ in range(40):
@@ -41,7 +41,7 @@ def test_the_time_left_counts_requests_where_they_are_known_and_nothing_that_is_
 
 def test_two_kinds_of_requests_of_a_task_are_added_up(now: list[float]) -> None:
     out = io.StringIO()
-    with BenchProgress(Console(file=out, width=200), n_answers=8) as progress:
+    with BenchProgress(Console(file=out, width=200)) as progress:
         progress.planned({("Group", 0.0): 4, ("Group", 1.0): 4})
         for n_requests in (4, 3):
             progress.started("Group", 0.0, n_requests, 0)

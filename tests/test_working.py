@@ -54,7 +54,7 @@ def in_a_trial(screen: Console) -> Progress:
 SHOWN: dict[str, Shown] = {
     "working": partial(working, quiet=False, first="checking"),
     "a trial": in_a_trial,
-    "a benchmark": partial(BenchProgress, n_answers=3),
+    "a benchmark": BenchProgress,
 }
 
 

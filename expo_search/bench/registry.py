@@ -33,6 +33,18 @@ TASKS: Mapping[str, Callable[[Data], Task]] = {
 _FURTHER_DATA = {SHOTS: "gsm8k_5shot"}  # names of files that are of no task's own
 
 
+def check_limit(limit: int | None, options: TaskOptions) -> None:
+    """Check how many items of each task are wanted.
+
+    Raises:
+        StudyError: none.
+    """
+    if limit is not None and limit < 1:
+        raise StudyError(
+            where=options.limit, found=str(limit), expected="at least 1", do="give the number of items wanted"
+        )
+
+
 def load_tasks(
     names: Sequence[str], data: Data, limit: int | None = None, options: TaskOptions = OF_BENCH
 ) -> list[Benchmark]:
@@ -44,10 +56,7 @@ def load_tasks(
     """
     names = list(dict.fromkeys(names))
     check_names(names, options.tasks)
-    if limit is not None and limit < 1:
-        raise StudyError(
-            where=options.limit, found=str(limit), expected="at least 1", do="give the number of items wanted"
-        )
+    check_limit(limit, options)
     _check_data(names, data, options)
     chosen: list[Benchmark] = []
     for name in names:

@@ -34,6 +34,7 @@ from expo_search.cli.inspect import print_bench
 from expo_search.cli.signals import AGAIN, same_command, stop_on_signals
 from expo_search.config.options import DEFAULT_STORAGE, OF_BENCH, TaskOptions
 from expo_search.errors import StudyError
+from expo_search.folders import user_path
 
 _TASKS = (
     "basics (shipped), ifeval, ifeval_no_punkt, gsm8k, gsm8k_5shot, alpaca_eval, mt_bench, lm_eval:NAME, "
@@ -74,6 +75,9 @@ def bench(
     wanted = None if alphas is None else parse_alphas(alphas)
     files = task_files(data or [])
     name = known_study(study, storage)
+    from expo_search.bench.registry import check_limit
+
+    check_limit(limit, OF_BENCH)
     with terminal(log) as (out, err):
         session = open_session(
             name,
@@ -134,5 +138,5 @@ def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[st
             raise StudyError(
                 where=options.data, found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
             )
-        files[task] = Path(file).expanduser()
+        files[task] = user_path(file)
     return files

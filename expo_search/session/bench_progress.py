@@ -27,15 +27,12 @@ class BenchProgress:
 
     The time left goes by the answers of this run: those to come, at the rate of those that came. How many a task wants
     is known once it begins, and is taken for its other alphas then; before, an item is one.
-
-    Args:
-        n_answers: that are wanted in all, until `planned` says which are to come.
     """
 
-    def __init__(self, console: Console, n_answers: int, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.say = say_on(console, quiet)
         self._to_begin: dict[tuple[str, float], int] = {}  # answers to come, by task and alpha
-        self._to_come = n_answers  # beside those: of the task that has begun
+        self._to_come = 0  # beside those: of the task that has begun
         self._began: float | None = None  # answering, after the engine has started
         self._n_answers = self._n_tokens = 0
         is_live = can_be_live(console) and not quiet

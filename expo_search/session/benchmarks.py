@@ -36,11 +36,6 @@ class Benchmarks:
     tasks: Sequence[Benchmark]
     alphas: Sequence[float]
 
-    @property
-    def n_answers(self) -> int:
-        """How many items are answered in all, each at each alpha."""
-        return len(self.alphas) * sum(len(task.item_ids) for task in self.tasks)
-
     def files(self, store: Store) -> dict[str, bytes]:
         """The answers of tasks that another program judges, by the files' place below a folder."""
         bench, files = BenchStore(store), dict[str, bytes]()
