@@ -15,13 +15,15 @@ import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_prompts
 
 from expo_search.config.spec import GuardrailSpec, SearchSpec
-from expo_search.contracts import Completion, Rated
+from expo_search.contracts import Completion, Part, Prompt, Rated
 from expo_search.evaluation.answering import handing_order
 from expo_search.evaluation.objective import FIRST_LOOK, LEAST_LOOK, WRONG_DROP, Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import verdict
 from expo_search.search.loop import evaluations, n_explore, search, why_done
 from expo_search.stats.paired import Kind, estimate, hopeless, mean_covariance, prompt_gains
+from expo_search.stats.repetition import repetition
+from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(64)
@@ -212,6 +214,45 @@ class TestRace:
         assert bare(objective(store, second).evaluate(1, 0.3, best=CONTROL)) == bare(whole)
         asked = first.asked + second.asked
         assert len(asked) == len(set(asked)) == 128
+
+    def test_answers_at_alpha_0_are_read_and_looked_through_for_loops_once_and_not_in_each_trial(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads, looked_at = list[int](), list[str]()
+        completions = store.completions
+
+        def counted(trial: int, part: Part, prompts: Sequence[Prompt]) -> list[Stored]:
+            reads.append(trial)
+            return completions(trial, part, prompts)
+
+        def repeating(text: str) -> float:
+            looked_at.append(text)
+            return repetition(text)
+
+        monkeypatch.setattr(store, "completions", counted)
+        monkeypatch.setattr("expo_search.evaluation.objective.repetition", repeating)
+        evaluate = objective(store).evaluate
+        evaluate(CONTROL, 0.0)
+        of_control = [s.completion.text for s in completions(CONTROL, "search", PROMPTS)]
+        for trial in (1, 2, 3):
+            assert evaluate(trial, PLACE + trial / 100, best=CONTROL).outcome == "complete"
+            if trial == 1:
+                reads.clear()
+        assert reads == [2, 3], "each trial's own, to go on from"
+        assert sorted(t for t in looked_at if t in of_control) == sorted(of_control)
+
+    def test_alpha_0_that_is_evaluated_anew_is_compared_with_anew(self, store: Store) -> None:
+        model = FakeModel()
+        found = objective(store, model)
+        found.evaluate(CONTROL, 0.0)
+        before = found.evaluate(1, PLACE, best=CONTROL)
+        store.drop("search")
+        model.stretch = lambda _: 3.0
+        found.evaluate(CONTROL, 0.0)
+        model.stretch = lambda _: 1.0
+        again = found.evaluate(1, PLACE, best=CONTROL)
+        assert before.length_ratio == 1.0
+        assert again.length_ratio == pytest.approx(1 / 3, abs=0.01)  # lengths are whole tokens
 
     def test_covariances_are_those_of_the_stored_rewards(self, store: Store) -> None:
         evaluate = objective(store).evaluate

@@ -85,7 +85,8 @@ class Objective:
             model, scorer, store, watcher, prompts, seed, part, scores_beside=scores_beside, ensemble=ensemble
         )
         self._guardrails, self._n_parallel = guardrails or GuardrailSpec(), n_parallel
-        self._control: _Control | None = None
+        self._controls: dict[int, _Control] = {}  # by how many of the first prompts
+        self._control_loops: dict[int, bool] = {}
         self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
 
     @property
@@ -124,6 +125,8 @@ class Objective:
             SettingsChanged: the weights at this alpha are not those of the stored answers.
         """
         run = _Run(started=time.perf_counter())
+        if trial == CONTROL:  # whose answers may be others than those that are kept here
+            self._controls, self._control_loops = {}, run.loops
         n_stored = self._store.n_completions(trial, self._part, len(self._prompts))
         self._watcher.started(trial, alpha, len(self._prompts), n_stored)
         switch = self._model.materialize(alpha)
@@ -190,7 +193,7 @@ class Objective:
         n, rated = len(answers), _rated(answers)
         control = self._control_on(answers, is_control=trial == CONTROL)
         length = sum(s.completion.n_tokens for s in answers) / n
-        share_cut, share_repeating = _share_cut(answers), self._share_repeating(answers, run)
+        share_cut, share_repeating = _share_cut(answers), _share_repeating(answers, run.loops)
         length_ratio = length / max(control.length, 1e-9)
         limits = self._guardrails
         excess = {
@@ -226,13 +229,12 @@ class Objective:
         )
 
     def _control_on(self, answers: Sequence[Stored], *, is_control: bool = False) -> _Control:
-        """Alpha = 0's answers to the same prompts; kept from look to look, and read again for more prompts."""
-        if is_control:
-            self._control = None
-            own = answers
-        elif self._control is not None and len(self._control.rated) == len(answers):
-            return self._control
-        else:
+        """Alpha = 0's answers to the same prompts, kept by their number once all of them are there with rewards."""
+        n = len(answers)
+        if not is_control and n in self._controls:
+            return self._controls[n]
+        own = answers
+        if not is_control:
             positions = {s.position for s in answers}
             stored = self._store.completions(CONTROL, self._part, self._prompts)
             own = [s for s in stored if s.position in positions]
@@ -240,10 +242,10 @@ class Objective:
             rated=_rated(own),
             length=sum(s.completion.n_tokens for s in own) / len(own),
             share_cut=_share_cut(own),
-            share_repeating=self._share_repeating(own, _Run(started=0.0)),
+            share_repeating=_share_repeating(own, self._control_loops),
         )
-        if not is_control:
-            self._control = control
+        if not is_control and len(control.rated) == n:
+            self._controls[n] = control
         return control
 
     def _gains(self, trial: int, n: int) -> Mapping[int, float]:
@@ -259,13 +261,6 @@ class Objective:
             for other, n_other in others.items()
             if other not in (CONTROL, trial)
         }
-
-    @staticmethod
-    def _share_repeating(answers: Sequence[Stored], run: _Run) -> float:
-        for s in answers:
-            if s.position not in run.loops:
-                run.loops[s.position] = repetition(s.completion.text) >= LOOPS_FROM
-        return sum(run.loops[s.position] for s in answers) / len(answers)
 
 
 @dataclass
@@ -297,3 +292,11 @@ def _rated(answers: Sequence[Stored]) -> dict[int, Rated]:
 
 def _share_cut(answers: Sequence[Stored]) -> float:
     return sum(s.completion.finish_reason == "length" for s in answers) / len(answers)
+
+
+def _share_repeating(answers: Sequence[Stored], loops: dict[int, bool]) -> float:
+    """Of answers, those that loop. `loops`: which do, by position, as far as it is known; gets the others."""
+    for s in answers:
+        if s.position not in loops:
+            loops[s.position] = repetition(s.completion.text) >= LOOPS_FROM
+    return sum(loops[s.position] for s in answers) / len(answers)
