@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Overrides of the writing direction: with them a text can look like another one.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -43,6 +44,11 @@ def shortened(text: str, n_max: int = 160) -> str:
         return line
     words, _, _ = line[: n_max + 1].rpartition(" ")
     return f"{words or line[:n_max]} …"
+
+
+def first_of(texts: Sequence[str], n_max: int = 5, between: str = "; ") -> str:
+    """The first n_max of many texts in one; "..." says that there are more."""
+    return between.join([*texts[:n_max], *(["..."] if len(texts) > n_max else [])])
 
 
 def clock(seconds: float | None) -> str:

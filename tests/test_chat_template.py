@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from twins import make_tokenizer as make_byte_tokenizer
 
@@ -173,6 +173,25 @@ def test_a_text_without_special_strings_is_tokenised_as_ever() -> None:
     turns = [{"role": "user", "content": "< | end | >, <|nothing|> and \ue000"}]
     whole = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
     assert encode_chat(tokenizer, turns, add_generation_prompt=False) == whole
+
+
+def test_special_strings_are_listed_once_a_tokenizer_and_not_for_each_conversation() -> None:
+    class Counting(PreTrainedTokenizerFast):  # type: ignore[misc]
+        n_lists = 0
+
+        @property
+        def added_tokens_decoder(self) -> dict[int, AddedToken]:
+            self.n_lists += 1
+            listed: dict[int, AddedToken] = super().added_tokens_decoder
+            return listed
+
+    plain, other = make_tokenizer(TURNS), make_tokenizer(TURNS)
+    tokenizer = Counting(tokenizer_object=plain.backend_tokenizer, unk_token="<unk>", bos_token="<s>")
+    tokenizer.chat_template = TURNS
+    asked = [[{"role": "user", "content": text}] for text in ("hello", "hello <|im_end|>", "world <s>")]
+    tokenizer.n_lists = 0
+    assert [words(tokenizer, said) for said in asked] == [words(other, said) for said in asked]
+    assert tokenizer.n_lists == 1
 
 
 def test_a_template_that_trims_still_trims_a_message_with_special_strings() -> None:

@@ -195,6 +195,21 @@ def test_all_tensors_that_do_not_match_are_listed_with_both_shapes(tmp_path: Pat
     assert fault.where == f"pair {tmp_path / 'a'} / {tmp_path / 's'}"
 
 
+def test_of_many_tensors_that_do_not_match_the_first_five_are_listed(tmp_path: Path) -> None:
+    a = opened(tmp_path / "a", {f"x{i}": torch.ones(2) for i in range(900)})
+    fault = pair_fault(a, opened(tmp_path / "s", {"y": torch.ones(2)}))
+    first = "; ".join(f"{name}: only in aligned" for name in ("x0", "x1", "x10", "x100", "x101"))
+    assert fault.found == f"901 tensors that do not match ({first}; ...)"
+
+
+def test_of_many_shards_that_are_missing_the_first_five_are_named(tmp_path: Path) -> None:
+    make(tmp_path)
+    names = {f"x{i}": f"{i:03}.safetensors" for i in range(200)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": names}))
+    first = ", ".join(f"{i:03}.safetensors" for i in range(5))
+    assert fault_of(tmp_path).found == f"files not in the folder: {first}, ..."
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     fault = pair_fault(opened(tmp_path / "a"), opened(tmp_path / "s", architectures=["MistralForCausalLM"]))
     assert fault.found == "architecture MistralForCausalLM"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.header import TensorInfo, read_header
 from expo_search.errors import CheckpointError
+from expo_search.text import first_of
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +197,7 @@ def _weight_files(path: Path, where: str) -> list[Path]:
         if escaping or missing:
             raise CheckpointError(
                 where=str(index),
-                found=f"files not in the folder: {', '.join(escaping or missing)}",
+                found=f"files not in the folder: {first_of(escaping or missing, between=', ')}",
                 expected="every shard beside the index",
                 do="download the missing shards",
             )

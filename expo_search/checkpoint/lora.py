@@ -22,7 +22,7 @@ from expo_search.checkpoint.shard_writer import ShardWriter, known_dtype
 from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.dtypes import TORCH_DTYPES
 from expo_search.errors import PairError
-from expo_search.text import cut, one_line
+from expo_search.text import cut, first_of, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ def open_adapter(path: Path, *, extra: tuple[str, ...] = ()) -> Adapter:
     }
     others = {name: t for name, t in tensors.items() if not _is_factor(name, factors)}
     if set(others) != set(extra) or not factors:
-        beside = ", ".join(sorted(set(others) - set(extra))) or "nothing"
+        beside = first_of(sorted(set(others) - set(extra)), between=", ") or "nothing"
         raise misfit(path, f"{beside} beside {len(factors)} pairs of LoRA factors", " and ".join(("factors", *extra)))
     return Adapter(path, config, factors, others)
 
@@ -117,7 +117,7 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
     """Check that every pair of factors has a tensor of its shape in the base.
 
     Raises:
-        PairError: names every factor whose base tensor is not there or has another shape.
+        PairError: a base tensor is not there or has another shape; names the first such factors.
     """
     faults, rank = [], adapter.config["r"]
     for name, (a, b) in adapter.factors.items():
@@ -127,7 +127,7 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
         elif (a.shape, b.shape) != ((rank, *target.shape[1:]), (*target.shape[:1], rank)):
             faults.append(f"{name}: base {list(target.shape)}, A {list(a.shape)}, B {list(b.shape)}, rank {rank}")
     if faults:
-        raise misfit(adapter.path, f"{len(faults)} of {len(adapter.factors)} that do not fit ({'; '.join(faults[:5])})")
+        raise misfit(adapter.path, f"{len(faults)} of {len(adapter.factors)} that do not fit ({first_of(faults)})")
 
 
 def merged(adapter: Adapter, base: Checkpoint, name: str) -> torch.Tensor:

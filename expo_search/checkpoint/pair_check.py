@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from expo_search.checkpoint.folder import Checkpoint
 from expo_search.errors import CheckpointError, MaterializeError
+from expo_search.text import first_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ class PairCheck:
 
 
 def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
-    """Compare names, shapes and architecture of the two; every fault in one error.
+    """Compare names, shapes and architecture of the two; one error has the number of faults and the first of them.
 
     Raises:
         CheckpointError: a model that writes no text; other architecture; tensors that one side lacks; other shapes.
@@ -81,7 +82,7 @@ def check_pair(aligned: Checkpoint, sft: Checkpoint) -> PairCheck:
     if faults:
         raise CheckpointError(
             where=f"pair {aligned.path} / {sft.path}",
-            found=f"{len(faults)} tensors that do not match ({'; '.join(faults)})",
+            found=f"{len(faults)} tensors that do not match ({first_of(faults)})",
             expected="the same names and shapes on both sides",
             do="give the SFT checkpoint that the aligned model was trained from",
         )
