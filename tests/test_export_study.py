@@ -448,6 +448,21 @@ class TestAdapter:
         expected = read_all(home / "aligned")[name].float() + 2 * lora.scale * (b @ a)
         torch.testing.assert_close(merged[name], expected, rtol=1e-6, atol=1e-6)
 
+    def test_a_study_of_an_older_version_has_no_path_in_what_is_uploaded(
+        self, adapted: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, hub = Store(adapted, "mine"), FakeHub()
+        known = store.attributes.settings or Settings()
+        header = known.pair.aligned.rpartition("#")[2]
+        spelled = f"{home / 'aligned'}+{home / 'adapter'}@local+{'9' * 16}#{header}"
+        store.keep(StudyAttributes(settings=known.updated(Settings.from_flat({"pair.aligned": spelled}))))
+        store.close()
+        monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_one")
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        export(adapted, tmp_path / "out", push_to="me/model")
+        there = json.loads(hub.files["expo.json"])["settings"]["pair.aligned"]
+        assert there == f"./aligned+./adapter@local+{'9' * 16}#{header}"
+
     @pytest.mark.parametrize("option", [{"dtype": "float32"}, {"verify": True}])
     def test_options_of_a_checkpoint_do_not_go_with_an_adapter(
         self, adapted: str, tmp_path: Path, option: dict[str, Any]
@@ -552,7 +567,7 @@ class TestHub:
             export(adapted, tmp_path / f"out-{as_adapter}", push_to="me/model", as_adapter=as_adapter)
             found = json.loads(hub.files["expo.json"])
             assert found["pair"]["aligned"]["id"] == "./aligned+./adapter"
-            assert found["settings"]["pair.aligned"].startswith("./aligned+./adapter@local+")
+            assert found["settings"]["pair.aligned"].startswith("local+local#")
             assert found["spec"]["pair"]["adapter"] == "./adapter"
             assert b'"./aligned' in hub.files[recipe]
             places = (home, tmp_path)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from test_build import write_lora
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
 from expo_search.config.presets import load_study
@@ -19,6 +21,7 @@ from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
 from expo_search.session.settings import advice_on_changes
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -34,16 +37,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def adapted(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With an adapter to `aligned`, and a cache of its own."""
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(home / "cache"))
+    write_lora(home / "adapter", home / "aligned")
+    return home
+
+
 def checked(
     n: int | None = None,
     aligned: str = "aligned",
     reward: str = "auto",
     backend: str = "transformers",
+    adapter: str | None = None,
     **engine: Any,
 ) -> Checked:
     prompts = {"source": "prompts.jsonl"} | ({} if n is None else {"n": n})
     overrides: dict[str, dict[str, Any]] = {
-        "pair": {"aligned": aligned, "sft": "sft", "reward_model": "reward"},
+        "pair": {"aligned": aligned, "adapter": adapter, "sft": "sft", "reward_model": "reward"},
         "prompts": prompts,
         "sampling": {"max_tokens": 8},
         "reward": {"arithmetic": reward, "backend": backend},
@@ -77,6 +89,43 @@ class TestSettings:
     def test_a_folder_is_the_same_however_its_path_is_spelled(self, home: Path) -> None:
         spelled = [checked(aligned=path) for path in ("aligned", "aligned/", "./aligned", str(home / "aligned"))]
         assert all(differing(spelled[0], other) == set() for other in spelled)
+
+    def test_so_are_a_base_and_its_adapter(self, adapted: Path) -> None:
+        spelled = [
+            checked(aligned=base, adapter=adapter)
+            for base, adapter in (
+                ("aligned", "adapter"),
+                ("./aligned", "./adapter/"),
+                (str(adapted / "aligned"), str(adapted / "adapter")),
+            )
+        ]
+        assert all(differing(spelled[0], other) == set() for other in spelled)
+        for name in ("aligned", "adapter"):
+            (adapted / name).rename(adapted / f"moved-{name}")
+        moved = checked(aligned="moved-aligned", adapter="moved-adapter")
+        assert differing(spelled[0], moved) == set()
+        assert spelled[0].settings.pair.aligned.startswith("local+local#")
+
+    def test_another_adapter_is_another_pair(self, adapted: Path) -> None:
+        before = checked(adapter="adapter")
+        weights = adapted / "adapter" / "adapter_model.safetensors"
+        save_file({name: t * 1.5 for name, t in load_file(weights).items()}, weights)
+        assert differing(before, checked(adapter="adapter")) == {"files.aligned"}
+
+    @pytest.mark.usefixtures("adapted")
+    def test_a_study_that_named_base_and_adapter_by_their_paths_goes_on(self) -> None:
+        store, found = Store("sqlite:///test.db", "custom"), checked(adapter="adapter")
+        pin(store, found)
+        header = found.settings.pair.aligned.rpartition("#")[2]
+        older = found.settings.updated(Settings.from_flat({"pair.aligned": f"a+./b@local+{'9' * 16}#{header}"}))
+        store.keep(StudyAttributes(settings=older))
+        pin(store, checked(aligned="./aligned", adapter="./adapter"))
+        assert store.attributes.settings == found.settings, "as a study of now"
+        other = older.updated(Settings.from_flat({"pair.aligned": f"a+./b@local+{'9' * 16}#{'0' * 16}"}))
+        store.keep(StudyAttributes(settings=other))
+        with pytest.raises(SettingsChanged, match=r"pair\.aligned: .* there, 'local\+local#"):
+            checked(adapter="adapter")
+        store.close()
 
     def test_a_reward_model_that_was_trained_on_in_its_folder_is_another(self, home: Path) -> None:
         before = checked()

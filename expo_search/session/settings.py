@@ -21,13 +21,15 @@ from expo_search.store.settings import (
     PromptsSettings,
     RewardSettings,
     Settings,
+    differing,
 )
 
 
 def sources_settings(pair: Pair, aligned: Checkpoint, sft: Checkpoint) -> Settings:
     """What identifies the two checkpoints of a search."""
+    made_of = [pair.base, pair.adapter] if pair.base and pair.adapter else [pair.aligned]
     return Settings(
-        pair=PairSettings(aligned=_identity(pair.aligned, aligned), sft=_identity(pair.sft, sft)),
+        pair=PairSettings(aligned=_identity(made_of, aligned), sft=_identity([pair.sft], sft)),
         files=FilesSettings(aligned=aligned.sample_hash, sft=sft.sample_hash),
     )
 
@@ -137,7 +139,7 @@ def reward_settings(
     if dtypes is not None:
         kept = kept.model_copy(update={"arithmetic": dtypes.reward})
     return Settings(
-        pair=PairSettings(reward_model=_identity(source, reward)),
+        pair=PairSettings(reward_model=_identity([source], reward)),
         files=FilesSettings(reward_model=reward.sample_hash),
         reward=kept,
     )
@@ -156,9 +158,8 @@ def computing_as(spec: StudySpec, settings: Settings) -> StudySpec:
 
 def advice_on_changes(stored: Settings, settings: Settings) -> str:
     """Advice to who has other settings than a study; where only the machine is another, an option that goes on."""
-    there, now = stored.flat_as_of_now(), settings.flat()
-    differing = {key for key in there.keys() & now.keys() if there[key] != now[key]}
-    if stored.engine.arithmetic and differing <= {"engine.arithmetic", "reward.arithmetic"}:
+    others = differing(stored, settings).keys()
+    if stored.engine.arithmetic and others <= {"engine.arithmetic", "reward.arithmetic"}:
         engine, reward = stored.engine.arithmetic, stored.reward.arithmetic
         if reward in (None, "", engine):
             return f"--arithmetic {engine} goes on as there, or give another --study-name"
@@ -167,10 +168,10 @@ def advice_on_changes(stored: Settings, settings: Settings) -> str:
     return "drop the differing options, or give another --study-name"
 
 
-def _identity(source: Source, checkpoint: Checkpoint) -> str:
-    """A folder is what is in it, wherever it lies and however its path is spelled."""
-    name = LOCAL if source.revision == LOCAL else _name(source)
-    return f"{name}#{checkpoint.header_hash}"
+def _identity(made_of: Sequence[Source], checkpoint: Checkpoint) -> str:
+    """A folder is what is in it, wherever it lies and however its path is spelled; a base with an adapter has both."""
+    names = [LOCAL if source.revision == LOCAL else _name(source) for source in made_of]
+    return f"{'+'.join(names)}#{checkpoint.header_hash}"
 
 
 def _name(source: Source) -> str:

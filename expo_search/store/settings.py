@@ -5,6 +5,7 @@ A study keeps them flat, as `table.key`, and every resume must agree with what i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ from expo_search.errors import SettingsChanged
 Value = str | int | float | bool | list[Any] | None  # of one setting, as JSON has it
 # of studies that are older than the setting, but have others of its table: what there was then
 _BEFORE: dict[str, Value] = {"engine.batch_invariant": False, "reward.backend": "transformers", "reward.scorer": ""}
+
+# a base with an adapter as older versions named it, by the spelling of their paths; and the hash of its header
+_AS_SPELLED = re.compile(r".+@\w+\+[0-9a-f]{16}(#[0-9a-f]{16})")
 
 
 class _Table(BaseModel):
@@ -123,6 +127,22 @@ class Settings(BaseModel):
         return Settings.from_flat(self.flat() | other.flat())
 
 
+def differing(stored: Settings, asked: Settings) -> dict[str, tuple[Value, Value]]:
+    """What both have and is not the same: `table.key` -> the stored value and the other one."""
+    there, now = stored.flat_as_of_now(), asked.flat()
+    return {
+        key: (there[key], now[key])
+        for key in sorted(there.keys() & now.keys())
+        if there[key] != now[key] and not _names_the_same(there[key], now[key])
+    }
+
+
+def _names_the_same(stored: Value, now: Value) -> bool:
+    """Whether an older version's name of a base with an adapter has the same header; their bytes are compared too."""
+    spelled = _AS_SPELLED.fullmatch(stored) if isinstance(stored, str) else None
+    return spelled is not None and isinstance(now, str) and now.endswith(spelled[1])
+
+
 def compare_settings(
     stored: Settings,
     asked: Settings,
@@ -135,16 +155,11 @@ def compare_settings(
     Raises:
         SettingsChanged: names every setting that differs, with both values.
     """
-    there, now = stored.flat_as_of_now(), asked.flat()
-    differing = [
-        f"{key}: {there[key]!r} there, {now[key]!r} now"
-        for key in sorted(there.keys() & now.keys())
-        if there[key] != now[key]
-    ]
-    if differing:
+    others = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in differing(stored, asked).items()]
+    if others:
         raise SettingsChanged(
             where=f"study {name}",
-            found=f"other settings ({'; '.join(differing)})",
+            found=f"other settings ({'; '.join(others)})",
             expected="those it was made under",
             do=do,
         )
