@@ -243,10 +243,16 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
 
 def test_the_revisions_that_the_hub_gave_are_kept_with_the_study(tmp_path: Path) -> None:
     hub, local = Source(tmp_path, "owner/x", "abc", on_hub=True), Source(tmp_path, "x", "local")
+    lora, merged = Source(tmp_path, "owner/lora", "def", on_hub=True), Source(tmp_path, "owner/x+owner/lora", "abc+1")
     given = {"aligned": "owner/x", "sft": "x", "reward_model": "owner/x"}
     spec = load_study(overrides={"pair": given})
     kept = pinned(spec, Pair(hub, local, hub)).pair
     assert (kept.aligned_revision, kept.sft_revision, kept.reward_revision) == ("abc", None, "abc")
+    adapted = load_study(overrides={"pair": {"aligned": "owner/x", "adapter": "owner/lora", "reward_model": "x"}})
+    kept = pinned(adapted, Pair(merged, hub, local, base=hub, adapter=lora)).pair
+    assert (kept.aligned_revision, kept.adapter_revision, kept.reward_revision) == ("abc", "def", None)
+    local_lora = Source(tmp_path, "lora", "local")
+    assert pinned(adapted, Pair(merged, hub, local, base=hub, adapter=local_lora)).pair.adapter_revision is None
 
 
 def test_an_adapter_of_another_base_is_refused_with_its_shapes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from expo_search.config.presets import studies_folder
 from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import PairError
 from expo_search.folders import cache_folder
+from expo_search.inputs import pair as pair_module
 from expo_search.inputs.pair import resolve_check_model, resolve_pair
 from expo_search.text import shortened
 
@@ -49,6 +50,21 @@ def test_local_folders_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest
     assert [s.path for s in (pair.aligned, pair.sft, pair.reward_source)] == [tmp_path / n for n in ("x", "y", "z")]
     assert (pair.sft.id, pair.sft.revision) == ("./y", "local")
     assert said == []
+
+
+def test_an_adapter_on_the_hub_is_taken_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def find(id: str, revision: str | None, role: str, *_: object) -> None:
+        asked.append((id, revision))
+        raise PairError(where=role, found="asked for", expected="an end", do="stop")
+
+    monkeypatch.setattr(pair_module, "find_on_hub", find)
+    for revision in ("l1", None):
+        pair = PairSpec(aligned=str(tmp_path), adapter="o/lora", adapter_revision=revision, reward_model=str(tmp_path))
+        with pytest.raises(PairError, match="adapter: asked for"):
+            resolve_pair(pair, trust_remote_code=False, say=print)
+    assert asked == [("o/lora", "l1"), ("o/lora", None)]
 
 
 @pytest.mark.parametrize("path", ["/no/such", "./no/such", "../such", "~/no-such", "~no-such-user/x", "such", "a/b/c"])

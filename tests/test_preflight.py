@@ -13,14 +13,16 @@ from safetensors.torch import load_file, save_file
 from test_build import write_lora
 from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
 
+from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
 from expo_search.engine import start
 from expo_search.engine.machine import Machine
 from expo_search.errors import SettingsChanged, StudyError
+from expo_search.inputs.source import Pair, Source
 from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
-from expo_search.session.settings import advice_on_changes
+from expo_search.session.settings import advice_on_changes, sources_settings
 from expo_search.store.attributes import StudyAttributes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
@@ -105,6 +107,19 @@ class TestSettings:
         moved = checked(aligned="moved-aligned", adapter="moved-adapter")
         assert differing(spelled[0], moved) == set()
         assert spelled[0].settings.pair.aligned.startswith("local+local#")
+
+    @pytest.mark.usefixtures("adapted")
+    def test_of_a_base_and_its_adapter_that_which_is_on_the_hub_is_its_commit_there(self) -> None:
+        pair = checked(adapter="adapter").pair
+        base, lora = (Source(pair.aligned.path, f"o/{name}", name * 8, on_hub=True) for name in ("b", "l"))
+        merged, sft = (open_checkpoint(s.path, role="x") for s in (pair.aligned, pair.sft))
+
+        def named(made_of: Pair) -> str:
+            return sources_settings(made_of, merged, sft).pair.aligned.partition("#")[0]
+
+        assert named(replace(pair, base=base)) == "o/b@bbbbbbbb+local"
+        assert named(replace(pair, adapter=lora)) == "local+o/l@llllllll"
+        assert named(replace(pair, base=base, adapter=lora)) == "o/b@bbbbbbbb+o/l@llllllll"
 
     def test_another_adapter_is_another_pair(self, adapted: Path) -> None:
         before = checked(adapter="adapter")

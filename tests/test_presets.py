@@ -169,3 +169,16 @@ def test_a_checkpoint_in_the_place_of_another_has_none_of_its_revision(tmp_path:
     assert given() == given(reward_model="o/r") == given(aligned="x/a") == ("s1", "r1")
     assert given(reward_model="x/r") == ("s1", None)
     assert given(sft="x/s", reward_model="x/r", reward_revision="r2") == (None, "r2")
+
+
+def test_so_has_an_adapter_and_its_base_has_its_own(tmp_path: Path) -> None:
+    text = '[pair]\naligned = "o/b"\nadapter = "o/l"\nreward_model = "o/r"\n'
+    (tmp_path / "mine.toml").write_text(text + 'aligned_revision = "b1"\nadapter_revision = "l1"\n')
+
+    def given(**pair: str) -> tuple[str | None, str | None]:
+        found = load_study(file=tmp_path / "mine.toml", overrides={"pair": pair}).pair
+        return found.aligned_revision, found.adapter_revision
+
+    assert given() == given(adapter="o/l") == ("b1", "l1")
+    assert given(adapter="x/l") == ("b1", None)
+    assert given(aligned="x/b") == (None, "l1")

@@ -85,6 +85,7 @@ class PairSpec(_Table):
     adapter: str | None = None
     sft: str | None = None
     aligned_revision: str | None = None
+    adapter_revision: str | None = None
     sft_revision: str | None = None
     reward_model: str | None = None
     reward_revision: str | None = None

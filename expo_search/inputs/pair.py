@@ -66,7 +66,9 @@ def resolve_pair(
         if id
     }
     if spec.adapter and "aligned" in found and own_model:
-        found["adapter"] = _find(spec.adapter, None, "adapter", trust_remote_code, "adapter_config.json")
+        found["adapter"] = _find(
+            spec.adapter, spec.adapter_revision, "adapter", trust_remote_code, "adapter_config.json"
+        )
     role = "one of the reward models"
     several = {f"{role}, {i}": _find(e.model, e.revision, role, trust_remote_code) for i, e in enumerate(rewards, 1)}
     judge = _find_check_model(spec, trust_remote_code) if with_judge and spec.check_reward_model else None
@@ -113,7 +115,8 @@ def _find_check_model(spec: PairSpec, trust_remote_code: bool) -> Source | HubCo
 
 def pinned(spec: StudySpec, pair: Pair) -> StudySpec:
     """A spec that names the exact Hub revisions of a resolved pair, since a branch may move later."""
-    sources = {"aligned": pair.base or pair.aligned, "sft": pair.sft, "reward": pair.reward_model}
+    sources = {"aligned": pair.base or pair.aligned, "adapter": pair.adapter, "sft": pair.sft}
+    sources |= {"reward": pair.reward_model}
     revisions = {f"{role}_revision": s.revision for role, s in sources.items() if s is not None and s.on_hub}
     rewards = spec.rewards
     if pair.reward_models:
