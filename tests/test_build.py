@@ -17,7 +17,7 @@ from twins import make_pair, read_all
 
 from expo_search.checkpoint import lora
 from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
-from expo_search.checkpoint.folder import open_checkpoint
+from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import open_adapter
 from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.config.presets import load_study
@@ -229,6 +229,55 @@ def test_an_adapter_makes_a_pair_with_its_own_base_merged_once(tmp_path: Path, m
     assert given.sft.path == other
     with pytest.raises(ValueError, match="an adapter but no aligned"):
         PairSpec(adapter=str(lora), sft=str(base), reward_model=str(base))
+
+
+def test_a_base_is_read_whole_once_which_is_said_and_again_where_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    base, _ = make_pair(tmp_path, "llama-tied")
+    lora, said, read = write_lora(tmp_path / "lora", base), list[str](), list[Path]()
+    content_hash = Checkpoint.content_hash
+
+    def counted(checkpoint: Checkpoint) -> str:
+        read.append(checkpoint.path)
+        return content_hash(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "content_hash", counted)
+
+    def merged(where: Path = base) -> Path:
+        spec = PairSpec(aligned=str(where), adapter=str(lora), reward_model=str(base))
+        return resolve_pair(spec, trust_remote_code=False, say=said.append).aligned.path
+
+    first = merged()
+    assert said[0] == f"reading {base} whole, 673 kB (once, while its files stay as they are)"
+    assert merged() == first
+    (tmp_path / "link").symlink_to(base)
+    assert merged(tmp_path / "link") == first
+    assert (len(read), len(said)) == (1, 2)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\0\0")
+    assert merged() != first
+    for file in (tmp_path / "cache" / "hashes").iterdir():
+        file.write_text("{")
+    merged()
+    assert len(read) == 3
+
+
+def test_a_base_on_the_hub_is_known_by_its_commit_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    base, _ = make_pair(tmp_path, "llama-tied")
+    lora, said = write_lora(tmp_path / "lora", base), list[str]()
+    monkeypatch.setattr(Checkpoint, "content_hash", lambda _: pytest.fail("read"))
+    spec = PairSpec(aligned="o/base", adapter=str(lora), reward_model=str(base))
+
+    def merged(commit: str) -> Path:
+        found = Source(base, "o/base", commit, on_hub=True)
+        monkeypatch.setattr("expo_search.inputs.pair.find_on_hub", lambda *_: found)
+        return resolve_pair(spec, trust_remote_code=False, say=said.append).aligned.path
+
+    assert merged("a" * 40) == merged("a" * 40) != merged("b" * 40)
+    assert [line.partition(" ")[0] for line in said] == ["merging", "merging"]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

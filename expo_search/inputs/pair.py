@@ -21,6 +21,7 @@ from expo_search.inputs.hub_download import HubCommit, check_room, find_on_hub
 from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
 from expo_search.inputs.source import CODE_REVISIONS, LOCAL, PLUG_IN, Pair, Source
+from expo_search.inputs.weights_hash import weights_hash
 
 _CHECK = "check reward model"  # its role, for messages
 
@@ -173,8 +174,9 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
 
     checkpoint, lora = open_checkpoint(base.path, role="aligned"), open_adapter(adapter.path)
     check_fits(lora, checkpoint)
+    weights = base.revision if base.on_hub else weights_hash(checkpoint, base.id, say)
     small = small_files_hash(base.path, code=trust_remote_code)
-    parts = (checkpoint.content_hash(), small, lora.content_hash(), str(trust_remote_code))
+    parts = (weights, small, lora.content_hash(), str(trust_remote_code))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     merged = cache_folder() / "checkpoints" / f"merged-{key}"
     if not merged.is_dir():
