@@ -437,6 +437,8 @@ CASES = [
          write("mine.toml", '[pair]\naligned = "aligned"\nsft = "sft"\n[reward]\nscorer = "mine.py:score"\n')),
     # prompts
     Case("prompts that are missing", search(prompts="none.jsonl"), ["prompts none.jsonl", "no such file"]),
+    Case("prompts in the home folder of nobody", search(prompts="~no-such-user/p.jsonl"),
+         ["prompts ~no-such-user/p.jsonl: no such file"]),
     Case("a folder of prompts", search(prompts="data"),
          ["prompts data: a folder", "--prompts data/p.jsonl"], data_folder),
     Case("prompts of another kind", search(prompts="p.csv"), ["a file of another kind"], write("p.csv", "prompt\nhi")),

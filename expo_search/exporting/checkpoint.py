@@ -23,6 +23,7 @@ from expo_search.checkpoint.pair_check import check_pair
 from expo_search.checkpoint.shard_writer import ShardWriter
 from expo_search.checkpoint.side_files import CARD, PROVENANCE, TOKENIZER_FILES, copy_small_files, set_dtype
 from expo_search.errors import StudyError
+from expo_search.folders import is_there
 
 _SLACK_BYTES = 64 << 20  # tokenizer, card, the file system's own
 _WRITTEN = {
@@ -92,9 +93,10 @@ def check_is_free(out: Path, *, force: bool) -> None:
     """Check that nothing is at `out`, or with `force` nothing but an exported folder.
 
     Raises:
-        StudyError: something is.
+        StudyError: something is, or the system does not look there.
     """
-    if not (out.exists() or out.is_symlink()):
+    expected = "a name that this file system takes"
+    if not (is_there(out, StudyError, where=f"--out {out}", expected=expected, do="name another") or out.is_symlink()):
         return
     if not (out.is_dir() and not out.is_symlink() and _may_be_replaced(out)):
         raise StudyError(

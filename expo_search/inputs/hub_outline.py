@@ -14,7 +14,7 @@ from pathlib import Path
 from expo_search.checkpoint.atomic_folder import published
 from expo_search.checkpoint.header import MAX_HEADER_BYTES, read_header
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder
+from expo_search.folders import cache_folder, is_built
 from expo_search.inputs.hub_download import NOT_WANTED, WEIGHTS, HubCommit, reached
 from expo_search.inputs.source import Source
 
@@ -31,7 +31,7 @@ def outline(commit: HubCommit) -> Source:
     names = sorted(commit.files or ())
     wanted = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]  # with code, once it is trusted
     folder = cache_folder() / "outlines" / f"{commit.id.replace('/', '--')}-{commit.revision}-{wanted}"
-    if not folder.is_dir():
+    if not is_built(folder):
         small, heads = _fetched(commit, [name for name in names if fnmatch(name, WEIGHTS)])
         try:
             with published(folder) as partial:

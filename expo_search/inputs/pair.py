@@ -16,7 +16,7 @@ from expo_search.checkpoint.remote_code import check_code
 from expo_search.checkpoint.side_files import small_files_hash
 from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder
+from expo_search.folders import cache_folder, is_built, is_there
 from expo_search.inputs.hub_download import HubCommit, check_room, find_on_hub
 from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
@@ -131,7 +131,8 @@ def _find(
 ) -> Source | HubCommit:
     """A folder, or the Hub's commit of an id; `first` is a small file that such a folder has."""
     path = Path(os.path.expanduser(id))  # noqa: PTH111  Path.expanduser raises for an unknown user
-    if path.is_dir():
+    expected = "a checkpoint folder or a Hub id"
+    if is_there(path, PairError, where=f"{role} {id}", expected=expected) and path.is_dir():
         if trust_remote_code and role in CODE_REVISIONS:
             check_code(path, f"{role} {id}")
         return Source(path.resolve(), id, LOCAL)
@@ -139,7 +140,7 @@ def _find(
         raise PairError(
             where=f"{role} {id}",
             found="no such folder, and not a Hub id (owner/name)",
-            expected="a checkpoint folder or a Hub id",
+            expected=expected,
             do="check the path",
         )
     return find_on_hub(id, revision, role, trust_remote_code, first)
@@ -179,7 +180,7 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
     parts = (weights, small, lora.content_hash(), str(trust_remote_code))
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     merged = cache_folder() / "checkpoints" / f"merged-{key}"
-    if not merged.is_dir():
+    if not is_built(merged):
         say(f"merging adapter {adapter.id} into {base.id} (once, kept in {merged})")
         merge_adapter(base.path, adapter.path, merged, code=trust_remote_code)
     return Source(merged, f"{base.id}+{adapter.id}", f"{base.revision}+{lora.content_hash()}")

@@ -15,9 +15,22 @@ from typing import Any
 
 from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
+from expo_search.folders import is_there
 from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
 
 _COLUMNS = ("prompt", "prompt_id", "messages")
+_EXPECTED = "a .jsonl, .json or .parquet file, or the id of a Hub data set"
+
+
+def path_of(source: str) -> Path:
+    """Where prompts lie if they are a file of this machine; `~` stands for a home folder, as in a shell.
+
+    Raises:
+        PromptsError: the system does not even look there.
+    """
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    is_there(path, PromptsError, where=f"prompts {source}", expected=_EXPECTED)
+    return path
 
 
 def load_prompts(
@@ -31,17 +44,15 @@ def load_prompts(
     Raises:
         PromptsError: missing, empty, not readable (with the line), rows without a prompt, or fewer than `at_least`.
     """
-    path = Path(source)
+    path = path_of(source)
     local = path.suffix in SUFFIXES
-    if source.startswith("~"):
-        path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
     if path.is_dir():
         raise _is_folder(source, path)
     if path.is_file() != local:
         raise PromptsError(
             where=f"prompts {source}",
             found="a file of another kind" if path.is_file() else "no such file",
-            expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
+            expected=_EXPECTED,
             do="check the path",
         )
     rows = file_rows(path, _COLUMNS) if local else hub_rows(source, split, columns=_COLUMNS)
@@ -121,7 +132,7 @@ def _is_folder(source: str, path: Path) -> PromptsError:
     return PromptsError(
         where=f"prompts {source}",
         found="a folder",
-        expected="a .jsonl, .json or .parquet file, or the id of a Hub data set",
+        expected=_EXPECTED,
         do=f"give the file: --prompts {first}" if first else "give a file",
     )
 

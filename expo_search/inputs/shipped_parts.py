@@ -13,7 +13,7 @@ from pathlib import Path
 from expo_search.config.presets import studies_folder
 from expo_search.config.spec import PartsSpec
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder
+from expo_search.folders import cache_folder, is_built
 from expo_search.inputs.source import Pair, Source
 
 
@@ -34,14 +34,14 @@ def shipped_pair(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
         root / f"aligned-{keys['aligned']}",
         root / f"reward-{keys['reward']}",
     )
-    if not (sft.is_dir() and aligned.is_dir() and reward.is_dir()):
+    if not (is_built(sft) and is_built(aligned) and is_built(reward)):
         say(f"building the pair's checkpoints in {root} (once, about half a minute)")
         _check_hash(gguf, parts)
-        if not sft.is_dir():
+        if not is_built(sft):
             dequantise_gguf(gguf, sft)
-        if not aligned.is_dir():
+        if not is_built(aligned):
             merge_adapter(sft, adapters["aligned"], aligned)
-        if not reward.is_dir():
+        if not is_built(reward):
             merge_reward_adapter(sft, adapters["reward"], reward)
     return Pair(
         Source(aligned, parts.aligned_adapter, keys["aligned"]),
@@ -63,9 +63,9 @@ def shipped_judge(parts: PartsSpec, name: str, say: Callable[[str], None]) -> So
     adapter, base_key = studies_folder() / name, parts.sha256[:16]
     key, root = _content_key(base_key, adapter), cache_folder() / "checkpoints"
     sft, judge = root / f"sft-{base_key}", root / f"judge-{key}"
-    if not judge.is_dir():
+    if not is_built(judge):
         say(f"building the second judge in {root} (once, some seconds)")
-        if not sft.is_dir():
+        if not is_built(sft):
             gguf = _package_file(parts)
             _check_hash(gguf, parts)
             dequantise_gguf(gguf, sft)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo_search.checkpoint.computed_weights import check_computed
@@ -32,13 +31,13 @@ from expo_search.evaluation.own_scorer import OwnScorer, load_scorer
 from expo_search.evaluation.reward_model import check_labels, refuse_language_model
 from expo_search.inputs.chat_template import encode_chat, load_tokenizer
 from expo_search.inputs.pair import resolve_pair
-from expo_search.inputs.prompts import confirm_part, load_prompts, search_part
+from expo_search.inputs.prompts import confirm_part, load_prompts, path_of, search_part
 from expo_search.inputs.source import Pair, Source
 from expo_search.session.planning import plans, search_needs
 from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
-from expo_search.store.address import check_can_be_made, sqlite_path
+from expo_search.store.address import check_can_be_made, is_made, sqlite_path
 from expo_search.store.settings import Settings, compare_settings
 
 if TYPE_CHECKING:
@@ -238,7 +237,7 @@ def check(
 def _check_database(storage: str, *, adds: bool) -> None:
     """Of one that is not there yet it is told without SQLAlchemy, of one that is there with it."""
     path = sqlite_path(storage)
-    if path is not None and not path.exists():
+    if path is not None and not is_made(storage, path):
         if adds:
             check_can_be_made(storage, path)
         return
@@ -381,4 +380,4 @@ def check_stored(
 def _prompts_source(source: str) -> str:
     """A shipped file (`demo/prompts.jsonl`) where the name is not one of the user's own files."""
     shipped = studies_folder() / source
-    return str(shipped) if not Path(source).expanduser().is_file() and shipped.is_file() else source
+    return str(shipped) if not path_of(source).is_file() and shipped.is_file() else source

@@ -83,7 +83,8 @@ def find_judge(
         if id == own.pair.reward_model and asked.check_reward_revision in (None, own.pair.reward_revision):
             raise _own_again(id, several=bool(spec.rewards))
     # one that ships with a pair has no name in the spec, but cards and reports name it; a folder here may be another
-    if not Path(id).is_dir() and any(id == own.id and not own.on_hub for own in checked.pair.rating):
+    is_own = any(id == own.id and not own.on_hub for own in checked.pair.rating)
+    if is_own and not Path(id).is_dir():
         raise _own_again(id, several=bool(spec.rewards))
     checked = replace(checked, spec=spec)
     if scorer is not None:

@@ -59,11 +59,11 @@ def disk() -> Fact:
 def database(storage: str) -> Fact:
     """Whether the studies of a database can be read."""
     try:
-        from expo_search.store.address import sqlite_path
+        from expo_search.store.address import is_made, sqlite_path
         from expo_search.store.database import check_readable, study_names
 
         path = sqlite_path(storage)
-        if path is not None and not path.exists():
+        if path is not None and not is_made(storage, path):
             return Fact("database", f"none yet at {shown(storage)}")
         check_readable(storage)
         n = len(study_names(storage))

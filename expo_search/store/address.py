@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo_search.errors import StoreError
+from expo_search.folders import is_there
 from expo_search.text import shown
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ def sqlite_path(url: str) -> Path | None:
             do=f"write sqlite:///{whole}" if whole != database else "write the path in full",
         )
     return Path(database.removeprefix("file:"))
+
+
+def is_made(url: str, path: Path) -> bool:
+    """Whether the SQLite database of a URL, at the path that `sqlite_path` gives, is there.
+
+    Raises:
+        StoreError: the system does not look there: a folder that is closed to this user, a name that is too long.
+    """
+    where, expected = f"--storage {shown(url)}", "a database file in a folder that can be looked into"
+    return is_there(path, StoreError, where=where, expected=expected, do="give another path")
 
 
 def check_can_be_made(url: str, path: Path) -> None:

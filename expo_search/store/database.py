@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError, NoSuchModuleError
 
 from expo_search.errors import StoreError
-from expo_search.store.address import check_can_be_made, sqlite_path
+from expo_search.store.address import check_can_be_made, is_made, sqlite_path
 from expo_search.store.server import (
     INSTALL,
     cut_off_where_hung,
@@ -47,7 +47,7 @@ def check_storage(url: str) -> None:
             server that cannot be reached or does not let this user in; no driver for it.
     """
     path = _kept(url)
-    if path is not None and not path.exists():
+    if path is not None and not is_made(url, path):
         check_can_be_made(url, path)
         return
     engine = make_engine(url)
@@ -108,7 +108,7 @@ def _kept(url: str) -> Path | None:
 def reading_storage(url: str) -> RDBStorage | None:
     """Optuna's view of a database, which only reads; None where there is none yet, or it has no tables of Optuna's."""
     path = sqlite_path(url)
-    if path is not None and not path.exists():
+    if path is not None and not is_made(url, path):
         return None
     from optuna.storages import RDBStorage
 
@@ -155,7 +155,7 @@ def _of_studies(url: str, query: sa.Select[Any]) -> Sequence[Any]:
     Without Optuna, whose storage takes longer to import than to ask: a name that is not there is said at once.
     """
     path = sqlite_path(url)
-    if path is not None and not path.exists():
+    if path is not None and not is_made(url, path):
         return []
     engine = reading_engine(url)
     try:
@@ -172,7 +172,7 @@ def reading_url(url: str) -> str:
     may be another's. Where they are not there, nobody has it open, and it is read as a file that does not change.
     """
     path = sqlite_path(url)
-    if path is None or "file:" in url or not path.is_file():
+    if path is None or "file:" in url or not (is_made(url, path) and path.is_file()):
         return url
     if os.access(path, os.W_OK) and os.access(path.absolute().parent, os.W_OK):
         return url
