@@ -305,6 +305,7 @@ CASES = [
          ["--shape: --alpha beside it; expected one of the two"], begun),
     Case("no folder to reproduce", ["reproduce"], ["DIR_OR_JSON: nothing; expected an exported folder"]),
     Case("an exported folder that is not there", ["reproduce", "nowhere"], ["nowhere: no such file; expected an expo"]),
+    Case("an empty checkpoint", search(aligned=""), ["--aligned: ", "an empty name; expected a folder or a Hub id"]),
     Case("a reward model beside a scorer", search(scorer="mine.py:score"), ["--reward-model reward: mine.py:score"]),
     Case("options but no pair", ["--trials", "3"], ["--trials: no pair", "--pair NAME"]),
     Case("options before a command", ["--storage", "sqlite:///a.db", "show"], ["--storage: given before `show`"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 from expo_search.bench.task import TaskData
 from expo_search.errors import PromptsError
+from expo_search.folders import is_there
 from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
 from expo_search.text import shortened
 
@@ -60,13 +61,11 @@ def check_file(file: Path, where: str) -> None:
     Raises:
         PromptsError: it is not.
     """
-    if not file.is_file() or file.suffix not in SUFFIXES:
-        raise PromptsError(
-            where=where,
-            found="a file of another kind" if file.is_file() else "no such file",
-            expected="a .jsonl, .json or .parquet file",
-            do="check the path",
-        )
+    expected = "a .jsonl, .json or .parquet file"
+    is_file = is_there(file, PromptsError, where=where, expected=expected) and file.is_file()
+    if not is_file or file.suffix not in SUFFIXES:
+        found = "a file of another kind" if is_file else "no such file"
+        raise PromptsError(where=where, found=found, expected=expected, do="check the path")
 
 
 def _fetched(hub: HubFile, option: str) -> Path:

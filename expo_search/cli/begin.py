@@ -67,7 +67,7 @@ def init(
 
 def _from(file: Path, value: str) -> str:
     """A relative path that is there, as it lies from the study file; anything else as it is."""
-    is_here = not value.startswith(("/", "~")) and Path(value).exists()
+    is_here = not value.startswith(("/", "~")) and os.path.exists(value)  # noqa: PTH110  Path.exists may raise
     return os.path.relpath(value, file.parent) if is_here else value
 
 

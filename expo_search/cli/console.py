@@ -98,10 +98,10 @@ def check_there(storage: str) -> None:
     Raises:
         StoreError: no database URL, or no such file.
     """
-    from expo_search.store.address import sqlite_path
+    from expo_search.store.address import is_made, sqlite_path
 
     file = sqlite_path(storage)
-    if file is not None and not file.exists():
+    if file is not None and not is_made(storage, file):
         raise StoreError(
             where=f"--storage {shown(storage)}",
             found="no such file",

@@ -49,10 +49,7 @@ def beside(named: str, folder: Path) -> str:
 
 
 def _placed(word: str, folder: Path) -> str:
-    try:
-        is_there = (folder / word).is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        is_there = False
+    is_there = _is_file(folder / word)
     path = os.path.normpath(folder / word) if is_there else word
     return path if "/" in path or not is_there else f"./{path}"
 
@@ -64,5 +61,9 @@ def shortened(named: str) -> str:
         home, name = function
         return f"./{Path(home).name}:{name}" if home.endswith(".py") else named
     words = words_of(named)
-    short = [f"./{Path(word).name}" if "/" in word and Path(word).is_file() else word for word in words]
+    short = [f"./{Path(word).name}" if "/" in word and _is_file(word) else word for word in words]
     return named if short == words else shlex.join(short)
+
+
+def _is_file(word: str | Path) -> bool:
+    return os.path.isfile(word)  # noqa: PTH113  Path.is_file raises for a name that is too long

@@ -48,6 +48,15 @@ def _inside(path: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 
 
+def _named(model: str) -> str:
+    if not model.strip():
+        raise ValueError("an empty name; expected a folder or a Hub id")
+    return model
+
+
+Model = Annotated[str, AfterValidator(_named)]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,15 +90,15 @@ class PairSpec(_Table):
         needs_remote_code: the repositories' own Python must be run; asks for `--trust-remote-code`.
     """
 
-    aligned: str | None = None
-    adapter: str | None = None
-    sft: str | None = None
+    aligned: Model | None = None
+    adapter: Model | None = None
+    sft: Model | None = None
     aligned_revision: str | None = None
     adapter_revision: str | None = None
     sft_revision: str | None = None
-    reward_model: str | None = None
+    reward_model: Model | None = None
     reward_revision: str | None = None
-    check_reward_model: str | None = None
+    check_reward_model: Model | None = None
     check_reward_revision: str | None = None
     parts: PartsSpec | None = None
     stop_token_ids: tuple[int, ...] = ()

@@ -7,7 +7,6 @@ package and are put together in the cache folder on first use. So is an aligned 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from expo_search.checkpoint.remote_code import check_code
 from expo_search.checkpoint.side_files import small_files_hash
 from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder, is_built, is_there
+from expo_search.folders import cache_folder, is_built, is_there, user_path
 from expo_search.inputs.hub_download import HubCommit, check_room, find_on_hub
 from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
@@ -130,7 +129,7 @@ def _find(
     id: str, revision: str | None, role: str, trust_remote_code: bool, first: str = "config.json"
 ) -> Source | HubCommit:
     """A folder, or the Hub's commit of an id; `first` is a small file that such a folder has."""
-    path = Path(os.path.expanduser(id))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    path = user_path(id)
     expected = "a checkpoint folder or a Hub id"
     if is_there(path, PairError, where=f"{role} {id}", expected=expected) and path.is_dir():
         if trust_remote_code and role in CODE_REVISIONS:

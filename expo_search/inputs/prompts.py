@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
-from expo_search.folders import is_there
+from expo_search.folders import is_there, user_path
 from expo_search.inputs.rows import SUFFIXES, file_rows, hub_rows
 
 _COLUMNS = ("prompt", "prompt_id", "messages")
@@ -28,7 +27,7 @@ def path_of(source: str) -> Path:
     Raises:
         PromptsError: the system does not even look there.
     """
-    path = Path(os.path.expanduser(source))  # noqa: PTH111  Path.expanduser raises for an unknown user
+    path = user_path(source)
     is_there(path, PromptsError, where=f"prompts {source}", expected=_EXPECTED)
     return path
 

@@ -22,7 +22,7 @@ from expo_search.text import shown
 
 _MORE_TRIALS = 10  # for the new part of a range
 _NO_SETTING = {"aligned_revision", "sft_revision", "reward_revision", "published_alpha", "family", "aliases", "licence"}
-_NO_SETTING |= {"notes", "needs_remote_code", "check_reward_revision"}
+_NO_SETTING |= {"notes", "needs_remote_code", "check_reward_revision", "adapter_revision"}
 _OF_ONE = ("max_tokens", "batch_tokens")  # which several reward models have each
 
 
