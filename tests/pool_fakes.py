@@ -15,7 +15,6 @@ from fakes import FakeScorer, unit
 
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.errors import EngineDied, EngineError, PromptsError, RewardError
-from expo_search.evaluation.ensemble import RewardModels
 from expo_search.pool.actor import Share, Started
 
 REFUSED = "refused"  # id of a prompt that no engine takes
@@ -126,7 +125,11 @@ class FakeRecipe:
         scorer.folder = self.folder
         engine = FakeEngine(self.folder, self.n_at_once, self.step_s, self.weights)
         note(self.folder / "started", f"{os.getpid()} {share.index} {share.of} {time.monotonic()}")
-        return Started(engine, RewardModels([scorer, FakeScorer(best=1.0)]) if self.several else scorer, facts)
+        if not self.several:
+            return Started(engine, scorer, facts)
+        from expo_search.evaluation.ensemble import RewardModels  # with SQLAlchemy, a second for each engine's process
+
+        return Started(engine, RewardModels([scorer, FakeScorer(best=1.0)]), facts)
 
 
 def takes(file: Path) -> bool:

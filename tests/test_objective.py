@@ -13,7 +13,7 @@ from expo_search.contracts import Completion, Prompt
 from expo_search.errors import SettingsChanged
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
-from expo_search.stats.paired import Estimate, estimate
+from expo_search.stats.paired import Estimate, estimate, mean_gain
 from expo_search.store.study_store import Store
 
 PROMPTS = make_prompts(12)
@@ -51,7 +51,7 @@ def test_an_evaluation_holds_the_numbers_that_follow_from_its_answers(store: Sto
     lengths = [1 + int(9 * unit("length", p.id)) for p in PROMPTS]
     assert (found.trial, found.alpha) == (1, 0.3)
     assert found.reward == estimate(rewards)
-    assert found.difference == found.gain == estimate(differences)
+    assert found.difference == found.gain == mean_gain(dict(enumerate(differences)))
     assert found.win_rate.mean == sum(d > 0 for d in differences) / 12
     assert found.length_controlled.mean == pytest.approx(found.difference.mean, rel=1e-12), (
         "lengths are as at alpha = 0"
@@ -71,7 +71,8 @@ def test_the_prompts_own_level_is_not_in_the_error_of_the_difference(store: Stor
     evaluate(0, 0.0)
     found = evaluate(1, 0.3)
     assert found.reward.se > 0.1
-    assert found.difference.se < 1e-12  # the fakes' reward is a prompt's level plus a term of alpha alone
+    # the fakes' reward is a prompt's level plus a term of alpha alone: every prompt gains the same
+    assert found.difference.se == pytest.approx(2 * found.difference.mean / 12)
 
 
 def test_answers_and_rewards_are_in_the_database_at_their_prompts_positions(store: Store) -> None:
@@ -146,7 +147,8 @@ def test_a_confirmation_is_paired_with_its_own_control_and_leaves_the_search_alo
     confirm = Objective(FakeModel(), FakeScorer(), store, other, FakeWatcher(), part="confirm")
     confirm.evaluate(0, 0.0)
     found = confirm.evaluate(4, 0.3)
-    assert found.difference == estimate([expected_reward(0.3, p) - expected_reward(0.0, p) for p in other])
+    gains = {i: expected_reward(0.3, p) - expected_reward(0.0, p) for i, p in enumerate(other)}
+    assert found.difference == mean_gain(gains)
     assert numbers(objective(store).evaluate(0, 0.0)) == numbers(searched)
 
 

@@ -177,7 +177,7 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     search = None if spec is None else SearchSpec.model_validate(spec["search"])
     confirmed = confirmations(store)
     bench, limits = read_bench(BenchStore(store)), bench_limits(spec)
-    published = None if spec is None else spec["pair"].get("published_alpha")
+    published = None if spec is None else spec.get("pair", {}).get("published_alpha")
     lost = losses(bench, limits)
     judged = verdict(known, confirmed, search=search, published_alpha=published, lost=lost)
     again = search_again(spec, store.name, store.url, judged.edge, len(known))
