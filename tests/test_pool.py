@@ -26,6 +26,7 @@ from expo_search.contracts import BackgroundScorer, Completion, Prompt, Watcher
 from expo_search.errors import EngineDied, EngineError, MaterializeError, PromptsError, RewardError
 from expo_search.evaluation.objective import Objective
 from expo_search.pool import cluster as cluster_module
+from expo_search.pool import member
 from expo_search.pool.actor import Share
 from expo_search.pool.cluster import Cluster, Node, Place, cores_each, room
 from expo_search.pool.pool import Pool, PooledRewardModels
@@ -35,6 +36,12 @@ from expo_search.store.study_store import Store
 
 ray = pytest.importorskip("ray")
 ANYWHERE = Place()  # fake engines need no core of their own
+
+
+@pytest.fixture(autouse=True)
+def _soon_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that computes nothing need not rest between two starts."""
+    monkeypatch.setattr(member, "_PAUSE_S", 0.1)
 
 
 @pytest.fixture(scope="module")
