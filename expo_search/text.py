@@ -12,12 +12,22 @@ _STEERING = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 # of Markdown and HTML, and what GitHub's Markdown makes a link of by itself: addresses, and `www.`
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#!|~&@$]|:(?=//)|^\+|(?<=www)\.)")
 _LONGEST = 20_000  # characters of one text in a file; longer ones are cut, and say so
-# what SQLAlchemy takes for a password, which may have a slash in it, up to the last @ before the host; the value of a
-# query's key that sounds like a secret
 _SECRET = r"\w*(?:pass|pwd|secret|token)\w*"
-_SECRETS = re.compile(
-    rf"(?P<user>://[^:/@\s]*:)[^@\s]*(?:@[^/?@\s]*)*(?=@)|(?<=[?&])(?P<key>{_SECRET}=)[^&\s]*", re.IGNORECASE
-)
+
+
+def _secrets(blank: str) -> re.Pattern[str]:
+    """What SQLAlchemy takes for a password, up to the last @ before the host, and secret values of a query.
+
+    A user's name may have an @ in it, and a password a slash; of a web address a port is no password. `blank`: what is
+    in neither, as an expression for a set of characters.
+    """
+    web = rf"https?://[^:/{blank}]*:(?!\d+/)"
+    database = rf"(?!https?:)[\w+.-]+://[^:/{blank}]*:"
+    password = rf"(?P<user>\b(?:{web}|{database}))[^@{blank}]*(?:@[^/?@{blank}]*)*(?=@)"
+    return re.compile(rf"{password}|(?<=[?&])(?P<key>{_SECRET}=)[^&{blank}]*", re.IGNORECASE)
+
+
+_SECRETS_OF_URL, _SECRETS_IN_TEXT = _secrets(""), _secrets(r"\s")
 
 
 def clean(text: str) -> str:
@@ -102,7 +112,8 @@ def storable(text: str) -> str:
 
 def shown(url: str) -> str:
     """A URL, or a text with some, as messages and commands may show it: passwords and the like are stars."""
-    return _SECRETS.sub(lambda found: (found["user"] or found["key"] or "") + "***", url)
+    secrets = _SECRETS_OF_URL if re.match(r"[\w+.-]+://", url) else _SECRETS_IN_TEXT
+    return secrets.sub(lambda found: (found["user"] or found["key"] or "") + "***", url)
 
 
 def is_secret(key: str) -> bool:

@@ -30,7 +30,10 @@ def test_what_goes_on_after_a_stop_does_not_forget_what_was_just_answered(
     typed = ["bench", "zephyr", "--tasks", "gsm8k,ifeval", "--again"]
     assert same_command(typed) == "expo-search bench zephyr --tasks gsm8k,ifeval"
     monkeypatch.setattr(command, "app", interrupted)
-    for words, told in (typed, "the same command without --again goes on"), (typed[:-1], "the same command goes on"):
+    for words, told in (
+        (typed, "the same command goes on, without --again once answers have come"),
+        (typed[:-1], "the same command goes on"),
+    ):
         monkeypatch.setattr(sys, "argv", ["expo-search", *words])
         with pytest.raises(SystemExit) as end:
             command.main()

@@ -423,6 +423,13 @@ def test_the_unit_of_the_reward_changes_nothing(unit: float) -> None:
     assert settled(scaled, *WIDEST, 0.25, 0.05) == settled(trials, *WIDEST, 0.25, 0.05)
 
 
+@pytest.mark.parametrize("fallen", [-3.0, -1e5, -1e9])
+def test_how_far_a_collapsed_trial_fell_settles_nothing(fallen: float) -> None:
+    """A scorer may have a number of its own for answers that cannot be read."""
+    good = [trial(1, 0.5, 0.1), trial(2, 1.0, 0.3)]
+    assert not settled([CONTROL, *good, trial(3, 1.5, fallen, "degenerate")], 0.0, 64.0, 0.25, 0.05)
+
+
 class TestSettled:
     FOUND = explored(hill(0.4), 12)
 

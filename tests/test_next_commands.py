@@ -84,6 +84,15 @@ def test_the_end_that_a_sampler_has_where_none_was_given_is_moved_too() -> None:
     assert "--alpha-max 2 " in again(ranged("auto", "auto", "gp"), 1.0)
 
 
+def test_a_reward_model_beside_a_scorer_which_rates_nothing_is_left_out() -> None:
+    pair = {"aligned": "a", "sft": "b", "reward_model": "r"}
+    spec = load_study(file=None, overrides={"pair": pair}).model_dump(mode="json")
+    spec["reward"] = spec["reward"] | {"scorer": "mine.py:score"}  # as older versions took it
+    command = search_again(spec | {"search": spec["search"] | {"alpha_max": 1.0}}, "s", DEFAULT_STORAGE, 1.0, 9)
+    assert "--scorer mine.py:score" in command
+    assert "--reward-model" not in command
+
+
 def test_without_an_edge_or_a_spec_there_is_no_command() -> None:
     assert again(ranged(0.0, 2.0), None) == ""
     assert search_again(None, "s", DEFAULT_STORAGE, 2.0, 9) == ""

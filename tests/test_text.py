@@ -9,7 +9,7 @@ from expo_search.text import shown
 
 
 @pytest.mark.parametrize("password", ["hunter2", "hun/ter2", "hun:ter2", "a?b", "/", "pa/ss/"])
-@pytest.mark.parametrize("user", ["me", ""])
+@pytest.mark.parametrize("user", ["me", "", "me@server"])
 def test_no_password_that_sqlalchemy_takes_is_shown(user: str, password: str) -> None:
     url = f"postgresql+psycopg://{user}:{password}@host:5432/db"
     assert make_url(url).password == password
@@ -26,6 +26,9 @@ def test_no_password_that_sqlalchemy_takes_is_shown(user: str, password: str) ->
         ("sqlite:////home/a:b@c/x.db", "sqlite:////home/a:b@c/x.db"),
         ("http://localhost:8001/v1", "http://localhost:8001/v1"),
         ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("http://localhost:8000/v1/@x", "http://localhost:8000/v1/@x"),
+        ("http://me:hun/ter2@host:9/v1", "http://me:***@host:9/v1"),
+        ("postgresql://me:p w@host/db", "postgresql://me:***@host/db"),
     ],
 )
 def test_what_is_no_password_stays(url: str, expected: str) -> None:

@@ -89,6 +89,6 @@ def _say_stopped(*, lost: bool = False) -> None:
     command = next(iter(sys.argv[1:]), "-")
     keeps = command.startswith("-") or command in ("confirm", "shape", "bench")  # the search has no name
     what = "what was stored" if lost else "what was finished"
-    same = f"the same command without {AGAIN}" if AGAIN in sys.argv else "the same command"
-    kept = f"; {what} is kept, {same} goes on" if keeps else ""
+    but = f", without {AGAIN} once answers have come" if AGAIN in sys.argv else ""
+    kept = f"; {what} is kept, the same command goes on{but}" if keeps else ""
     Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)

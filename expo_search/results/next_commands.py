@@ -103,13 +103,16 @@ def _settings(spec: StudySpec) -> list[str]:
                 continue
             if spec.rewards and (key == "reward_model" or (table == "reward" and key in _OF_ONE)):
                 continue
+            if spec.reward.rates_itself and (table, key) == ("pair", "reward_model"):  # which rates nothing then
+                continue
             option = option_of(table, key)
             if option and all(getattr(getattr(spec, other), key) == value for other in option.also):
                 words += _given(table, key, value)
             elif not _said_elsewhere(spec, table, key, value):
                 unsaid = True
     if preset is None and not unsaid:
-        pair = {key: getattr(spec.pair, key) for key in ("aligned", "adapter", "sft", "reward_model")}
+        rated = () if spec.reward.rates_itself else ("reward_model",)
+        pair = {key: getattr(spec.pair, key) for key in ("aligned", "adapter", "sft", *rated)}
         return [word for key, value in pair.items() if value for word in _given("pair", key, value)] + words
     return ["--study", "FILE", *(words[2:] if preset is not None else words)] if unsaid else words
 

@@ -250,7 +250,8 @@ def _trial_noise(trials: Sequence[Finished]) -> float:
 
 def _least_variance(trials: Sequence[Finished]) -> float:
     """So little that it is none, in the gains' unit squared, whatever that is; never 0."""
-    return 1e-12 * (max((t.gain.mean**2 + t.gain.se**2 for t in trials if math.isfinite(t.gain.se)), default=0) or 1.0)
+    told = [t.gain for t in trials if math.isfinite(t.gain.se) and not collapsed(t, trials)]
+    return 1e-12 * (max((g.mean**2 + g.se**2 for g in told), default=0.0) or 1.0)
 
 
 def _known_places(trials: Sequence[Finished], curve: Fit) -> list[int]:

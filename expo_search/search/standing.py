@@ -85,7 +85,7 @@ def read_standing(store: Store, spec: Mapping[str, Any] | None, *, stopped: bool
 
     is_done = not running
     if is_done and spec is not None and n_wanted is not None:
-        published = spec["pair"].get("published_alpha")
+        published = spec.get("pair", {}).get("published_alpha")
         is_done = why_done(study, SearchSpec.model_validate(spec["search"]), n_wanted, published) is not None
     is_running = not is_done and not stopped and store.is_owned()
     return Standing(len(evaluations(study)), n_wanted, is_running, is_done, tuple(map(left, running)))

@@ -111,20 +111,27 @@ def _module(name: str) -> Any:
             expected=f"the package {name} beside expo-search",
             do='pip install "expo-search[track]", which brings all three',
         ) from None
+    except Exception as e:  # whatever another program raises
+        raise _unusable(name, e) from None
+
+
+def _unusable(name: str, fault: Exception) -> StudyError:
+    return StudyError(
+        where=f"--track {name}",
+        found=f"it cannot be written to ({_first_line(fault)})",
+        expected="one that can",
+        do="see to its server and its settings, or leave it out",
+    )
 
 
 def _open(name: str) -> Tracker:
+    module = _module(name)
     try:
-        tracker: Tracker = _module(name).open_tracker()
+        tracker: Tracker = module.open_tracker()
     except StudyError:
         raise
     except Exception as e:  # whatever another program raises
-        raise StudyError(
-            where=f"--track {name}",
-            found=f"it cannot be written to ({_first_line(e)})",
-            expected="one that can",
-            do="see to its server and its settings, or leave it out",
-        ) from None
+        raise _unusable(name, e) from None
     return tracker
 
 
