@@ -11,7 +11,7 @@ print(result.verdict.sentence())
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from expo_search.session.preflight import Checked
     from expo_search.session.progress import Progress
     from expo_search.session.second_judge import SecondJudge
+    from expo_search.session.working import Working
     from expo_search.store.study_store import Store
 
 
@@ -872,7 +873,7 @@ def export(
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda _: None,
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None,
-    working: Callable[[str], AbstractContextManager[Callable[[str], None]]] = lambda _: nullcontext(lambda _: None),
+    working: Working | None = None,
     give_up: Callable[[EngineDied], None] | None = None,
 ) -> float:
     """Write the model at a study's best alpha as an ordinary checkpoint, with its card; the alpha.
@@ -888,7 +889,8 @@ def export(
         push_to: a repository of the Hub to upload it to; `private`: make it private.
         say: gets a line for each stage. on_bytes: gets bytes written, and bytes in all.
         working: is entered, with what is being done, for what takes long and writes no bytes; what it yields gets the
-            step within, or "" when that is over. give_up: as of `open_session`, for the engine of `verify`.
+            step within, or "" when that is over. None: nobody is told.
+        give_up: as of `open_session`, for the engine of `verify`.
 
     Raises:
         StudyError: the verdict is to keep alpha = 0 and no alpha is given; what else cannot be exported.
@@ -897,6 +899,7 @@ def export(
     """
     from expo_search.exporting.study import Wanted, export_study
     from expo_search.session.process_state import process_left_as_it_was
+    from expo_search.session.working import unseen
 
     wanted = Wanted(
         out=Path(out),
@@ -912,4 +915,4 @@ def export(
         trust_remote_code=trust_remote_code,
     )
     with process_left_as_it_was():
-        return export_study(study.url, study.name, wanted, say, on_bytes, working, give_up)
+        return export_study(study.url, study.name, wanted, say, on_bytes, working or unseen, give_up)

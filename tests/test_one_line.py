@@ -117,3 +117,17 @@ def test_a_fault_of_ours_keeps_its_traceback(home: Path) -> None:
     assert done.stderr.splitlines()[-1] == "ZeroDivisionError"
     assert "of a library" not in done.stderr
     assert (home / "ours.log").read_text() == "of a library"
+
+
+def test_a_log_that_is_removed_meanwhile_hides_no_fault(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from expo_search.cli.log_file import library_output_to\n"
+        "with library_output_to(Path('ours.log')):\n"
+        "    Path('ours.log').unlink()\n"
+        "    raise ZeroDivisionError\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError"

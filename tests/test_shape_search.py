@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -20,10 +21,12 @@ from typer.testing import CliRunner
 
 import expo_search as es
 from expo_search.cli.main import app
+from expo_search.contracts import Rated
 from expo_search.errors import EngineDied, StoreError, StudyError
+from expo_search.evaluation.result import CONTROL
 from expo_search.results.html_report import write_report
 from expo_search.results.shapes import shape_sentence, shapes_json
-from expo_search.search.shapes import UNIFORM, Shapes
+from expo_search.search.shapes import UNIFORM, Shapes, gain_against_uniform
 from expo_search.stats.paired import estimate
 from expo_search.store.database import study_names
 from expo_search.store.study_store import Store
@@ -120,6 +123,19 @@ def test_gains_are_paired_with_the_uniform_alphas_answers(
         rated = store.rated(against.trial, "search")
         assert against.gain == estimate([rated[p].reward - uniform[p].reward for p in range(32)])
     assert [e.gain.mean for e in found.trials[:2]] == [0.0, es.open_study(url, "mine").verdict.best.gain.mean]  # type: ignore[union-attr]
+
+
+def test_where_a_judge_of_pairs_rates_the_gain_is_the_difference_of_two_win_rates() -> None:
+    """It has compared each with alpha = 0 alone: a tie against a loss there is no win over the uniform alpha."""
+    rewards = {CONTROL: [0.5] * 5, UNIFORM: [1.0, 1.0, 0.0, 0.0, 0.0], 2: [0.0, 0.0, 0.5, 0.5, 0.5]}
+
+    def rated(trial: int, part: str) -> dict[int, Rated]:
+        return {i: Rated(reward, 10) for i, reward in enumerate(rewards[trial])}
+
+    store: Any = SimpleNamespace(rated=rated)
+    assert gain_against_uniform(store, 2, "search", "win-rate", 5).mean == pytest.approx((1.5 - 2) / 5)
+    rewards[CONTROL] = [0.1, 0.5, 0.2, 0.4, 0.3]  # a reward model's, which can be compared
+    assert gain_against_uniform(store, 2, "search", "win-rate", 5).mean == pytest.approx((1.5 - 1) / 5)
 
 
 def test_where_none_looks_better_uniform_alpha_is_as_good_and_no_fresh_prompt_is_spent(

@@ -60,6 +60,11 @@ def test_guardrails_are_part_of_the_study_file(tmp_path: Path) -> None:
     assert guardrails.repeating_rise == load_study(overrides={"pair": PAIR}).guardrails.repeating_rise
 
 
+def test_a_file_may_be_named_by_a_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('preset = "zephyr"', encoding="utf-8")
+    assert load_study(file=str(tmp_path / "mine.toml")) == load_study(file=tmp_path / "mine.toml")
+
+
 def test_options_lie_over_the_file_and_the_file_over_its_preset(tmp_path: Path) -> None:
     base = load_study(preset="demo")
     file = write(tmp_path, 'preset = "demo"\n[prompts]\nn = 9\n[search]\nseed = 5\nalpha_max = 3.0\n')

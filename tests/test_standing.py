@@ -77,6 +77,7 @@ def test_a_killed_search_says_where_it_stopped_and_what_goes_on_in_every_view(ki
     assert 16 <= left.n_answers <= 35
     said = f"Stopped at 2 of {N} trials; trial 2 at alpha = {left.alpha:.4g} has {left.n_answers} of 40 answers; to go"
     assert result.remarks == [f"{said} on: `{GOES_ON}{killed.url}`."]
+    assert result.next_steps[0] == (f"{GOES_ON}{killed.url}", "the search, from where it stopped")
     assert "Stopped at 2 of 4 trials" in markdown_note(result)
     write_report(killed, tmp_path / "r.html")
     assert "Stopped at 2 of 4 trials" in (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -101,6 +102,7 @@ def test_a_search_between_two_trials_is_unfinished_as_well(tmp_path: Path) -> No
     assert read_result(store).remarks[0].startswith(f"Stopped at 2 of {N} trials; to go on: `expo-search ")
     search(store, objective, SPEC.search, N)
     assert read_result(store).remarks == []
+    assert not any("stopped" in purpose for _, purpose in read_result(store).next_steps)
 
 
 def test_a_search_that_runs_is_not_called_stopped_before_it_stops(killed: Store) -> None:

@@ -63,17 +63,7 @@ def compare(
     prompts = shown_prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
     with terminal(log) as (out, err):
         wanted = [0.0, _best_alpha(storage, name)] if given is None else given
-        session = open_session(
-            name,
-            storage,
-            start=False,
-            adds=False,
-            trust_remote_code=trust_remote_code,
-            quiet=quiet,
-            console=err,
-            give_up=give_up_on(err),
-        )
-        with session:
+        with _opened(name, storage, err, trust_remote_code=trust_remote_code, quiet=quiet) as session:
             comparison = session.compare(wanted, prompts)
         if as_json:
             pairs = zip(comparison.prompts, comparison.rows, strict=True)
@@ -102,18 +92,22 @@ def chat(
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         begin = _best_alpha(storage, name) if alpha is None else alpha
-        session = open_session(
-            name,
-            storage,
-            start=False,
-            adds=False,
-            trust_remote_code=trust_remote_code,
-            quiet=quiet,
-            console=err,
-            give_up=give_up_on(err),
-        )
-        with session:
+        with _opened(name, storage, err, trust_remote_code=trust_remote_code, quiet=quiet) as session:
             converse(session, out, begin, max_tokens)
+
+
+def _opened(name: str, storage: str, err: Console, *, trust_remote_code: bool, quiet: bool) -> Session:
+    """A study to talk to, to which nothing is added."""
+    return open_session(
+        name,
+        storage,
+        start=False,
+        adds=False,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet,
+        console=err,
+        give_up=give_up_on(err),
+    )
 
 
 def converse(session: Session, console: Console, alpha: float, max_tokens: int | None = None) -> None:

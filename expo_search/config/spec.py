@@ -54,7 +54,7 @@ def _named(model: str) -> str:
     return model
 
 
-Model = Annotated[str, AfterValidator(_named)]
+ModelName = Annotated[str, AfterValidator(_named)]
 
 
 class _Table(BaseModel):
@@ -90,15 +90,15 @@ class PairSpec(_Table):
         needs_remote_code: the repositories' own Python must be run; asks for `--trust-remote-code`.
     """
 
-    aligned: Model | None = None
-    adapter: Model | None = None
-    sft: Model | None = None
+    aligned: ModelName | None = None
+    adapter: ModelName | None = None
+    sft: ModelName | None = None
     aligned_revision: str | None = None
     adapter_revision: str | None = None
     sft_revision: str | None = None
-    reward_model: Model | None = None
+    reward_model: ModelName | None = None
     reward_revision: str | None = None
-    check_reward_model: Model | None = None
+    check_reward_model: ModelName | None = None
     check_reward_revision: str | None = None
     parts: PartsSpec | None = None
     stop_token_ids: tuple[int, ...] = ()

@@ -114,7 +114,7 @@ def _encode_rendered(
 
 
 def _special_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The strings of its special tokens, as when it first encodes: to list thousands of them takes 10 ms and more."""
+    """The strings of its special tokens, as when it first encodes: to list thousands of them anew takes long."""
     strings = _known_special.get(tokenizer)
     if strings is None:
         strings = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)

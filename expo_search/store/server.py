@@ -54,6 +54,7 @@ INSTALL = {
     "mysql": 'pip install "expo-search[mysql]", and name the database mysql+pymysql://user@host/name',
     "mariadb": 'pip install "expo-search[mysql]", and name the database mariadb+pymysql://user@host/name',
 }
+_PASSWORD = "; a password is taken from PGPASSWORD or ~/.pgpass as well"
 _READ_ONLY = {
     "sqlite": "PRAGMA query_only=ON",
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -131,9 +132,6 @@ def _break(connection: Any) -> None:
     """Shut a connection's socket, on which another thread waits. A driver that does not show it is left alone."""
     with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as its_socket:
         its_socket.shutdown(socket.SHUT_RDWR)
-
-
-_PASSWORD = "; a password is taken from PGPASSWORD or ~/.pgpass as well"
 
 
 def server_fault(url: str, cause: str, *, lost: bool) -> StoreError:
