@@ -20,6 +20,9 @@ settings.load_profile("same")
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # these three as the command line sets them
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before the first test module imports numpy
+if (n_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    # Threads of two workers on the same cores wait for each other at every barrier: a third of an engine's test.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // n_workers)))
 gc.set_threshold(100_000, 50, 100)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

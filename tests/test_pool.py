@@ -36,6 +36,7 @@ from expo_search.store.study_store import Store
 
 ray = pytest.importorskip("ray")
 ANYWHERE = Place()  # fake engines need no core of their own
+Started = Callable[..., Pool]
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +61,6 @@ def test_exit_codes_of_children_are_still_told(cluster: Cluster) -> None:
     assert subprocess.run([sys.executable, "-c", "import sys; sys.exit(2)"], check=False).returncode == 2
 
 
-Started = Callable[..., Pool]
-
-
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
     """Starts a pool whose faults come from files in `tmp_path`."""
@@ -76,6 +74,42 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Started]:
     yield start_pool
     for pool in pools:
         pool.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the engines of `whole` note."""
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[dict[str, Pool]]:
+    pools = dict[str, Pool]()
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def whole(cluster: Cluster, folder: Path, kept: dict[str, Pool]) -> Iterator[Started]:
+    """A pool for a test that loses no engine, and that others use too: an engine's process takes seconds to start."""
+
+    def empty() -> None:
+        for file in folder.iterdir():
+            file.unlink()
+
+    def pool_of(n: int = 2, **options: Any) -> Pool:
+        settings = f"{n} {options}"
+        if settings not in kept:
+            kept[settings] = Pool(cluster, FakeRecipe(folder, **options), ANYWHERE, n)
+        pool = kept[settings]
+        pool.materialize(0.0)
+        answered(pool, make_prompts(1))  # drops what was begun ahead
+        empty()
+        return pool
+
+    yield pool_of
+    assert not (folder / "starts").exists(), "an engine was lost"
 
 
 def answered(pool: Pool, prompts: list[Prompt], seed: int = 0) -> list[Completion]:
@@ -99,49 +133,49 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
 
 
 class TestAnswers:
-    def test_every_prompt_is_answered_once_at_the_alpha_that_was_set(self, start: Started) -> None:
-        pool, prompts = start(2), make_prompts(40)
+    def test_every_prompt_is_answered_once_at_the_alpha_that_was_set(self, whole: Started) -> None:
+        pool, prompts = whole(2), make_prompts(40)
         for alpha in (0.0, 0.5):
             assert pool.materialize(alpha).alpha == alpha
             assert by_prompt(answered(pool, prompts)) == texts(alpha, prompts)
 
-    def test_tokens_are_told_as_they_come(self, start: Started) -> None:
-        pool, prompts = start(2), make_prompts(12)
+    def test_tokens_are_told_as_they_come(self, whole: Started) -> None:
+        pool, prompts = whole(2), make_prompts(12)
         pool.materialize(0.0)
         items = list(pool.generate(prompts, 0))
         completions = [item for item in items if isinstance(item, Completion)]
         assert sum(item for item in items if isinstance(item, int)) == sum(c.n_tokens for c in completions)
 
-    def test_engines_have_equal_parts_of_few_prompts(self, start: Started, tmp_path: Path) -> None:
-        pool = start(2, n_at_once=64)
+    def test_engines_have_equal_parts_of_few_prompts(self, whole: Started, folder: Path) -> None:
+        pool = whole(2, n_at_once=64)
         pool.materialize(0.0)
         answered(pool, make_prompts(40))
-        assert sorted(Counter(pid for _, _, pid in noted(tmp_path / "asked")).values()) == [20, 20]
+        assert sorted(Counter(pid for _, _, pid in noted(folder / "asked")).values()) == [20, 20]
 
-    def test_an_engine_takes_more_as_it_has_room(self, start: Started, tmp_path: Path) -> None:
-        pool = start(2, n_at_once=4)
+    def test_an_engine_takes_more_as_it_has_room(self, whole: Started, folder: Path) -> None:
+        pool = whole(2)
         pool.materialize(0.0)
         answered(pool, make_prompts(60))
-        each = Counter(pid for _, _, pid in noted(tmp_path / "asked")).values()
+        each = Counter(pid for _, _, pid in noted(folder / "asked")).values()
         assert len(each) == 2
         assert min(each) >= 15  # of 30, had they all the same lengths
 
-    def test_all_are_at_the_same_weights_or_it_is_an_error(self, start: Started, tmp_path: Path) -> None:
-        pool = start(2)
-        (tmp_path / "other switch").touch()
+    def test_all_are_at_the_same_weights_or_it_is_an_error(self, whole: Started, folder: Path) -> None:
+        pool = whole(2)
+        (folder / "other switch").touch()
         with pytest.raises(MaterializeError, match="other weights in one engine than in another"):
             pool.materialize(0.5)
         assert pool.materialize(0.5).fingerprint == FakeModel().materialize(0.5).fingerprint
 
-    def test_what_cannot_be_set_is_told_in_the_engines_words(self, start: Started) -> None:
-        pool = start(2)
+    def test_what_cannot_be_set_is_told_in_the_engines_words(self, whole: Started) -> None:
+        pool = whole(2)
         with pytest.raises(EngineError, match="at most 100"):
             pool.materialize(1000.0)
         pool.materialize(1.0)
         assert len(answered(pool, make_prompts(4))) == 4
 
-    def test_a_trial_that_stops_leaves_nothing_to_the_next(self, start: Started) -> None:
-        pool, prompts = start(2, step_s=0.05), make_prompts(60)
+    def test_a_trial_that_stops_leaves_nothing_to_the_next(self, whole: Started) -> None:
+        pool, prompts = whole(2, step_s=0.05), make_prompts(60)
         pool.materialize(0.0)
         first = pool.generate(prompts, 0)
         next(item for item in first if isinstance(item, Completion))
@@ -150,16 +184,16 @@ class TestAnswers:
         few = prompts[:10]
         assert by_prompt(answered(pool, few)) == texts(2.0, few)
 
-    def test_a_prompt_that_is_refused_is_the_callers_fault_and_the_pool_goes_on(self, start: Started) -> None:
-        pool = start(2)
+    def test_a_prompt_that_is_refused_is_the_callers_fault_and_the_pool_goes_on(self, whole: Started) -> None:
+        pool = whole(2)
         pool.materialize(0.0)
         with pytest.raises(PromptsError, match="too long"):
             answered(pool, [*make_prompts(5), Prompt(REFUSED, "")])
         pool.materialize(0.0)
         assert len(answered(pool, make_prompts(5))) == 5
 
-    def test_progress_sees_each_engine(self, start: Started) -> None:
-        pool = start(2, step_s=0.05)
+    def test_progress_sees_each_engine(self, whole: Started) -> None:
+        pool = whole(2, step_s=0.05)
         assert [e.state for e in pool.engines()] == ["idle", "idle"]
         pool.materialize(0.0)
         items = pool.generate(make_prompts(40), 0)
@@ -177,13 +211,13 @@ class TestAhead:
     def asked(self, folder: Path) -> Counter[tuple[float, str]]:
         return Counter((float(alpha), id) for alpha, id, _ in noted(folder / "asked"))
 
-    def test_what_was_begun_is_taken_over_and_nothing_is_answered_twice(self, start: Started, tmp_path: Path) -> None:
-        pool, prompts = start(3, n_at_once=64), make_prompts(60)
+    def test_what_was_begun_is_taken_over_and_nothing_is_answered_twice(self, whole: Started, folder: Path) -> None:
+        pool, prompts = whole(3, n_at_once=64), make_prompts(60)
         pool.materialize(0.5)
         pool.answer_ahead(1.0, prompts[:40], 0)
         assert by_prompt(answered(pool, prompts[:40])) == texts(0.5, prompts[:40])
-        wait_for(lambda: len(noted(tmp_path / "asked")) == 80)
-        pids = {alpha: {pid for a, _, pid in noted(tmp_path / "asked") if float(a) == alpha} for alpha in (0.5, 1.0)}
+        wait_for(lambda: len(noted(folder / "asked")) == 80)
+        pids = {alpha: {pid for a, _, pid in noted(folder / "asked") if float(a) == alpha} for alpha in (0.5, 1.0)}
         assert (len(pids[0.5]), len(pids[1.0])) == (2, 1)
         assert not pids[0.5] & pids[1.0]
         assert pool.materialize(1.0).fingerprint == FakeModel().materialize(1.0).fingerprint
@@ -191,11 +225,11 @@ class TestAhead:
         completions = [item for item in items if isinstance(item, Completion)]
         assert by_prompt(completions) == texts(1.0, prompts)
         assert sum(item for item in items if isinstance(item, int)) == sum(c.n_tokens for c in completions)
-        assert set(self.asked(tmp_path).values()) == {1}
+        assert set(self.asked(folder).values()) == {1}
         assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts), "a second time they are answered anew"
 
-    def test_answers_that_are_under_way_go_on_while_the_others_switch(self, start: Started, tmp_path: Path) -> None:
-        pool, prompts = start(2, n_at_once=64, step_s=0.1), make_prompts(30)
+    def test_answers_that_are_under_way_go_on_while_the_others_switch(self, whole: Started, folder: Path) -> None:
+        pool, prompts = whole(2, n_at_once=64, step_s=0.1), make_prompts(30)
         pool.materialize(0.5)
         pool.answer_ahead(1.0, prompts, 0)
         first = pool.generate(prompts, 0)
@@ -203,17 +237,17 @@ class TestAhead:
         first.close()  # type: ignore[attr-defined]
         pool.materialize(1.0)
         assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
-        assert {n for (alpha, _), n in self.asked(tmp_path).items() if alpha == 1.0} == {1}
+        assert {n for (alpha, _), n in self.asked(folder).items() if alpha == 1.0} == {1}
 
     @pytest.mark.parametrize("asked", ["another alpha", "other prompts", "another seed"])
     def test_what_is_not_asked_for_is_dropped_and_its_tokens_are_counted(
-        self, start: Started, tmp_path: Path, asked: str
+        self, whole: Started, folder: Path, asked: str
     ) -> None:
-        pool, prompts = start(2, n_at_once=64), make_prompts(40)
+        pool, prompts = whole(2, n_at_once=64), make_prompts(40)
         pool.materialize(0.5)
         pool.answer_ahead(1.0, prompts, 0)
         n_before = sum(c.n_tokens for c in answered(pool, prompts))  # an answer is as long at every alpha
-        wait_for(lambda: len(noted(tmp_path / "asked")) == 80)
+        wait_for(lambda: len(noted(folder / "asked")) == 80)
         wait_for(lambda: all(e.n_prompts == 0 for e in pool.engines()))
         alpha = 0.25 if asked == "another alpha" else 1.0
         pool.materialize(alpha)
@@ -223,21 +257,21 @@ class TestAhead:
         n_tokens = sum(item for item in items if isinstance(item, int))
         assert n_tokens == sum(c.n_tokens for c in completions) + n_before
 
-    def test_prompts_that_fill_the_engines_leave_none_for_it(self, start: Started, tmp_path: Path) -> None:
-        pool, prompts = start(2, n_at_once=8), make_prompts(9)
+    def test_prompts_that_fill_the_engines_leave_none_for_it(self, whole: Started, folder: Path) -> None:
+        pool, prompts = whole(2), make_prompts(9)
         pool.materialize(0.5)
         pool.answer_ahead(1.0, prompts, 0)
         answered(pool, prompts)
-        assert {alpha for alpha, _ in self.asked(tmp_path)} == {0.5}
+        assert {alpha for alpha, _ in self.asked(folder)} == {0.5}
 
-    def test_one_engine_looks_at_nothing_ahead(self, start: Started, tmp_path: Path) -> None:
-        pool, prompts = start(1, n_at_once=64), make_prompts(9)
+    def test_one_engine_looks_at_nothing_ahead(self, whole: Started, folder: Path) -> None:
+        pool, prompts = whole(1, n_at_once=64), make_prompts(9)
         pool.materialize(0.5)
         pool.answer_ahead(1.0, prompts, 0)
         assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
         pool.materialize(1.0)
         assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
-        assert set(self.asked(tmp_path).values()) == {1}
+        assert set(self.asked(folder).values()) == {1}
 
     @pytest.mark.parametrize("fault", ["die", "fail"])
     @pytest.mark.parametrize("n_lost", [1, 2])
@@ -254,8 +288,8 @@ class TestAhead:
         pool.materialize(1.0)
         assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
 
-    def test_an_alpha_that_cannot_be_set_is_told_when_it_is_asked_for(self, start: Started) -> None:
-        pool, prompts = start(2, n_at_once=64), make_prompts(9)
+    def test_an_alpha_that_cannot_be_set_is_told_when_it_is_asked_for(self, whole: Started) -> None:
+        pool, prompts = whole(2, n_at_once=64), make_prompts(9)
         for asks in (False, True):
             pool.materialize(0.5)
             pool.answer_ahead(1000.0, prompts, 0)
@@ -354,8 +388,8 @@ class TestRating:
         assert rating.begin(completions).result(30) == expected
         assert sum(counted) == 9
 
-    def test_a_pool_rates_in_the_background_as_its_scorers_do(self, start: Started) -> None:
-        pool = start(2)
+    def test_a_pool_rates_in_the_background_as_its_scorers_do(self, whole: Started) -> None:
+        pool = whole(2)
         assert isinstance(pool, BackgroundScorer)
         completions = [
             Completion(p, text, 1, "stop")
@@ -376,9 +410,9 @@ class TestRating:
         (tmp_path / "die rating").touch()
         assert pool.begin(completions).result(30) == FakeScorer().score(completions, lambda _: None)
 
-    def test_a_reward_that_is_none_is_told(self, start: Started, tmp_path: Path) -> None:
-        pool, prompts = start(2), make_prompts(3)
-        (tmp_path / "no reward").touch()
+    def test_a_reward_that_is_none_is_told(self, whole: Started, folder: Path) -> None:
+        pool, prompts = whole(2), make_prompts(3)
+        (folder / "no reward").touch()
         with pytest.raises(RewardError, match="nan"):
             pool.score([Completion(p, "", 1, "stop") for p in prompts], lambda _: None)
 

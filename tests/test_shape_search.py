@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,26 +58,34 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mine.db'}"
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> es.StudySpec:
-    write_prompts(tmp_path / "prompts.jsonl", 56)
-    source = {"source": str(tmp_path / "prompts.jsonl")}
-    return es.load_study(name="mine", overrides=SETTINGS | {"prompts": SETTINGS["prompts"] | source})
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> es.StudySpec:
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    write_prompts(prompts, 56)
+    return es.load_study(name="mine", overrides=SETTINGS | {"prompts": SETTINGS["prompts"] | {"source": str(prompts)}})
 
 
 def opened(spec: es.StudySpec, url: str, model: FakeModel, bend: Bend = hill, noise: float = 0.1) -> es.Session:
     return es.open_session(spec, url, model=model, scorer=FakeScorer(noise=noise, bend=bend), quiet=True)
 
 
-@pytest.fixture
-def model(spec: es.StudySpec, url: str) -> FakeLayeredModel:
-    """One that has searched the one alpha of a study, five trials."""
-    model = FakeLayeredModel()
-    with opened(spec, url, model) as session:
+@pytest.fixture(scope="module")
+def searched(spec: es.StudySpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeLayeredModel]:
+    """A database with a search for the one alpha, five trials, and the model that answered; both to be copied."""
+    file, model = tmp_path_factory.mktemp("searched") / "mine.db", FakeLayeredModel()
+    with opened(spec, f"sqlite:///{file}", model) as session:
         best = session.search(n_trials=5).verdict.recommended
     assert best is not None
     assert abs(best.alpha - BEST) <= 0.13
-    return model
+    return file, model
+
+
+@pytest.fixture
+def model(searched: tuple[Path, FakeLayeredModel], url: str) -> FakeLayeredModel:
+    """One that has searched the one alpha of the study at `url`."""
+    file, model = searched
+    shutil.copy(file, url.removeprefix("sqlite:///"))
+    return deepcopy(model)
 
 
 def asked_of_shapes(model: FakeModel) -> list[tuple[float, str]]:
