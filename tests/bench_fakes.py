@@ -112,7 +112,7 @@ class Recording:
     """A `BenchWatcher` that keeps what it is told."""
 
     plans: list[Mapping[tuple[str, float], int]] = field(default_factory=list)
-    starts: list[tuple[str, float, int, int]] = field(default_factory=list)
+    starts: list[tuple[str, str, float, int, int]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     n_answers: int = 0
     n_tokens: int = 0
@@ -120,8 +120,8 @@ class Recording:
     def planned(self, n_items: Mapping[tuple[str, float], int]) -> None:
         self.plans.append(n_items)
 
-    def started(self, task: str, alpha: float, n_requests: int, n_stored: int) -> None:
-        self.starts.append((task, alpha, n_requests, n_stored))
+    def started(self, task: str, title: str, alpha: float, n_requests: int, n_stored: int) -> None:
+        self.starts.append((task, title, alpha, n_requests, n_stored))
 
     def generated(self, n_tokens: int, n_answers: int) -> None:
         self.n_tokens += n_tokens

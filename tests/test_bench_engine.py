@@ -115,7 +115,7 @@ def test_a_task_of_the_harness_scores_as_it_does_with_its_own_model(
     ready = task.on(model.tokenizer, CONTEXT)
     run(model, store, [ready], [0.0, 1.0], seed=0, watcher=watcher)
     if n_requests is not None:
-        assert [n - stored for _, _, n, stored in watcher.starts] == [n_requests] * 2
+        assert [n - stored for *_, n, stored in watcher.starts] == [n_requests] * 2
     # vLLM's context holds the window's prefix, its last token and one that is generated
     longest = CONTEXT - 2 if kind == "rolling" else CONTEXT - 1
     own = HFLM(pretrained=reference, tokenizer=model.tokenizer, max_length=longest, batch_size=1)
@@ -154,4 +154,4 @@ def test_a_run_of_the_harness_that_was_stopped_asks_no_stored_request_again(
         run(model, store, [ready], [0.0], seed=0, watcher=Recording(), stop=stop)
     watcher = Recording()
     run(model, store, [ready], [0.0], seed=0, watcher=watcher)
-    assert [n - stored for _, _, n, stored in watcher.starts] == [18 - 7]
+    assert [n - stored for *_, n, stored in watcher.starts] == [18 - 7]

@@ -66,7 +66,7 @@ def test_shots_are_the_same_at_every_alpha_and_in_a_run_that_goes_on(store: Benc
         run(model, store, [shown], [2.0], seed=0, watcher=Recording(), stop=stop)
     again, watcher = load(tmp_path, "shown", 6, n_train=12, num_fewshot=3, **CHOICE), Recording()
     run(model, store, [again], [2.0], seed=0, watcher=watcher)
-    assert watcher.starts == [("shown", 2.0, 18, 7)]
+    assert watcher.starts == [("lm_eval:shown", "shown", 2.0, 18, 7)]
     assert prompts(model, 2.0) == prompts(model, 0.0)
 
 

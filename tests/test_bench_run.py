@@ -56,9 +56,15 @@ class TestRun:
             assert {i: "yes" if s["right"].value else "no" for i, s in scores.items()} == expected
             assert list(scores) == [f"i{k}" for k in range(12)]
         assert model.alphas == [0.0, 0.4], "one switch an alpha"
-        assert watcher.plans == [{("Turns", 0.0): 12, ("Turns", 0.4): 12}]
-        assert watcher.starts == [("Turns", 0.0, 18, 0), ("Turns", 0.4, 18, 0)], "a turn is a request"
+        assert watcher.plans == [{("turns", 0.0): 12, ("turns", 0.4): 12}]
+        assert watcher.starts == [("turns", "Turns", 0.0, 18, 0), ("turns", "Turns", 0.4, 18, 0)], "a turn is a request"
         assert watcher.n_answers == 2 * 18
+
+    def test_two_tasks_of_one_title_are_planned_apart(self, store: BenchStore) -> None:
+        watcher = Recording()
+        run_on(store, chosen(TurnsTask("plain", n=2)), chosen(TurnsTask("chat", n=3)), watcher=watcher)
+        assert watcher.plans == [{(name, a): n for a in (0.0, 0.4) for name, n in (("plain", 2), ("chat", 3))}]
+        assert [start[:2] for start in watcher.starts] == [("plain", "Turns"), ("chat", "Turns")] * 2
 
     def test_what_is_done_switches_nothing(self, store: BenchStore) -> None:
         run_on(store, chosen())
@@ -67,8 +73,8 @@ class TestRun:
         assert sorted(run_on(store, chosen(TurnsTask(n=14)), watcher=watcher).asked) == [
             (a, p) for a in (0.0, 0.4) for p in ("turns/i12/0", "turns/i13/0", "turns/i13/1")
         ]
-        assert watcher.plans == [{}, {("Turns", 0.0): 2, ("Turns", 0.4): 2}]
-        assert watcher.starts == [("Turns", 0.0, 21, 18), ("Turns", 0.4, 21, 18)]
+        assert watcher.plans == [{}, {("turns", 0.0): 2, ("turns", 0.4): 2}]
+        assert watcher.starts == [("turns", "Turns", 0.0, 21, 18), ("turns", "Turns", 0.4, 21, 18)]
 
     def test_a_run_that_is_stopped_anywhere_goes_on_at_the_item_and_ends_the_same(self, tmp_path: Path) -> None:
         whole = BenchStore(Store(f"sqlite:///{tmp_path / 'whole.db'}", "s"))

@@ -22,10 +22,13 @@ class BenchWatcher(Protocol):
     """What wants to know how a benchmark goes; see `session/bench_progress.py`."""
 
     def planned(self, n_items: Mapping[tuple[str, float], int]) -> None:
-        """What is to be answered: by task and alpha, the items that are not scored yet."""
+        """What is to be answered: by task's name and alpha, the items that are not scored yet."""
 
-    def started(self, task: str, alpha: float, n_requests: int, n_stored: int) -> None:
-        """A task, or its next kind of requests, begins at an alpha; `n_stored` of them are answered already."""
+    def started(self, task: str, title: str, alpha: float, n_requests: int, n_stored: int) -> None:
+        """A task, or its next kind of requests, begins at an alpha; `n_stored` of them are answered already.
+
+        `task` is its name, which no other has; `title` is how people read it.
+        """
 
     def generated(self, n_tokens: int, n_answers: int) -> None:
         """The model generated this many tokens since the last call, and finished this many answers."""

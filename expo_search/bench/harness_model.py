@@ -55,7 +55,7 @@ class LiveRequests:
         self._check_stored(requests)
         missing: dict[Key, Prompt] = {(r.id, 0): r for r in requests if r.id not in self._stored}
         n = len({r.id for r in requests})
-        self._watcher.started(self._title, self._asking.alpha, n, n - len(missing))
+        self._watcher.started(self._asking.task, self._title, self._asking.alpha, n, n - len(missing))
         for remark in remarks if missing else ():
             self._watcher.remark(remark)
         for (name, _), answer in self._asking.ask(missing).items():

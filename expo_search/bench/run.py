@@ -111,7 +111,7 @@ def run(
     for benchmark in benchmarks:
         store.pin(benchmark.name, benchmark.kept())
     n_open = {alpha: [(each, len(_open(store, each, alpha))) for each in benchmarks] for alpha in alphas}
-    watcher.planned({(each.title, alpha): n for alpha, of_alpha in n_open.items() for each, n in of_alpha if n})
+    watcher.planned({(each.name, alpha): n for alpha, of_alpha in n_open.items() for each, n in of_alpha if n})
     for alpha, of_alpha in n_open.items():
         open_ones = [each for each, n in of_alpha if n]
         if not open_ones:
@@ -137,7 +137,7 @@ class _Round:
     def go(self) -> None:
         n = sum(map(self._chosen.n_requests, self._chosen.items))
         n_left = sum(self._chosen.n_requests(item) - len(self._answers[id]) for id, (_, item) in self._open.items())
-        self._watcher.started(self._chosen.title, self._asking.alpha, n, n - n_left)
+        self._watcher.started(self._chosen.name, self._chosen.title, self._asking.alpha, n, n - n_left)
         while asked := self._next():
             self._asking.ask(asked, self._take)
 

@@ -57,13 +57,13 @@ class BenchProgress:
         self._live.stop()
 
     def planned(self, n_items: Mapping[tuple[str, float], int]) -> None:
-        """What is to be answered, by task and alpha."""
+        """What is to be answered, by task's name and alpha."""
         self._to_begin, self._to_come = dict(n_items), 0
 
-    def started(self, task: str, alpha: float, n_requests: int, n_stored: int) -> None:
+    def started(self, task: str, title: str, alpha: float, n_requests: int, n_stored: int) -> None:
         """A task, or its next kind of requests, begins at an alpha; of n_requests answers n_stored are there."""
         self.ended()
-        self._name = f"{task} at alpha {alpha:.4g}"
+        self._name = f"{title} at alpha {alpha:.4g}"
         begins = self._to_begin.pop((task, alpha), None) is not None
         for key, n in self._to_begin.items():
             if key[0] == task:
@@ -73,7 +73,7 @@ class BenchProgress:
         self._began = self._began or self._t_start
         if n_stored:
             self.say(f"{self._name}: going on after {n_stored} stored answers of {n_requests}")
-        fields: dict[str, Any] = {"name": task, "alpha": f"{alpha:.4g}"}
+        fields: dict[str, Any] = {"name": title, "alpha": f"{alpha:.4g}"}
         self._live.update(self._task, total=n_requests, completed=n_stored, visible=True, **fields)
 
     def generated(self, n_tokens: int, n_answers: int) -> None:
