@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from bench_fakes import YesModel
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, make_evaluation, make_prompts
+from rich.console import Console
 from twins import write_prompts
 
 import expo_search as es
-from expo_search.cli.search import _to_confirm
+from expo_search.cli import search as command
+from expo_search.cli.bench import Wanted
 from expo_search.config import amounts
 from expo_search.config.spec import SearchSpec
+from expo_search.contracts import Prompt
 from expo_search.errors import StudyError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import CONTROL, Evaluation
@@ -256,7 +264,7 @@ class TestCommand:
         with es.open_session(spec, self.URL, model=model, scorer=FakeScorer(noise=0.3), quiet=True) as session:
             budget = Budget(tokens=self.TOKENS, n_confirm=32)
             session.search(200, budget=budget)
-            wanted = _to_confirm(session, None, budget)
+            wanted = command._to_confirm(session, None, budget)
             if dies_after is not None:
                 model.dies_after = len(model.asked) + dies_after
             if wanted is not None:
@@ -278,6 +286,35 @@ class TestCommand:
         assert confirmed.n == n
         assert len(model.asked) < 2 * n, "what was answered is not asked again"
         assert self.run(spec, FakeModel()) is None
+
+    def test_the_time_of_a_benchmark_is_not_taken_from_the_confirmation(
+        self, spec: es.StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its clock stands still but for a benchmark, which takes longer than all the time there is."""
+        now = [0.0]
+
+        class Slow(YesModel):
+            def says(self, alpha: float, prompt: Prompt) -> str:
+                now[0] += 100
+                return super().says(alpha, prompt)
+
+        @contextmanager
+        def shown(_: Path) -> Iterator[tuple[Console, Console]]:
+            yield Console(file=io.StringIO()), Console(file=io.StringIO())
+
+        fakes = {"model": Slow(), "scorer": FakeScorer(noise=0.1)}
+        monkeypatch.setattr(command, "open_session", lambda *given, **named: es.open_session(*given, **named | fakes))
+        monkeypatch.setattr(command, "terminal", shown)
+        monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        how: dict[str, Any] = {
+            "budget": Budget(seconds=60, clock=lambda: now[0], began=0.0),
+            "bench": Wanted(["basics"], {}, 2),
+            "where": {"engines": None, "ray_address": None},
+        }
+        shows: dict[str, Any] = {"track": (), "quiet": True, "as_json": True, "no_menu": True}
+        command._search(spec, 5, None, storage=self.URL, artifacts=None, log=tmp_path / "log", **how, **shows)
+        assert now[0] > 60
+        assert es.open_study(self.URL, "mine").verdict.confirmed is not None
 
     def test_a_finished_one_is_finished_also_when_it_is_run_again(self, spec: es.StudySpec) -> None:
         self.run(spec, FakeModel())

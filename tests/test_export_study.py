@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +73,13 @@ def make_study(
         spec.model_dump(mode="json"),
     )
     note_contents(store, found)
-    store.put_prompts("search", prompts := [Prompt("a", "A?"), Prompt("b", "B?")])
+    put_trials(store, [Prompt("a", "A?"), Prompt("b", "B?")], trials)
+    store.close()
+
+
+def put_trials(store: Store, prompts: Sequence[Prompt], trials: Sequence[Evaluation] | None = None) -> None:
+    """Two prompts' answers and rewards, of trials that no engine made."""
+    store.put_prompts("search", prompts)
     for e in trials or [make_evaluation(i, alpha, gain, 0.1) for i, (alpha, gain) in enumerate(TRIALS)]:
         store.add_completions(
             e.trial, "search", {i: Completion(p, f"{e.alpha}", 1, "stop") for i, p in enumerate(prompts)}
@@ -87,7 +93,6 @@ def make_study(
                 user_attrs=e.attributes(),
             )
         )
-    store.close()
 
 
 @pytest.fixture
