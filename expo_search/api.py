@@ -721,7 +721,16 @@ class Session:
         self, tasks: Sequence[str], *, data: Mapping[str, str | Path] | None = None, limit: int | None = None
     ) -> None:
         """Find out whether tasks can be benchmarked after a search, before anything is started. Raises as `bench`."""
-        self._benchmarks(tasks, [], data, limit, OF_SEARCH)
+        from expo_search.store.database import study_names
+        from expo_search.store.study_store import Store
+
+        benchmarks = self._benchmarks(tasks, [], data, limit, OF_SEARCH)
+        if self.name in study_names(self.checked.storage):
+            store = Store(self.checked.storage, self.name, read_only=True)
+            try:
+                benchmarks.check_stored(store)
+            finally:
+                store.close()
 
     def bench_winner(
         self,

@@ -18,9 +18,9 @@ from expo_search.bench.harness_task import HarnessTask, load_harness
 from expo_search.bench.result import read_bench
 from expo_search.bench.run import run
 from expo_search.contracts import Request
-from expo_search.errors import EngineError, PromptsError, SettingsChanged, StoreError, StudyError
+from expo_search.errors import EngineError, PromptsError, SettingsChanged, StudyError
 from expo_search.evaluation.objective import Stopped
-from expo_search.store.bench_store import Answered, BenchStore
+from expo_search.store.bench_store import BenchStore, Score
 from expo_search.store.study_store import Store
 
 TOKENIZER = make_tokenizer()
@@ -162,7 +162,7 @@ def test_a_metric_that_one_alpha_lacks_is_compared_at_none_and_the_others_go_on(
 ) -> None:
     task, watcher = load(tmp_path, "shrinks", 3, **CHOICE), Recording()
     run(RatingModel(), store, [task], [0.0], seed=0, watcher=watcher)
-    store.describe(task.name, {"metrics": [["f1", "f1"], ["acc", "acc"]]})  # as an earlier version kept them
+    store.describe(task.name, {"metrics": [["f1", "f1"], ["acc", "acc"]]})
     run(RatingModel(), store, [task], [1.0], seed=0, watcher=watcher)
     assert described(store, task) == [["acc", "acc"]]
     assert watcher.remarks == ["not every item has a number for f1: compared by the others alone"]
@@ -240,11 +240,6 @@ def test_a_log_probability_that_is_no_number_is_refused_and_never_taken_for_cert
     kept = store.answers(task.name, 0.0)
     assert kept
     assert all(answer.log_probability is not None for (answer,) in kept.values())
-    store.forget(task.name)
-    store.pin(task.name, task.kept())
-    store.add(task.name, 0.0, {(item, 0): Answered("", 0, "stop", None, False) for item in kept})  # by earlier versions
-    with pytest.raises(StoreError, match=rf"{len(kept)} stored log-probabilities that are no number; .*bench --again"):
-        run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
 
 
 class TestDefinition:
@@ -275,16 +270,29 @@ class TestDefinition:
             told.append(own_rule(folder, None).definition)
         assert told[0] == told[1]
 
-    def test_what_was_stored_without_it_goes_on_and_has_it_from_then_on(
+    def test_what_was_begun_without_it_is_not_gone_on_with_until_it_is_made_anew(
         self, store: BenchStore, tmp_path: Path
     ) -> None:
-        task = load(tmp_path, "mine", 3, **CHOICE)
+        """Versions that kept none cut other prompts, and had `perplexity` the other way round."""
+        task, model = load(tmp_path, "mine", 3, **CHOICE), RatingModel()
         store.pin(task.name, {key: value for key, value in task.kept().items() if key != "definition"})
-        store.check(task.name, task.kept())
-        run(RatingModel(), store, [task], [0.0], seed=0, watcher=Recording())
+        with pytest.raises(SettingsChanged, match=r"task lm_eval:mine: .*rules of an earlier version.*bench --again"):
+            run(model, store, [task], [0.0, 1.0], seed=0, watcher=Recording())
+        assert model.alphas == []
+        store.forget(task.name)
+        run(model, store, [task], [0.0], seed=0, watcher=Recording())
         assert store.settings(task.name)["definition"] == task.definition
-        with pytest.raises(SettingsChanged, match="definition"):
-            store.check(task.name, load(tmp_path, "mine", 3, **CHOICE | {"doc_to_text": "?"}).kept())
+
+
+def test_a_perplexity_that_was_stored_with_the_wrong_sign_is_not_shown(store: BenchStore) -> None:
+    """Of the harness's tasks, by version 0.2.0: less was better. One's own scorer names its metrics as it likes."""
+    begun: Mapping[str, dict[str, Any]] = {"lm_eval:mine": {"versions": {"mine": "1"}}, "mine:rate": {}}
+    for task, kept in begun.items():
+        store.pin(task, kept | {"metrics": [["acc", "acc"], ["perplexity", "perplexity"]]})
+        for alpha in (0.0, 1.0):
+            store.add(task, alpha, {}, {("mine/0", 0): {"acc": Score(1.0), "perplexity": Score(9.0)}})
+    shown = [(c.task, c.metric) for c in read_bench(store).compared]
+    assert shown == [("lm_eval:mine", "acc"), ("mine:rate", "acc"), ("mine:rate", "perplexity")]
 
 
 def own_leaderboard(folder: Path) -> None:

@@ -275,6 +275,19 @@ class TestSession:
                 session.bench(["gsm8k"], [0.1], data={"gsm8k": "no.jsonl"})
         assert model.alphas == []
 
+    def test_answers_under_other_settings_are_refused_before_a_search_that_would_end_with_them(self, url: str) -> None:
+        with self.opened("mine", url, YesModel()) as session:
+            session.bench(["basics"], limit=2)
+        bench = BenchStore(Store(url, "mine"))
+        kept = bench.settings("basics")
+        bench.forget("basics")
+        bench.pin("basics", {**kept, "data": "xyz"})
+        with (
+            self.opened("mine", url, YesModel(), start=False) as session,
+            pytest.raises(SettingsChanged, match=r"task basics: .*data: 'xyz' there.*bench --again"),
+        ):
+            session.check_bench(["basics"])
+
     def best_alpha(self) -> float:
         assert self.best is not None
         return self.best.alpha

@@ -48,14 +48,31 @@ def test_other_settings_of_a_task_are_refused_by_name_until_it_is_forgotten(url:
     assert bench.tasks() == {"b": [0.0]}
 
 
-def test_what_only_earlier_or_later_versions_keep_is_no_other_setting(url: str) -> None:
-    bench = BenchStore(Store(url, "s"))
-    bench.pin("a", {"data": "x", "scorer": "earlier"})
-    now = {"data": "x", "scorer_file": "later"}
+@pytest.mark.parametrize("kept", [{"scorer": "lines"}, {"scorer_file": "file"}])
+def test_a_scorer_is_compared_by_what_the_version_kept_that_began_and_from_then_on_by_all(
+    kept: dict[str, str], url: str
+) -> None:
+    bench, now = BenchStore(Store(url, "s")), {"data": "x", "scorer": "lines", "scorer_file": "file"}
+    bench.pin("a", {"data": "x", **kept})
+    (key,) = kept
+    with pytest.raises(SettingsChanged, match=rf"\({key}: '{kept[key]}' there, 'other' now\)"):
+        bench.check("a", now | {key: "other"})
     bench.check("a", now)
     bench.pin("a", now)
-    with pytest.raises(SettingsChanged, match=r"\(scorer_file: 'later' there, 'other' now\)"):
-        bench.check("a", now | {"scorer_file": "other"})
+    for key in ("scorer", "scorer_file"):
+        with pytest.raises(SettingsChanged, match=rf"\({key}: '{now[key]}' there, 'other' now\)"):
+            bench.check("a", now | {key: "other"})
+
+
+def test_a_task_that_was_begun_before_its_rules_were_kept_is_refused_in_one_line(url: str) -> None:
+    bench = BenchStore(Store(url, "s"))
+    bench.pin("lm_eval:arc", {"data": "x"})
+    told = r"task lm_eval:arc: .*\(the rules of an earlier version, which asked and scored otherwise\); .* --again"
+    for look in (bench.check, bench.pin):
+        with pytest.raises(SettingsChanged, match=told) as fault:
+            look("lm_eval:arc", {"data": "x", "definition": "abc"})
+        assert "\n" not in str(fault.value)
+    assert bench.settings("lm_eval:arc") == {"data": "x"}
 
 
 def test_other_weights_at_an_alpha_are_refused(url: str) -> None:

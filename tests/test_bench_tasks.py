@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from expo_search.bench.registry import load_tasks
 from expo_search.bench.run import Chosen
 from expo_search.bench.task import WrittenTask
 from expo_search.contracts import Prompt, Request
-from expo_search.errors import PromptsError, StudyError
-from expo_search.store.bench_store import Answered, Score
+from expo_search.errors import PromptsError, SettingsChanged, StudyError
+from expo_search.store.bench_store import Answered, BenchStore, Score
+from expo_search.store.study_store import Store
 
 GSM8K = [
     {"question": "Ana has 2 apples and buys 1,003. How many?", "answer": "2 + 1003 = <<2+1003=1005>>1005\n#### 1,005"},
@@ -207,8 +209,24 @@ class TestOwn:
                 f"from functools import partial\ndef worth(): return {worth}\n"
                 "def scored(row, answer, n): return n * worth()\nrate = partial(scored, n=2)\n"
             )
-            kept.append(load(name, **{name: put("mine", [{"prompt": "?"}])}).kept()["scorer_file"])
+            kept.append(load(name, **{name: put("mine", [{"prompt": "?"}])}).kept())
         assert kept[0] == kept[1] != kept[2]
+
+    def test_a_scorer_that_an_earlier_version_knew_by_its_lines_goes_on_where_they_are_the_same(
+        self, put: Put, scorer: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        lines = "def rate(row, answer):\n    return 1\n"  # what `scorer` writes
+        name = scorer("return 1")
+        now = load(name, **{name: put("mine", [{"prompt": "?"}])}).kept()
+        store = BenchStore(Store(f"sqlite:///{tmp_path / 'b.db'}", "s"))
+        begun = {key: value for key, value in now.items() if key != "scorer_file"}
+        store.pin(name, begun | {"scorer": hashlib.sha256(lines.encode()).hexdigest()[:16]})
+        store.check(name, now)
+        changed = lines.replace("1", "2")
+        store.forget(name)
+        store.pin(name, begun | {"scorer": hashlib.sha256(changed.encode()).hexdigest()[:16]})
+        with pytest.raises(SettingsChanged, match=r"\(scorer: '\w+' there, '\w+' now\)"):
+            store.check(name, now)
 
     @pytest.mark.parametrize(
         ("body", "found"),

@@ -139,7 +139,7 @@ def test_where_the_verdicts_column_is_left_out_the_sentences_have_it_and_a_task_
         print_bench(console, BENCHES[1])
     text = captured.get()
     assert "" not in headings(bench_table(BENCHES[1], 60))
-    assert "answered at 0 (134), 3.549 (134); it is judged elsewhere" in " ".join(text.split())
+    assert "answered at 0 (134), 3.549 (134); it is not scored here" in " ".join(text.split())
     assert "no evidence of a loss" in " ".join(text.split())
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.asking import Asking, BenchWatcher, Key
 from expo_search.bench.task import LEAST_ROOM
 from expo_search.contracts import Prompt, Request
-from expo_search.errors import StoreError
 from expo_search.store.bench_store import Answered, BenchStore
 
 if TYPE_CHECKING:
@@ -52,7 +50,6 @@ class LiveRequests:
             raise
 
     def _answers(self, requests: Sequence[Request], remarks: Sequence[str]) -> list[Answered]:
-        self._check_stored(requests)
         missing: dict[Key, Prompt] = {(r.id, 0): r for r in requests if r.id not in self._stored}
         n = len({r.id for r in requests})
         self._watcher.started(self._asking.task, self._title, self._asking.alpha, n, n - len(missing))
@@ -61,22 +58,6 @@ class LiveRequests:
         for (name, _), answer in self._asking.ask(missing).items():
             self._stored[name] = [answer]
         return [self._stored[r.id][0] for r in requests]
-
-    def _check_stored(self, requests: Sequence[Request]) -> None:
-        """Check that what is stored of rated texts is a number: earlier versions kept any, and SQLite none for NaN.
-
-        Raises:
-            StoreError: one is none.
-        """
-        given = [self._stored[r.id][0].log_probability for r in requests if r.n_rated and r.id in self._stored]
-        n = sum(value is None or not math.isfinite(value) for value in given)
-        if n:
-            raise StoreError(
-                where=f"task {self._asking.task}, alpha {self._asking.alpha:g}",
-                found=f"{n} stored log-probabilities that are no number",
-                expected="finite ones",
-                do="give `bench --again`, which drops the task's answers at every alpha",
-            )
 
 
 def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, context: int) -> TemplateLM:
@@ -189,7 +170,7 @@ def live_model(requests: LiveRequests, tokenizer: PreTrainedTokenizerBase, conte
 
 
 def _log_probability(answer: Answered) -> float:
-    assert answer.log_probability is not None, "checked where it was read"
+    assert answer.log_probability is not None, "`Asking` takes no other"
     return answer.log_probability
 
 

@@ -103,7 +103,7 @@ class HarnessTask:
                 where=f"task {self.name}",
                 found="no metric that scores each item at each alpha",
                 expected="one such as acc or exact_match",
-                do="take another task, or give `bench --again` where an earlier version scored it",
+                do="take another task",
             )
         lost = set(before) - {m.name for m in shared}
         if lost:

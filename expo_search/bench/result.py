@@ -85,7 +85,7 @@ def read_bench(
         if items is not None and name not in items:
             continue
         settings = store.settings(name)
-        metrics = [Metric(*pair) for pair in settings.get("metrics", ())]
+        metrics = _metrics(settings)
         title = str(settings.get("title", name))
         scores = {
             alpha: _of(store.scores(name, alpha), None if items is None else items[name], metrics)
@@ -106,6 +106,13 @@ def read_bench(
                 compared += compare(name, title, metrics, alpha, at, zero)
     by_alpha = sorted({c.alpha for c in compared})
     return BenchResult(tasks, [c for a in by_alpha for c in corrected([c for c in compared if c.alpha == a])])
+
+
+def _metrics(settings: Mapping[str, Any]) -> list[Metric]:
+    """A task's, but the harness's `perplexity`: version 0.2.0 kept it with the wrong sign, and no later one does."""
+    metrics = [Metric(*pair) for pair in settings.get("metrics", ())]
+    is_harness = "versions" in settings
+    return [m for m in metrics if not is_harness or m.name.partition(",")[0] != "perplexity"]
 
 
 def _of(scores: Mapping[str, Scores], items: Collection[str] | None, metrics: Sequence[Metric]) -> dict[str, Scores]:

@@ -44,7 +44,7 @@ def bench_rows(bench: BenchResult) -> list[dict[str, str]]:
     for task in bench.tasks:
         if not any(c.task == task.name for c in bench.compared):
             at = ", ".join(f"{alpha:.4g} ({n})" for alpha, n in task.n_items.items())
-            remark = f"answered at {at}" + ("" if task.metrics else "; it is judged elsewhere")
+            remark = f"answered at {at}" + ("" if task.metrics else "; it is not scored here")
             rows.append(dict.fromkeys(HEADINGS, "") | {"task": task.title, "": remark})
     return rows
 

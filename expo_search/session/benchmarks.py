@@ -78,6 +78,16 @@ class Benchmarks:
                 do="leave --out out, or add such a task",
             )
 
+    def check_stored(self, store: Store) -> None:
+        """Check stored answers against what would be answered now. Writes nothing.
+
+        Raises:
+            SettingsChanged: they were made under other settings.
+        """
+        bench = BenchStore(store)
+        for task in self.tasks:
+            bench.check(task.name, task.kept())
+
     def is_done(self, url: str, name: str, *, again: bool) -> bool:
         """Whether each item is done at each alpha, and none is to be made `again`. Writes nothing.
 
@@ -88,9 +98,8 @@ class Benchmarks:
             return False
         store = Store(url, name, read_only=True)
         try:
+            self.check_stored(store)
             bench = BenchStore(store)
-            for task in self.tasks:
-                bench.check(task.name, task.kept())
             return all(is_done(bench, task, alpha) for task in self.tasks for alpha in self.alphas)
         finally:
             store.close()

@@ -22,9 +22,9 @@ from expo_search.text import storable
 T = TypeVar("T")
 
 _SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
-# Kept by later versions alone: a task that was begun without them goes on, and keeps those it goes on under
-_LATER = {"definition", "scorer_file"}
-_EARLIER = {"scorer"}  # kept by earlier versions alone: a function's own lines, before it was `scorer_file`
+_RULES = "definition"  # a task of the harness that was begun without it was asked and scored by rules that have changed
+# Not kept by every version: a task that was begun without one of them goes on, and keeps the one it goes on under
+_LATER = {"scorer", "scorer_file"}
 _TABLES = (BenchTaskRow, BenchAnswerRow, BenchScoreRow)
 
 
@@ -88,10 +88,10 @@ class BenchStore:
 
     def _compare(self, task: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(now))  # as the database has it
-        compared = (there.keys() | now.keys()) - _SHOWN - _EARLIER - (_LATER - there.keys())
+        compared = (there.keys() | now.keys()) - _SHOWN - (_LATER - there.keys())
         keys = sorted(key for key in compared if there.get(key) != now.get(key))
         if keys:
-            told = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in keys)
+            told = "; ".join(_difference(key, there, now) for key in keys)
             raise SettingsChanged(
                 where=f"study {self._store.name}, task {task}",
                 found=f"answers made under other settings ({told})",
@@ -238,6 +238,13 @@ class BenchStore:
     def _read(self, query: Callable[[Session], T]) -> T | None:
         """What a query of either table gives; None where the database is older than benchmarks, and only read."""
         return self._store.reading(BenchScoreRow, query)
+
+
+def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two versions of a task's settings, for people."""
+    if key == _RULES and key not in there:
+        return "the rules of an earlier version, which asked and scored otherwise"
+    return f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
 
 
 def _dumped(scores: Scores) -> str:
