@@ -48,7 +48,7 @@ def bench(
         str, typer.Option(metavar="A,B,..", help=f"Of: {_TASKS}.", autocompletion=completion.tasks)
     ] = "basics",
     alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="Beside 0; the best one by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first items of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first items of each task.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="TASK=FILE", help="A file in the place of the Hub; may be given again.")
     ] = None,
@@ -70,19 +70,17 @@ def bench(
     """Compare the best alpha with alpha = 0 on tasks that no reward model sees, item by item."""
     from expo_search.cli.chat_session import parse_alphas
 
-    check_there(storage)
+    wanted_engines = n_engines(engines)
+    check_there(storage)  # before the tasks are imported
     names = task_names(tasks)
     wanted = None if alphas is None else parse_alphas(alphas)
     files = task_files(data or [])
     name = known_study(study, storage)
-    from expo_search.bench.registry import check_limit
-
-    check_limit(limit, OF_BENCH)
     with terminal(log) as (out, err):
         session = open_session(
             name,
             storage,
-            engines=n_engines(engines),
+            engines=wanted_engines,
             ray_address=ray_address,
             start=False,
             trust_remote_code=trust_remote_code,

@@ -67,29 +67,19 @@ def n_engines(given: str | None) -> int | Literal["auto"] | None:
     """What `--engines` says.
 
     Raises:
-        StudyError: no number.
+        StudyError: no number, or none of them.
     """
     if given is None or given == "auto":
         return given if given is None else "auto"
     try:
-        return int(given)
+        n = int(given)
     except ValueError:
-        raise StudyError(
-            where=f"--engines {given}",
-            found="no whole number",
-            expected="auto, or at least 1",
-            do="give the number wanted",
-        ) from None
-
-
-def check_trials(n: int) -> None:
-    """Check what `--trials` says.
-
-    Raises:
-        StudyError: none.
-    """
+        n = 0
     if n < 1:
-        raise StudyError(where="--trials", found=str(n), expected="at least 1", do="give the number of trials wanted")
+        raise StudyError(
+            where="--engines", found=repr(given), expected="auto, or at least 1", do="give the number wanted"
+        )
+    return n
 
 
 def check_there(storage: str) -> None:

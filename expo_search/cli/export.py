@@ -30,7 +30,7 @@ from expo_search.cli.console import (
     known_study,
     terminal,
 )
-from expo_search.config.options import DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_STORAGE, MIN_PROMPTS
 from expo_search.errors import StudyError
 from expo_search.text import clean
 
@@ -127,7 +127,8 @@ def uses_of(folder: Path, *, trust_remote_code: bool = False) -> str:
 def reproduce_model(
     exported: Annotated[Path, typer.Argument(metavar="DIR_OR_JSON", help="An exported folder, or its expo.json.")],
     n_prompts: Annotated[
-        int | None, typer.Option(metavar="N", help="The first N prompts alone; all of the trial's by default.")
+        int | None,
+        typer.Option(min=MIN_PROMPTS, metavar="N", help="The first N prompts alone; all of the trial's by default."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     log: Log = DEFAULT_LOG,

@@ -148,7 +148,7 @@ def dashboard(
         str | None, typer.Argument(help="Name in the database; all of them by default.", autocompletion=studies)
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="0 for any free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8080,
     storage: Storage = DEFAULT_STORAGE,
     artifacts: Artifacts = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,

@@ -29,7 +29,6 @@ from expo_search.cli.console import (
     Storage,
     StudyName,
     TrustRemoteCode,
-    check_trials,
     give_up_on,
     known_study,
     n_engines,
@@ -42,7 +41,15 @@ from expo_search.cli.signals import same_command, stop_on_signals
 from expo_search.cli.usage import flag_of
 from expo_search.config.amounts import seconds as seconds_of
 from expo_search.config.amounts import tokens as tokens_of
-from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OF_SEARCH, OPTIONS, PANELS, overrides
+from expo_search.config.options import (
+    DEFAULT_STORAGE,
+    DEFAULT_TRIALS,
+    MIN_PROMPTS,
+    OF_SEARCH,
+    OPTIONS,
+    PANELS,
+    overrides,
+)
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
@@ -102,13 +109,19 @@ def search(
     trials: Annotated[
         int,
         typer.Option(
+            min=1,
             help=f"Go on until the study has this many finished trials; {_TRIALS_OF_A_BUDGET} with --time or --tokens.",
             rich_help_panel="Search",
         ),
     ] = DEFAULT_TRIALS,
     confirm: Annotated[
         int | None,
-        typer.Option(metavar="N", help="At the end, measure the winner on N fresh prompts.", rich_help_panel="Search"),
+        typer.Option(
+            min=MIN_PROMPTS,
+            metavar="N",
+            help="At the end, measure the winner on N fresh prompts.",
+            rich_help_panel="Search",
+        ),
     ] = None,
     bench: Annotated[
         str | None,
@@ -124,7 +137,7 @@ def search(
         typer.Option(metavar="TASK=FILE", help="As --data of `bench`; may be given again.", rich_help_panel="Search"),
     ] = None,
     bench_limit: Annotated[
-        int | None, typer.Option(metavar="N", help="As --limit of `bench`.", rich_help_panel="Search")
+        int | None, typer.Option(min=1, metavar="N", help="As --limit of `bench`.", rich_help_panel="Search")
     ] = None,
     time_limit: Annotated[
         str | None,
@@ -203,16 +216,16 @@ def search(
             )
         typer.echo(context.get_help())
         return
-    check_trials(trials)
     budget = _budget(time_limit, tokens)
     if budget is not None and not _is_typed(context, "trials"):
         trials = _TRIALS_OF_A_BUDGET
+    # what the command line alone says is checked before any file is read
+    where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
+    trackers = [] if track is None else _tracker_names(track)
+    wanted = _benchmarks(bench, bench_data or [], bench_limit)
     spec = load_study(
         preset=pair, file=study, overrides=overrides(settings), name=study_name, trust_remote_code=trust_remote_code
     )
-    trackers = [] if track is None else _tracker_names(track)
-    wanted = _benchmarks(bench, bench_data or [], bench_limit)
-    where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     if dry_run:
         if artifacts is not None:
             _check_artifacts(artifacts)
@@ -437,7 +450,9 @@ def _to_confirm(session: Session, n: int | None, budget: Budget | None) -> tuple
 
 def confirm_winner(
     study: StudyName = None,
-    n_prompts: Annotated[int | None, typer.Option(help="Fresh prompts; all that the search left, by default.")] = None,
+    n_prompts: Annotated[
+        int | None, typer.Option(min=MIN_PROMPTS, help="Fresh prompts; all that the search left, by default.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="An alpha that was evaluated; the best one by default.")] = None,
     check_reward_model: Annotated[
         str | None,
@@ -452,6 +467,7 @@ def confirm_winner(
     as_json: Json = False,
 ) -> None:
     """Measure the best alpha against alpha = 0 on prompts and seeds the search never used."""
+    where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     name = known_study(study, storage)
     if alpha is not None:
         open_study(storage, name).trial_at(alpha)  # one that was not evaluated is said before anything is checked
@@ -463,13 +479,12 @@ def confirm_winner(
         session = open_session(
             name,
             storage,
-            engines=n_engines(engines),
-            ray_address=ray_address,
             start=False,
             trust_remote_code=trust_remote_code,
             quiet=quiet,
             console=err,
             give_up=give_up_on(err),
+            **where,
         )
         with session:
             winner = session.result().trial_at(alpha)

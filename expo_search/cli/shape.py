@@ -21,7 +21,6 @@ from expo_search.cli.console import (
     Storage,
     StudyName,
     TrustRemoteCode,
-    check_trials,
     give_up_on,
     known_study,
     n_engines,
@@ -30,7 +29,7 @@ from expo_search.cli.console import (
     terminal,
 )
 from expo_search.cli.signals import same_command, stop_on_signals
-from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE
+from expo_search.config.options import DEFAULT_SHAPES, DEFAULT_STORAGE, MIN_PROMPTS
 from expo_search.weights.shape import dimensions
 
 
@@ -42,9 +41,10 @@ def search_shape(
             "--shape", metavar="KIND", help="depth, attn-mlp, or blocks:K with K from 2 to 4.", autocompletion=shapes
         ),
     ] = "depth",
-    trials: Annotated[int, typer.Option(help="Go on until so many shapes are evaluated.")] = DEFAULT_SHAPES,
+    trials: Annotated[int, typer.Option(min=1, help="Go on until so many shapes are evaluated.")] = DEFAULT_SHAPES,
     confirm: Annotated[
-        int | None, typer.Option(metavar="N", help="Measure the best one on N fresh prompts, against one alpha.")
+        int | None,
+        typer.Option(min=MIN_PROMPTS, metavar="N", help="Measure the best one on N fresh prompts, against one alpha."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     engines: Engines = None,
@@ -56,7 +56,7 @@ def search_shape(
 ) -> None:
     """Spread the best alpha over layers or modules, and see whether that beats one alpha for all."""
     dimensions(kind)
-    check_trials(trials)
+    wanted_engines = n_engines(engines)
     name = known_study(study, storage)
     from expo_search.results.shapes import HEADS, shape_sentence, shape_table, shapes_json
 
@@ -64,7 +64,7 @@ def search_shape(
         session = open_session(
             name,
             storage,
-            engines=n_engines(engines),
+            engines=wanted_engines,
             ray_address=ray_address,
             start=False,
             trust_remote_code=trust_remote_code,

@@ -47,7 +47,9 @@ def compare(
     study: StudyName = None,
     alphas: Annotated[str | None, typer.Option(metavar="A,B,..", help="By default 0 and the best one.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; may be given again.")] = None,
-    n: Annotated[int | None, typer.Option("-n", help=f"Or so many of the study's; {_N_PROMPTS} by default.")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help=f"Or so many of the study's; {_N_PROMPTS} by default.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     storage: Storage = DEFAULT_STORAGE,
     log: Log = DEFAULT_LOG,
@@ -58,7 +60,7 @@ def compare(
     from expo_search.cli.chat_session import parse_alphas
 
     given = None if alphas is None else parse_alphas(alphas)
-    _check_choice(prompt, n)  # before a database is looked into
+    _check_choice(prompt, n)
     name = known_study(study, storage)
     prompts = shown_prompts(storage, name, prompt, n)  # before the study is checked, which takes far longer
     with terminal(log) as (out, err):
@@ -159,16 +161,11 @@ def _best_alpha(storage: str, name: str) -> float:
 
 
 def _check_choice(texts: Sequence[str] | None, n: int | None) -> None:
-    """That prompts are given, or a number of the study's, or neither."""
+    """That prompts are given, or a number of the study's, or neither; no prompt is empty."""
     if texts and n is not None:
         raise StudyError(where="-n", found="-n beside --prompt", expected="one of the two", do="drop one of them")
-    if n is not None and n < 1:
-        raise PromptsError(
-            where=f"-n {n}",
-            found="no prompt",
-            expected="at least 1",
-            do=f"give another number, or leave it out for {_N_PROMPTS}",
-        )
+    if not all(text.strip() for text in texts or ()):
+        raise PromptsError(where="--prompt", found="an empty text", expected="a prompt", do="give another text")
 
 
 def shown_prompts(storage: str, name: str, texts: Sequence[str] | None, n: int | None) -> Sequence[str | Prompt]:

@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from expo_search.config.faults import own_text, wanted
 from expo_search.errors import StudyError
 from expo_search.text import one_line
 
@@ -91,9 +92,8 @@ def _refused(fault: Any, message: str) -> tuple[str, str]:
     """(found, expected) of a value that does not do."""
     if isinstance(fault.__cause__, ValidationError):  # newer typers ask pydantic
         error = fault.__cause__.errors()[0]
-        wanted = error["msg"].removeprefix("Input should be ").partition(",")[0]
-        wanted = wanted.replace("a valid integer", "a whole number")
-        return repr(error["input"]), f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
+        typed = str(error["input"])
+        return repr(typed) if error["type"].endswith("_parsing") else typed, wanted(error) or own_text(error)
     return message.rpartition(": ")[2], "a value that it takes"
 
 

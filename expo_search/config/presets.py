@@ -16,7 +16,7 @@ from typing import Any
 
 from expo_search.config.own_scorer import beside
 from expo_search.config.several_rewards import apart, over
-from expo_search.config.spec import StudySpec, check_consent, check_spec
+from expo_search.config.spec import StudySpec, check_consent, check_given, check_spec
 from expo_search.errors import StudyError
 
 _MODELS = ("aligned", "sft", "adapter", "reward_model", "check_reward_model")
@@ -52,9 +52,11 @@ def load_study(
     The context cap of the pair is the engine's unless set.
 
     Raises:
-        StudyError: unknown preset; not TOML; every value that is not allowed, in one message; a scorer that the file
-            names, without consent to run it. One in the overrides is the caller's own.
+        StudyError: values of the overrides that are not allowed, before a file is read; unknown preset; not TOML; every
+            value that is not allowed, in one message; a scorer that the file names, without consent to run it. One in
+            the overrides is the caller's own.
     """
+    check_given(overrides or {})
     where, data = "command line", dict[str, Any]()
     if file is not None:
         file = Path(file)

@@ -7,11 +7,10 @@ ACL 2025, section 3.1 and its published code).
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,13 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from expo_search.config.options import option_of
+from expo_search.config.faults import FILLED, NAME, not_allowed
+from expo_search.config.options import MIN_PROMPTS
 from expo_search.config.several_rewards import apart
 from expo_search.dtypes import Asked
 from expo_search.errors import StudyError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-_EXPECTED = "; expected "  # in a validator's own text
+Name = Annotated[str, Field(pattern=NAME)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Combine = Literal["mean", "worst-case"]
 
@@ -130,7 +129,7 @@ class PromptsSpec(_Table):
 
     source: str = "HuggingFaceH4/ultrafeedback_binarized"
     split: str = "test_gen"
-    n: int = Field(1000, ge=2)
+    n: int = Field(1000, ge=MIN_PROMPTS)
 
 
 class SamplingSpec(_Table):
@@ -238,9 +237,9 @@ class RewardSpec(_Table):
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
-    scorer: Annotated[str, Field(pattern=r"\S")] | None = None
+    scorer: Annotated[str, Field(pattern=FILLED)] | None = None
     judge_url: Annotated[str, AfterValidator(_server)] | None = None
-    judge_model: Annotated[str, Field(pattern=r"\S")] | None = None
+    judge_model: Annotated[str, Field(pattern=FILLED)] | None = None
     judge_options: Annotated[Mapping[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
     judge_at_once: int = Field(16, ge=1, le=1024)
     timeout_s: Finite = Field(600, gt=0)
@@ -279,7 +278,7 @@ class RewardModelSpec(_Table):
         max_tokens, batch_tokens: as in `[reward]`.
     """
 
-    model: Annotated[str, Field(pattern=r"\S")]
+    model: Annotated[str, Field(pattern=FILLED)]
     revision: str | None = None
     backend: Literal["transformers", "vllm"] = "transformers"
     max_tokens: int = Field(4096, ge=16)
@@ -476,6 +475,21 @@ def stored_spec(stored: Mapping[str, Any] | None, *, name: str, trust_remote_cod
     return check_spec(dict(stored) | {"trust_remote_code": trust_remote_code}, f"study {name}")
 
 
+def check_given(given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check settings that lie over a file's or a preset's, each value by itself, before those are read.
+
+    Raises:
+        StudyError: values that are not allowed, whatever the others are.
+    """
+    try:
+        StudySpec.model_validate(given)
+    except ValidationError as faults:
+        # of a table, and of what is missing, nothing can be said yet
+        errors = [error for error in faults.errors() if len(error["loc"]) > 1 and error["type"] != "missing"]
+        if errors:
+            raise not_allowed(errors, "command line", given, StudySpec) from None
+
+
 def check_spec(data: Mapping[str, Any], where: str, typed: Mapping[str, Mapping[str, Any]] | None = None) -> StudySpec:
     """The spec that nested settings, by table and key, make. `where` names their file or study in messages.
 
@@ -488,7 +502,7 @@ def check_spec(data: Mapping[str, Any], where: str, typed: Mapping[str, Mapping[
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as faults:
-        raise _not_allowed(faults.errors(), where, typed or {}) from None
+        raise not_allowed(faults.errors(), where, typed or {}, StudySpec) from None
     if spec.pair.needs_remote_code and not spec.trust_remote_code:
         raise StudyError(
             where=where,
@@ -504,67 +518,3 @@ def check_spec(data: Mapping[str, Any], where: str, typed: Mapping[str, Mapping[
             do="lower --max-tokens or raise --max-model-len",
         )
     return spec
-
-
-def _not_allowed(errors: Sequence[Any], where: str, typed: Mapping[str, Mapping[str, Any]]) -> StudyError:
-    """One error of all faults. Where there is one, and it says itself what was expected, that is what is expected."""
-    texts = _faults(errors)
-    flags = [_flags(error, typed) for error in errors]
-    if all(flags):
-        where = " ".join(dict.fromkeys(" ".join(flags).split()))
-    found, expected = "; ".join(_in_one(text) for text in texts), "values that are allowed"
-    if len(texts) == 1:
-        found, says, own = texts[0].partition(_EXPECTED)
-        expected = own if says else "one that is allowed"
-    return StudyError(where=where, found=found, expected=expected, do="fix the option or the file")
-
-
-def _in_one(text: str) -> str:
-    found, says, expected = text.partition(_EXPECTED)
-    return f"{found} (wanted: {expected})" if says else text
-
-
-def _flags(error: Any, typed: Mapping[str, Mapping[str, Any]]) -> str:
-    """The options that gave a fault's setting, or of a table's fault the settings that it names; empty: none did."""
-    table, key = (*map(str, error["loc"][:2]), "", "")[:2]
-    given = typed.get(table)
-    if not isinstance(given, Mapping):
-        return ""
-    if key:
-        named = [key] if key in given else []
-    else:  # what half a pair has is not at fault
-        named = [k for k in given if table != "pair" and re.search(rf"\b{k}\b", error["msg"])]
-    options = [option_of(table, k) for k in named]
-    return " ".join(option.flag for option in options if option is not None)
-
-
-def _faults(errors: Sequence[Any]) -> list[str]:
-    """One text a place; a value that may be of several kinds has an error for each."""
-    messages: dict[str, list[str]] = {}
-    shown: dict[str, str] = {}
-    for error in errors:
-        # pydantic names the kind that it tried ("float", "literal['auto']") as if it were a key
-        kinds = ("float", "literal[")
-        loc = ["reward", *error["loc"][1:]] if error["loc"][:1] == ("rewards",) else error["loc"]
-        place = ".".join(str(p) for p in loc if not str(p).startswith(kinds)) or "file"
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            message = f"no such setting{_meant(error['loc'])}"
-        elif error["type"] == "missing" and place == "pair":
-            message = f'nothing{_EXPECTED}preset = "NAME", or a table [pair]'
-        seen = messages.setdefault(place, [])
-        seen.append(message.removeprefix("Input should be ") if seen else message)
-        given = error.get("input")
-        is_shown = isinstance(given, str | int | float) and place != "reward.judge_url"  # which may have a key in it
-        shown[place] = f" (found {given!r})" if is_shown else ""
-    return [f"{place}: {' or '.join(found)}{shown[place]}" for place, found in messages.items()]
-
-
-def _meant(place: Sequence[Any]) -> str:
-    """A question for the name that a misspelt table or key may have meant; empty where none is near."""
-    *tables, name = map(str, place)
-    model: Any = StudySpec
-    for table in tables:
-        model = model.model_fields[table].annotation if table in getattr(model, "model_fields", {}) else None
-    near = difflib.get_close_matches(name, getattr(model, "model_fields", {}), n=1)
-    return f" ({near[0]}?)" if near else ""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from expo_search.bench.comparison import Compared
 from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import PROVENANCE
+from expo_search.config.faults import own_text, wanted
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.own_scorer import shortened
 from expo_search.config.spec import Finite, RewardSpec, StudySpec, asks_consent, is_here
@@ -178,7 +179,7 @@ _Interval = Annotated[list[Finite | None], Field(min_length=2, max_length=2)]  #
 
 def _in_float32(alpha: float) -> float:
     if not is_alpha(alpha):
-        raise ValueError("Input should be finite in float32")
+        raise ValueError("not finite in float32")
     return alpha
 
 
@@ -202,7 +203,7 @@ class _Answers(_Table):
     @model_validator(mode="after")
     def _one_each(self) -> Self:
         if not len(self.positions) == len(self.sha256) == len(self.rewards):
-            raise ValueError("Lists should be of one length")
+            raise ValueError("lists of different lengths")
         return self
 
 
@@ -216,9 +217,9 @@ class _Shape(_Table):
         try:
             n = len(dimensions(self.kind))
         except StudyError as fault:
-            raise ValueError(f"Input should be {fault.expected}") from None
+            raise ValueError(f"not {fault.expected}") from None
         if n != len(self.numbers):
-            raise ValueError(f"numbers should be {n} for {self.kind}")
+            raise ValueError(f"not {n} numbers, as {self.kind} has")
         return self
 
 
@@ -285,8 +286,8 @@ def _faults(faults: ValidationError) -> str:
     texts = ["a file without " + ", ".join(missing)] if missing else []
     for error in faults.errors():
         if error["type"] != "missing":
-            place = ".".join(map(str, error["loc"])) or "the file"
-            message = error["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
+            place, expected = ".".join(map(str, error["loc"])) or "the file", wanted(error)
+            message = own_text(error) if expected is None else f"not {expected}"
             texts.append(f"{place}: {message} (found {reprlib.repr(error['input'])})")
     return "; ".join(texts[:_FAULTS_MAX]) + ("; ..." if len(texts) > _FAULTS_MAX else "")
 

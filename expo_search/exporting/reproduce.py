@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from expo_search.config.options import MIN_PROMPTS
 from expo_search.config.spec import check_consent, stored_spec
 from expo_search.contracts import Watcher
 from expo_search.engine.machine import differences, environment
@@ -159,14 +160,14 @@ def check_n_prompts(exported: Mapping[str, Any], n: int | None) -> None:
     """Check how many prompts are wanted against how many the trial saw.
 
     Raises:
-        StudyError: fewer than 2, or more than it saw.
+        StudyError: fewer than `MIN_PROMPTS`, or more than it saw.
     """
     stored = exported["trial"]
-    if n is not None and stored is not None and not 2 <= n <= stored["n_prompts"]:
+    if n is not None and stored is not None and not MIN_PROMPTS <= n <= stored["n_prompts"]:
         raise StudyError(
             where="--n-prompts",
             found=str(n),
-            expected=f"2 to {stored['n_prompts']}, which the trial saw",
+            expected=f"{MIN_PROMPTS} to {stored['n_prompts']}, which the trial saw",
             do="give another number, or leave it out",
         )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expo_search.config.options import MIN_PROMPTS
 from expo_search.contracts import Prompt
 from expo_search.errors import PromptsError
 from expo_search.folders import is_there, user_path
@@ -150,20 +151,24 @@ def confirm_part(
     `option`, by which n was given, is named in messages.
 
     Raises:
-        PromptsError: fewer than n, or than 2, are left.
+        PromptsError: fewer than n, or than `MIN_PROMPTS`, are left.
     """
-    if n is not None and n < 2:
+    if n is not None and n < MIN_PROMPTS:
         raise PromptsError(
-            where=option, found=str(n), expected="at least 2", do="one prompt has no standard error: give more"
+            where=option,
+            found=str(n),
+            expected=f"at least {MIN_PROMPTS}",
+            do="one prompt has no standard error: give more",
         )
     unseen = [p for p in reversed(prompts[reach:]) if fits is None or fits(p)]
-    wanted = max(2, len(unseen)) if n is None else n
-    if wanted > len(unseen):
+    n_left = len(unseen)
+    wanted = max(MIN_PROMPTS, n_left) if n is None else n
+    if wanted > n_left:
         raise PromptsError(
             where=where,
-            found=f"{len(unseen)} prompts that the search has not seen",
+            found=f"{n_left} prompts that the search has not seen",
             expected=f"at least {wanted}",
-            do=f"give {option} {len(unseen)}" if len(unseen) > 1 else "search with fewer prompts (--n-prompts)",
+            do=f"give {option} {n_left}" if n_left >= MIN_PROMPTS else "search with fewer prompts (--n-prompts)",
         )
     return unseen[:wanted]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from expo_search.checkpoint.computed_weights import check_computed
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import check_pair, same_weights
+from expo_search.config.options import MIN_PROMPTS
 from expo_search.config.presets import studies_folder
 from expo_search.config.spec import StudySpec, check_consent, stored_spec
 from expo_search.contracts import Prompt
@@ -134,7 +135,7 @@ def check(
         )
     scorer = load_scorer(spec.reward) if own_scorer else None
     has_reward = own_scorer and scorer is None
-    wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else 2
+    wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else MIN_PROMPTS
     prompts = load_prompts(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
     )
