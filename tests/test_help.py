@@ -1,4 +1,4 @@
-"""The help: options by what they are about, nothing cut off at 80 columns."""
+"""The help: options by what they are about, nothing cut off at 80 columns, no word broken."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import typer.main
 
 from expo_search.cli.main import app
 from expo_search.config.options import OPTIONS
@@ -50,3 +52,22 @@ def test_the_help_of_a_command_is_not_cut_off_either(name: str) -> None:
     text = told(name)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_word_of_any_command_is_broken(columns: int) -> None:
+    group: Any = typer.main.get_command(app)
+    for name, command in {"": group, **group.commands}.items():
+        words = set(help_of(command, name, 1000).split())
+        text = help_of(command, name, columns - 2)  # as wide as it is on such a terminal
+        assert [word for word in text.split() if word not in words] == [], name
+        assert max(map(len, text.splitlines())) <= columns
+
+
+def help_of(command: Any, name: str, width: int) -> str:
+    with command.context_class(command, info_name=name, terminal_width=width, max_content_width=width) as context:
+        return str(command.get_help(context))
+
+
+def test_a_name_with_a_hyphen_and_a_url_stay_whole_on_a_terminal() -> None:
+    assert all("sqlite:///expo-search.db]" in told(width=width).split() for width in (60, 80))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
 
 import typer
@@ -23,7 +24,7 @@ from expo_search.cli.search import confirm_winner, search
 from expo_search.cli.shape import search_shape
 from expo_search.cli.signals import AGAIN, terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
-from expo_search.cli.usage import Commands
+from expo_search.cli.usage import Command, Commands
 from expo_search.errors import EngineError, ExpoError
 from expo_search.session.process_state import set_defaults_of_libraries
 from expo_search.text import one_line
@@ -39,20 +40,24 @@ app = typer.Typer(
     epilog="Example: expo-search --pair demo --trials 20",
 )
 app.callback(invoke_without_command=True)(search)
-app.command("pairs")(list_pairs)
-app.command("init")(init)
-app.command("schema")(schema)
-app.command("confirm")(confirm_winner)
-app.command("shape")(search_shape)
-app.command("bench")(bench)
-app.command("export")(export_model)
-app.command("reproduce")(reproduce_model)
-app.command("show")(show)
-app.command("report")(report_page)
-app.command("dashboard")(dashboard)
-app.command("compare")(compare)
-app.command("chat")(chat)
-app.command("doctor")(doctor)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "pairs": list_pairs,
+    "init": init,
+    "schema": schema,
+    "confirm": confirm_winner,
+    "shape": search_shape,
+    "bench": bench,
+    "export": export_model,
+    "reproduce": reproduce_model,
+    "show": show,
+    "report": report_page,
+    "dashboard": dashboard,
+    "compare": compare,
+    "chat": chat,
+    "doctor": doctor,
+}
+for name, command in _COMMANDS.items():
+    app.command(name, cls=Command)(command)
 
 
 def main() -> None:

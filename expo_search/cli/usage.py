@@ -1,13 +1,17 @@
-"""What typer says of a wrong command line -> an error of ours: where, found, expected, do, with what was meant."""
+"""The help, in lines that end between words; what typer says of a wrong command line -> an error of ours.
+
+Of those errors: where, found, expected, do, with what was meant.
+"""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from pydantic import ValidationError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from expo_search.config.faults import own_text, wanted
 from expo_search.errors import StudyError
@@ -15,9 +19,39 @@ from expo_search.text import one_line
 
 # typer brings click's classes under private names; these are theirs
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
+_HelpFormatter: Any = typer.Context.formatter_class
 _COMMAND = "expo-search"
 _COMMAND_LINE = "command line"  # the program's name is in front of every message
 _PANELS = ("Pair", "Prompts", "Search", "Engine", "Output")  # of the search's options, in this order
+
+
+class _WholeWords(_HelpFormatter):  # type: ignore[misc]
+    """Breaks lines at blanks alone: click's also breaks `expo-search` at its hyphen, and a URL that is too long."""
+
+    _HYPHEN = "\N{NON-BREAKING HYPHEN}"  # while lines are made
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """As click's; a narrow terminal has room beside the options for the longest word."""
+        whole = [(name, text.replace("-", self._HYPHEN)) for name, text in rows]
+        super().write_dl(whole, min(col_max, self.width * 2 // 5), col_spacing)
+
+    def write_text(self, text: str) -> None:
+        """As click's."""
+        super().write_text(text.replace("-", self._HYPHEN))
+
+    def getvalue(self) -> str:
+        """As click's."""
+        return str(super().getvalue()).replace(self._HYPHEN, "-")
+
+
+class _Context(typer.Context):
+    formatter_class = _WholeWords
+
+
+class Command(TyperCommand):
+    """One command; its help breaks no word."""
+
+    context_class = _Context
 
 
 class Commands(TyperGroup):
@@ -26,6 +60,8 @@ class Commands(TyperGroup):
     Raises:
         StudyError: unknown command or option, a missing or unusable value.
     """
+
+    context_class = _Context
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """As typer's."""
