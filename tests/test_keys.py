@@ -59,6 +59,19 @@ def test_every_key_of_a_search_stands_in_the_file() -> None:
             assert re.search(rf"^(# )?{key} =", text, re.MULTILINE), f"{table}.{key}"
 
 
+def test_every_key_has_a_comment_of_its_own_and_a_guardrails_says_its_unit() -> None:
+    text = study_file(None, OWN)
+    assert max(map(len, text.splitlines())) <= 120
+    *parts, _ = re.split(r"^(?:# )?(\w+) =.*\n", text.partition("[pair]\n")[2], flags=re.MULTILINE)
+    comments = [" ".join(part.rpartition("]\n")[2].replace("#", "").split()) for part in parts[::2]]
+    assert [key for key, comment in zip(parts[1::2], comments, strict=True) if not comment] == []
+    told = dict(zip(parts[1::2], comments, strict=True))
+    for key in ("cut_off_rise", "repeating_rise"):
+        assert "as a share of all answers, 0 to 1" in told[key]
+    assert "tokens" in told["length_ratio"]
+    assert "gsm8k = 0.02" in told["bench"]
+
+
 def test_init_writes_a_new_file_alone_and_names_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

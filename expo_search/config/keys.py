@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from expo_search.config.options import option_of
 from expo_search.config.presets import load_study, preset_names
 from expo_search.config.spec import RewardModelSpec, StudySpec
 
+_WIDTH = 110  # of a comment's lines
 _ABOUT = {"family", "aliases", "licence", "notes", "needs_remote_code", "parts"}  # of a preset, not of a search
 
 
@@ -68,8 +70,9 @@ def _table(table: str, model: type[BaseModel], values: BaseModel, given: Mapping
         if key in _ABOUT or isinstance(value, BaseModel):
             continue
         told = meaning(table, key, model)
-        if told:
-            yield f"# {told}"
+        yield from textwrap.wrap(
+            told, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+        )
         if key in given:
             yield f"{key} = {_toml(value)}"
         else:

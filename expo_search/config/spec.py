@@ -83,9 +83,13 @@ class PairSpec(_Table):
         adapter: a LoRA adapter in PEFT's format; the aligned model is then `aligned` with it merged in, and sft, if it
             is not given, is `aligned` without it.
         check_reward_model: a second judge, which rates the winner's answers at the end; the search never uses it.
-        stop_token_ids, stop_strings: ends of an answer beyond what the checkpoint's generation config names.
+        aligned_revision, adapter_revision, sft_revision, reward_revision, check_reward_revision: a commit, tag or
+            branch of that model's repository on the Hub; where it is not set, the newest.
+        stop_token_ids: tokens that end an answer, beyond what the checkpoint's generation config names.
+        stop_strings: texts that end an answer, beyond what the checkpoint's generation config names.
         chat_template: a Jinja template for an aligned checkpoint that brings none.
         max_model_len: cap of the context, in tokens.
+        published_alpha: the alpha that the model's authors chose; the search begins with it, where it is in the range.
         needs_remote_code: the repositories' own Python must be run; asks for `--trust-remote-code`.
     """
 
@@ -125,7 +129,12 @@ class PairSpec(_Table):
 
 
 class PromptsSpec(_Table):
-    """Where prompts come from: a file, or a Hub data set and its split; n of them for the search."""
+    """Where prompts come from: a file, or a Hub data set and its split; n of them for the search.
+
+    Attributes:
+        split: of a Hub data set; a file has none.
+        n: how many prompts the search evaluates each alpha on; more make smaller errors, and take longer.
+    """
 
     source: str = "HuggingFaceH4/ultrafeedback_binarized"
     split: str = "test_gen"
@@ -133,7 +142,16 @@ class PromptsSpec(_Table):
 
 
 class SamplingSpec(_Table):
-    """How answers are drawn; one sample a prompt. top_k = 0 and top_p = 1 leave a filter out."""
+    """How answers are drawn; one sample a prompt. top_k = 0 and top_p = 1 leave a filter out.
+
+    Attributes:
+        temperature: 0 always takes the likeliest token; 1 is the model's own distribution.
+        top_p: of the likeliest tokens, as many as together have this probability are drawn from, above 0 to 1.
+        top_k: this many of the likeliest tokens are drawn from, at most.
+        presence_penalty: taken once from the logit of a token that the answer has already, -2 to 2.
+        frequency_penalty: taken from a token's logit for each time that the answer has it already, -2 to 2.
+        max_tokens: length of an answer at most, in tokens; a longer one is cut off.
+    """
 
     temperature: Finite = Field(0.7, ge=0)
     top_p: Finite = Field(0.9, gt=0, le=1)
@@ -147,12 +165,17 @@ class SearchSpec(_Table):
     """Where alpha is looked for, by what, and for what. `seed` fixes the prompts' order, every answer and the sampler.
 
     Attributes:
-        alpha_min, alpha_max: the range; "auto" lets the sampler `expo` find it within -1 .. 64 (`alpha_range.bounds`).
+        alpha_min: lower end of the range, a number or "auto": the sampler `expo` then finds it, -1 at the least.
+        alpha_max: upper end of the range, a number or "auto": the sampler `expo` then finds it, 64 at the most.
+        sampler: what proposes alphas: expo, gp, tpe, grid or random.
         racing: stop a trial early once it cannot win.
-        objective: the mean reward, the win rate, or the mean reward at equal lengths, each against alpha = 0.
+        objective: reward, win-rate or length-controlled: the mean reward, the win rate, or the mean reward at equal
+            lengths, each against alpha = 0.
         combine_rewards: what an answer's reward is where several reward models rate: the mean of theirs or the least of
             them, each in standard deviations of its rewards at alpha = 0; see docs/scorers.md.
-        tolerance: end the search once going on is expected to gain less than this share of the gain; 0 never does.
+        tolerance: end the search once going on is expected to gain less than this share of the gain, 0 to below 1;
+            0 never does.
+        seed: fixes the prompts' order, every answer and the sampler.
     """
 
     alpha_min: Finite | Literal["auto"] = "auto"
@@ -182,11 +205,15 @@ class GuardrailSpec(_Table):
     """What an alpha may do to the answers, against alpha = 0; one that does more cannot win.
 
     Attributes:
-        cut_off_rise, repeating_rise: rise of the share (0..1) of answers that run to max_tokens, and that say the same
-            over and over (`stats.repetition.repetition` of at least a half).
-        length_ratio: mean length over alpha = 0's.
-        bench: by task of `expo-search bench`, how much lower the mean that decides may be, as a share (0..1) for right
-            answers; an alpha that is shown to lose more is not recommended.
+        cut_off_rise: how much larger the share of answers that run to max_tokens without an end may be than at
+            alpha = 0, as a share of all answers, 0 to 1: with 0.2, where 5 % are cut off at alpha = 0, up to 25 %
+            may be.
+        repeating_rise: how much larger the share of answers that say the same over and over, for half of their length
+            or more, may be than at alpha = 0, as a share of all answers, 0 to 1.
+        length_ratio: how many times as long as at alpha = 0 answers may be, by their mean number of tokens; 1 or more.
+        bench: by task of `expo-search bench`, how much lower than at alpha = 0 its mean score may be, in the score's
+            unit: { gsm8k = 0.02 } is 2 of 100 answers that are right no more. An alpha that is shown to lose more is
+            not recommended.
     """
 
     cut_off_rise: Finite = Field(0.2, ge=0)
@@ -228,12 +255,14 @@ class RewardSpec(_Table):
     Attributes:
         scorer: a scorer of one's own in the place of a reward model: `module:function`, `FILE.py:function`, or a
             command; see docs/scorers.md. A study file that names one is run with `--trust-remote-code`.
-        judge_url, judge_model: a server with OpenAI's chat completions, up to its version (http://localhost:8000/v1),
-            and a model there, asked whether the answer at alpha or that at alpha = 0 is better.
+        judge_url: a server with OpenAI's chat completions, up to its version (http://localhost:8000/v1).
+        judge_model: a model there, asked whether the answer at alpha or that at alpha = 0 is better.
         judge_options: further keys of such a request, over temperature = 0 and max_tokens = 1024.
-        judge_at_once: requests at a time.
+        judge_at_once: requests to a judge at a time.
         timeout_s: seconds for one batch of a command's, or one reply of a judge.
         backend: transformers in this process, or a vLLM engine of its own, whose rewards differ by rounding.
+        max_tokens: length of a conversation at most, in tokens; a longer one is cut.
+        batch_tokens: size of a batch at most, in tokens with padding.
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
@@ -303,10 +332,11 @@ class EngineSpec(_Table):
         dtype: of the weights, to which theta(alpha) is rounded; "auto" is the checkpoint's own.
         arithmetic: what is multiplied in, that dtype or float32; "auto" is float32 on a CPU without instructions for
             the weights' dtype.
-        max_model_len: the context; where it is not set, as far as 4096 tokens if the checkpoint allows them.
+        max_model_len: the context, in tokens; where it is not set, as far as 4096 tokens if the checkpoint allows them.
         max_num_seqs: sequences that are answered at once; "auto" is what the memory plan has room for on a GPU, and 256
             on a CPU.
-        kv_cache_gib: used on a CPU; on a GPU the cache takes what the plan leaves.
+        tensor_parallel: GPUs, or groups of cores, that share the weights of one engine.
+        kv_cache_gib: size of the KV cache on a CPU, in GiB; on a GPU the cache takes what the plan leaves.
         sources: where the two checkpoints are kept that every switch reads: on the GPU, in host memory from which they
             are streamed, or as the memory plan chooses. A CPU engine has one memory, its own.
         timeout_s: seconds without a token after which the engine counts as hung and is started anew.
