@@ -88,6 +88,10 @@ def test_a_link_of_a_page_works_in_the_repository_too(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_notebook_is_linked_where_python_is_explained() -> None:
+    assert "](demo.ipynb)" in (ROOT / "docs" / "python.md").read_text("utf-8")
+
+
 def test_messages_that_troubleshooting_quotes_are_in_the_source() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall(r'^\*\*"(.*?)"', text, re.MULTILINE)
