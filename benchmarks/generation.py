@@ -5,8 +5,9 @@ machine whose products run at P operations a second allows a certain time if all
 the engine's own process and on its own shapes: float32 products by torch, of as many rows as the engine has sequences.
 The share counts prompts and new tokens; that of the new tokens alone, as if prompts were free, is given beside it.
 
-Arithmetics and ways to multiply take turns in one run: `packed` is vLLM's own way (oneDNN's blocks, packed anew at
-each switch), `plain` a product from load layout, which a switch could write for good.
+Each way runs to its end in a process of its own, one after the other: an arithmetic multiplied in vLLM's own way
+(oneDNN's blocks, packed anew at each switch), or with `/plain` by products from load layout, which a switch could write
+for good. All answer at alpha = 0.
 """
 
 from __future__ import annotations
@@ -46,16 +47,8 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     results = {}
     for way in options.ways.split(","):
-        command = [
-            sys.executable,
-            __file__,
-            "--one",
-            way,
-            "--pair",
-            options.pair,
-            "--n-prompts",
-            str(options.n_prompts),
-        ]
+        same = ["--pair", options.pair, "--n-prompts", str(options.n_prompts), "--rounds", str(options.rounds)]
+        command = [sys.executable, __file__, "--one", way, *same]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results[way] = json.loads(run.stdout.splitlines()[-1])
     report(options.pair, options.n_prompts, results)
@@ -91,7 +84,8 @@ def measure(preset: str, n_prompts: int, rounds: int, way: str) -> dict[str, Any
     seconds, switches, n = [], [], 0
     [(body, head, products)] = llm.collective_rpc(_products, args=(n_prompts,))
     for i in range(1 + rounds):  # the first, of a few, warms up
-        switches.append(model.materialize(0.1 * i).seconds)
+        switches.append(model.materialize(0.1 * (1 + i)).seconds)
+        model.materialize(0.0)  # whose weights plain products have: the same answers in every way
         if product == "plain":
             llm.collective_rpc(_multiply_plainly)
         started = time.perf_counter()
@@ -108,7 +102,7 @@ def measure(preset: str, n_prompts: int, rounds: int, way: str) -> dict[str, Any
 
 
 def _multiply_plainly(worker: Any) -> None:
-    """Every linear layer's product from a copy in load layout, by torch."""
+    """Every linear layer's product from a copy of aligned in load layout, by torch."""
     import torch
 
     weights = {(id(w.module), w.attribute): w for w in worker._expo()[0]._weights}
