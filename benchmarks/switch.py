@@ -4,7 +4,7 @@ Prints seconds and ratios for: a copy (the memory's own speed), the weights writ
 of a switch, in bfloat16 and widened to float32), a switch and the part of it that is vLLM's packing, vLLM's
 `reload_weights` from a checkpoint on disk (its own way to new weights in a running engine), the same with the export
 that makes such a checkpoint, `load_weights` alone, from there and of a state dict in memory, after which the weights
-must still be processed, the same tensor by tensor, and a fresh engine.
+must still be processed, the same tensor by tensor, and a fresh engine: plain vLLM on one folder.
 
 Copy, writing and switch take turns, so that a busy moment of the machine hits all.
 """
@@ -30,11 +30,12 @@ from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
 from expo_search.config.spec import EngineSpec, RewardSpec, SamplingSpec
 from expo_search.engine.model import VllmModel
-from expo_search.engine.start import ModelSpec, dtypes_of
+from expo_search.engine.start import ModelSpec, attention_settings, dtypes_of, engine_settings
 from expo_search.exporting.checkpoint import Format, export
 from expo_search.inputs.pair import resolve_pair
 
 ROUNDS = 15
+ENGINE = EngineSpec(max_model_len=512, max_num_seqs=16, kv_cache_gib=1)
 LOADING: dict[str, float] = {}
 
 
@@ -95,16 +96,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default="demo", help="a preset, or `random-1b`")
-    parser.add_argument("--fresh", nargs=2, type=Path, help="only start an engine on these two and print the seconds")
+    parser.add_argument("--fresh", type=Path, help="only start plain vLLM on this folder and print the seconds")
     options = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the command line sets it
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if options.fresh:
-        import vllm  # noqa: F401  (its import is not the engine's time)
-
-        model, fresh_s = start(*options.fresh)
-        print(fresh_s)
-        model.close()
+        print(plain_vllm(options.fresh))
     elif options.pair == "random-1b":
         with tempfile.TemporaryDirectory() as folder:
             measure(options.pair, *random_pair(Path(folder)))
@@ -113,21 +110,28 @@ def main() -> None:
         measure(options.pair, pair.aligned.path, pair.sft.path)
 
 
-def start(aligned: Path, sft: Path, load_format: str | None = None) -> tuple[VllmModel, float]:
-    """A new engine, and the seconds that it took without its canary."""
-    engine = EngineSpec(max_model_len=512, max_num_seqs=16, kv_cache_gib=1)
-    started = time.perf_counter()
-    model = VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=64), engine, 0, load_format=load_format))
-    return model, time.perf_counter() - started - model.canary_s
+def plain_vllm(folder: Path) -> float:
+    """Seconds in which vLLM, without anything of ours, starts on a checkpoint, with our engine's own settings."""
+    environment, settings = engine_settings(ENGINE, cuda=False, gpu_memory_utilization=None)
+    os.environ.update(environment)
+    from vllm import LLM  # its import is not the engine's time
+
+    aligned = open_checkpoint(folder, role="aligned")
+    dtype = dtypes_of(ENGINE, RewardSpec(), aligned).engine
+    settings |= attention_settings(aligned.config, dtype, cuda=False)
+    settings |= {"dtype": dtype, "max_model_len": ENGINE.max_model_len, "disable_log_stats": True}
+    engines = []  # its end is not its start
+    return timed(lambda: engines.append(LLM(str(folder), **settings)))
 
 
 def measure(name: str, aligned: Path, sft: Path) -> None:
     """Start engines, time them, switches and loads, print."""
-    alone = [sys.executable, __file__, "--fresh", str(aligned), str(sft)]  # in a process of its own: memory for one
-    fresh = [subprocess.run(alone, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(2)]
+    alone = [sys.executable, __file__, "--fresh", str(aligned)]  # in a process of its own: memory for one
+    fresh = [subprocess.run(alone, stdout=subprocess.PIPE, text=True, check=True).stdout for _ in range(1 + 3)]
+    fresh_s = statistics.median(float(out.split()[-1]) for out in fresh[1:])  # the first one fills the page cache
     register_timed_loader()
-    model, _ = start(aligned, sft, "expo-timed")
-    report(name, model, float(fresh[-1].split()[-1]), aligned, sft)  # the first one filled the page cache
+    model = VllmModel(ModelSpec(aligned, sft, SamplingSpec(max_tokens=64), ENGINE, 0, load_format="expo-timed"))
+    report(name, model, fresh_s, aligned, sft)
 
 
 class Switches:
@@ -177,7 +181,7 @@ class Switches:
 def engine_sentence(aligned: Path) -> str:
     """What the engine holds and multiplies in."""
     checkpoint = open_checkpoint(aligned, role="aligned")
-    return dtypes_of(EngineSpec(), RewardSpec(), checkpoint).sentence().partition(";")[0]
+    return dtypes_of(ENGINE, RewardSpec(), checkpoint).sentence().partition(";")[0]
 
 
 def reloading(model: VllmModel, aligned: Path, sft: Path) -> tuple[float, float]:
@@ -242,7 +246,7 @@ def report(name: str, model: VllmModel, fresh_s: float, aligned: Path, sft: Path
         "load_weights alone, from disk": LOADING["from disk"],
         "load_weights alone, from memory": LOADING["from memory"],
         "the same, tensor by tensor": LOADING["by tensor"],
-        "fresh engine": fresh_s,
+        "fresh engine, plain vLLM": fresh_s,
     }
     for label, s in rows.items():
         print(f"  {label:36}{s:8.3f} s   {s / switch_s:6.1f} x a switch")
