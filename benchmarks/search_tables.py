@@ -9,6 +9,17 @@ import numpy as np
 from landscapes import HELD_OUT, KINDS, TUNED_ON
 
 TABLE = "recorded"
+WITH_NONE = tuple(k for k in KINDS if k == "no gain" or k.startswith("flat"))
+WITH_A_GAIN = tuple(k for k in KINDS if k not in WITH_NONE)
+HARD = ("narrow peak", "0.02 and 40", "24 prompts")
+GROUPS = {
+    "all tuned on": TUNED_ON,
+    "all held out": HELD_OUT,
+    "all with a gain but *": tuple(k for k in WITH_A_GAIN if k not in HARD),
+    "all with a gain": WITH_A_GAIN,
+    "all with none": WITH_NONE,
+    "all": tuple(KINDS),
+}
 
 
 @dataclass(frozen=True)
@@ -90,15 +101,15 @@ def _by_kind(ours: Sequence[Result]) -> None:
         "Ours by kind of landscape. Tokens in units of a whole trial at alpha = 0; regret as a share of the peak gain\n"
         "(mean ± Monte-Carlo error, median), of the best trial, and of what the verdict recommends; how many searches\n"
         "with a gain to find have no best trial above 0, and how many no verdict that says so; false claims; how\n"
-        "often the verdict's interval holds the truth, and how often the truth lies below and above it."
+        "often the verdict's interval holds the truth, and how often the truth lies below and above it.\n"
+        f"* {', '.join(HARD)}"
     )
     print(
-        f"  {'kind':24}{'searches':>9}{'trials':>7}{'tokens':>12}{'regret':>23}{'followed':>16}"
+        f"  {'kind':24}{'searches':>9}{'trials':>7}{'tokens':>13}{'regret':>23}{'followed':>16}"
         f"{'none':>6}{'not better':>11}{'false':>6}{'covered':>9}{'below':>7}{'above':>7}"
     )
     groups = [(k, [r for r in ours if r.kind == k]) for k in (*KINDS, TABLE)]
-    for name, kinds in (("all tuned on", TUNED_ON), ("all held out", HELD_OUT), ("all", tuple(KINDS))):
-        groups.append((name, [r for r in ours if r.kind in kinds]))
+    groups += [(name, [r for r in ours if r.kind in kinds]) for name, kinds in GROUPS.items()]
     for name, of in groups:
         if of:
             print(_row(name, of))
@@ -120,7 +131,7 @@ def _row(name: str, of: Sequence[Result]) -> str:
         below = f"{np.mean([r.true < r.low for r in judged]):.1%}"
         above = f"{np.mean([r.true > r.high for r in judged]):.1%}"
     return (
-        f"  {name:24}{len(of):9}{np.mean([r.n_trials for r in of]):7.1f}{mean([r.units for r in of], '.2f'):>12}"
+        f"  {name:24}{len(of):9}{np.mean([r.n_trials for r in of]):7.1f}{mean([r.units for r in of], '.2f'):>13}"
         f"{regret:>23}{followed:>16}{lost:>6}{missed:>11}{sum(r.is_false for r in of):6}"
         f"{covered:>9}{below:>7}{above:>7}"
     )
@@ -141,6 +152,7 @@ def _promises(ours: Sequence[Result]) -> None:
         ("the truth above it", share([r.true > r.high for r in judged])),
         ("a confirmation's 95 % interval", share(hit)),
         ("false gains by the search's verdict, no gain to find", share([r.word == "better" for r in none])),
+        ('"worse" of an alpha as good as 0, no gain to find', share([r.word == "worse" and r.true >= 0 for r in none])),
         ("false gains by a confirmation, no gain to find", share(false)),
         ("optimism of the search's gain of the best", mean([r.claimed - r.true for r in judged])),
         ("optimism of the confirmed gain", mean([(r.confirmed or 0) - r.true for r in confirmed])),

@@ -46,6 +46,16 @@ KINDS: dict[str, tuple[tuple[float, float], Noise]] = {  # kind -> gains in SD, 
     "hill of 0.3 to 0.6 sd": ((0.3, 0.6), Noise()),
     "hill of 0.3 to 0.6 sd, heavy tails": ((0.3, 0.6), Noise(heavy=True)),
 }
+_ALL = tuple(KINDS)
+GROUPS = {
+    "none: flat": _ALL[:3],
+    "none: uniform is best": _ALL[3:4],
+    "none": _ALL[:4],
+    "0.1 to 0.3 sd": _ALL[4:5],
+    "0.3 to 0.6 sd": _ALL[5:],
+    "a gain": _ALL[4:],
+    "all": _ALL,
+}
 _N_FEATURES = 24
 
 
@@ -185,25 +195,28 @@ def one(kind: str, shape: str, seed: int, n_prompts: int, n_trials: int) -> Resu
 
 
 def table(results: Sequence[Result]) -> None:
-    """Print a row a kind of world and shape."""
+    """Print a row a kind of world and shape, and one a group of kinds over all shapes."""
     print("| world | shape | searches | recommended | false | gain kept | intervals hold | tokens |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for kind in KINDS:
         for shape in SHAPES:
-            of = [r for r in results if (r.kind, r.shape) == (kind, shape)]
-            if not of:
-                continue
-            said = [r for r in of if r.word == "better"]
-            false = sum(r.true <= 0 for r in said)
-            kept = sum(r.true for r in said) / sum(r.gain for r in of) if any(r.gain for r in of) else None
-            told = [r for r in of if r.low is not None and r.high is not None]
-            held = sum(bool(r.low is not None and r.high is not None and r.low <= r.true <= r.high) for r in told)
-            print(
-                f"| {kind} | {shape} | {len(of)} | {len(said)} | {false} | {'' if kept is None else f'{kept:.0%}'} "
-                f"| {held} of {len(told)} | {np.mean([r.tokens for r in of]):.1f} |"
-            )
-    none = [r for r in results if not r.gain]
-    print(f"\nfalse shapes: {sum(r.word == 'better' for r in none)} of {len(none)} searches without a gain")
+            _row(kind, shape, [r for r in results if (r.kind, r.shape) == (kind, shape)])
+    for group, kinds in GROUPS.items():
+        _row(group, "all", [r for r in results if r.kind in kinds])
+
+
+def _row(world: str, shape: str, of: Sequence[Result]) -> None:
+    if not of:
+        return
+    said = [r for r in of if r.word == "better"]
+    false = sum(r.true <= 0 for r in said)
+    kept = f"{sum(r.true for r in said) / sum(r.gain for r in of):.0%}" if any(r.gain for r in of) else ""
+    told = [r for r in of if r.low is not None and r.high is not None]
+    held = sum(bool(r.low is not None and r.high is not None and r.low <= r.true <= r.high) for r in told)
+    print(
+        f"| {world} | {shape} | {len(of)} | {len(said)} | {false} | {kept} "
+        f"| {held} of {len(told)} | {np.mean([r.tokens for r in of]):.1f} |"
+    )
 
 
 def main() -> None:
