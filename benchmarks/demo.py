@@ -16,6 +16,8 @@ import tempfile
 import time
 from datetime import date
 
+STAGES = ("switch", "generate", "score", "other")
+
 
 def main() -> None:
     """Run the search and print its figures."""
@@ -31,7 +33,7 @@ def main() -> None:
         )
         wall_s = time.perf_counter() - started
     trials = json.loads(run.stdout)["trials"]
-    stages = {k: sum(t[f"{k}_s"] for t in trials) for k in ("switch", "generate", "score", "other")}
+    stages = {k: sum(t[f"{k}_s"] for t in trials) for k in STAGES}
     in_trials = sum(stages.values())
     n_tokens = sum(t["n_generated"] for t in trials)
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
@@ -40,6 +42,9 @@ def main() -> None:
     print("  " + ", ".join(f"{name} {s:.1f} s" for name, s in stages.items()))
     print(f"  start, canary and end: {wall_s - in_trials:.1f} s")
     print(f"  outside generating and scoring, in trials: {(stages['switch'] + stages['other']) / in_trials:.1%}")
+    print(f"  switches: {stages['switch'] / in_trials:.2%} of the trials' time")
+    whole = [t["switch_s"] / sum(t[f"{k}_s"] for k in STAGES) for t in trials if t["outcome"] == "complete"]
+    print(f"  the switch of a trial of all prompts: {min(whole):.2%} to {max(whole):.2%} of its time")
     slowest = max(t["switch_s"] for t in trials)
     print(f"  one switch: {slowest:.3f} s at most, {stages['switch'] / len(trials):.3f} s on average")
     print(f"  generation: {n_tokens / stages['generate']:.0f} tokens/s")
