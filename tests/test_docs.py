@@ -88,6 +88,13 @@ def test_a_link_of_a_page_works_in_the_repository_too(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_page_is_in_the_plain_text_for_models() -> None:
+    config = (ROOT / "mkdocs.yml").read_text()
+    sections = config[config.index("- llmstxt:") : config.index("site_url:")]
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}  # beside those that the build generates
+    assert pages <= set(re.findall(r"[\w-]+\.md", sections))
+
+
 def test_the_notebook_is_linked_where_python_is_explained() -> None:
     assert "](demo.ipynb)" in (ROOT / "docs" / "python.md").read_text("utf-8")
 
