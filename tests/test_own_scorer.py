@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -233,6 +235,7 @@ class TestCommands:
             ("import sys; sys.exit('no model there')", "exit code 1: no model there"),
             ("raise OSError('gone')", "exit code 1: OSError: gone"),
             ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL"),
+            ("import os; os.kill(os.getpid(), 40)", "ended by signal 40"),
             ("print(1)", "1 number for 2 answers"),
             ("", "0 numbers for 2 answers"),
             ("print(1); print('inf')", "inf for the answer to prompt p1"),
@@ -259,11 +262,26 @@ class TestCommands:
         )
         with pytest.raises(RewardError, match=r"no end within 2 s; expected its numbers by then"):
             scores(CommandScorer(f"{sys.executable} rate.py", 2), "a")
-        child = int((home / "child").read_text())
-        end = time.monotonic() + 30
-        while time.monotonic() < end and is_running(child):
-            time.sleep(0.05)
-        assert not is_running(child)
+        assert ends(int((home / "child").read_text()))
+
+    def test_what_it_leaves_behind_ends_with_it_and_is_not_waited_for(self, home: Path) -> None:
+        write(home / "rate.sh", "sleep 600 &\necho $! >child\necho 1\n")
+        assert scores(CommandScorer("sh rate.sh", 60), "a") == [1]
+        assert ends(int((home / "child").read_text()))
+
+    def test_what_it_starts_in_a_session_of_its_own_is_not_waited_for_either(self, home: Path) -> None:
+        write(home / "rate.sh", "setsid sh -c 'echo $$ >child; sleep 600' &\nsleep 600\n")
+        with pytest.raises(RewardError, match="no end within 2 s"):
+            scores(CommandScorer("sh rate.sh", 2), "a")
+        os.kill(int((home / "child").read_text()), signal.SIGKILL)
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends soon."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end and is_running(pid):
+        time.sleep(0.05)
+    return not is_running(pid)
 
 
 def is_running(pid: int) -> bool:

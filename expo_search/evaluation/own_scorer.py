@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from expo_search.config.own_scorer import FORMS, function_of, shortened, words_of
 from expo_search.config.spec import RewardSpec
@@ -132,6 +133,7 @@ class CommandScorer(OwnScorer):
     """A program that reads {prompt, answer, prompt_id, n_tokens, finish_reason} a line and prints a number a line.
 
     It inherits environment and working folder, and gets no Ctrl-C: a search that is asked to stop waits for its batch.
+    What it has started and left behind ends with it.
 
     Raises (on construction):
         StudyError: no such program.
@@ -164,27 +166,34 @@ class CommandScorer(OwnScorer):
         return [line.strip() for line in printed.decode("utf-8", "replace").splitlines() if line.strip()]
 
     def _run(self, given: bytes) -> bytes:
-        pipe = subprocess.PIPE
+        # files, since a pipe ends with the last process that holds it, which may be one that outlives the program
+        with TemporaryFile() as asked, TemporaryFile() as printed, TemporaryFile() as complaints:
+            asked.write(given)
+            asked.seek(0)
+            code = self._exit_code(asked, printed, complaints)
+            printed.seek(0)
+            complaints.seek(0)
+            if code:
+                last = (complaints.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
+                raise _Failed(_ending(code) + (f": {last[:_SHOWN]}" if last else ""), "exit code 0")
+            return printed.read()
+
+    def _exit_code(self, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> int:
         try:
             # a session of its own: a Ctrl-C is for the search, and all that it starts ends with it
-            process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+            process = subprocess.Popen(self._words, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True)
         except OSError as fault:
             raise _Failed(fault.strerror or str(fault), "a program that starts") from None
         try:
-            printed, complaints = process.communicate(given, self._timeout_s)
+            return process.wait(self._timeout_s)
         except subprocess.TimeoutExpired:
             raise _Failed(
                 f"no end within {self._timeout_s:g} s", "its numbers by then (`[reward] timeout_s`)"
             ) from None
         finally:
-            if process.poll() is None:
-                with suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-        if process.returncode:
-            last = (complaints.decode("utf-8", "replace").strip().splitlines() or [""])[-1]
-            raise _Failed(_ending(process.returncode) + (f": {last[:_SHOWN]}" if last else ""), "exit code 0")
-        return printed
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def load_scorer(spec: RewardSpec) -> OwnScorer | Judge | None:
@@ -219,4 +228,9 @@ def _identified(word: str) -> str:
 
 
 def _ending(code: int) -> str:
-    return f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+    if code > 0:
+        return f"exit code {code}"
+    try:
+        return f"ended by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"ended by signal {-code}"
