@@ -17,20 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import BEST, FakeModel
+from fakes import BEST, FakeModel, FakeWatcher, make_prompts
 from judge_server import MODEL, JudgeServer, judge_server, longer
 from twins import make_pair, write_prompts
 
 import expo_search as es
 from expo_search.config.presets import load_study
-from expo_search.config.spec import RewardSpec
+from expo_search.config.spec import RewardSpec, SearchSpec
 from expo_search.contracts import Completion, PairwiseScorer, Prompt
-from expo_search.errors import RewardError, SettingsChanged, StudyError
+from expo_search.errors import EngineDied, RewardError, SettingsChanged, StudyError
 from expo_search.evaluation import chat_server
 from expo_search.evaluation.chat_server import KEY, ChatServer
 from expo_search.evaluation.judge import Judge, verdict
+from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.pairwise import AgainstControl
 from expo_search.exporting.provenance import _public_reward
+from expo_search.search.loop import search
 from expo_search.store.study_store import Store
 
 FAST = 0.001  # seconds before the second try
@@ -205,6 +207,17 @@ class TestServers:
             with pytest.raises(RewardError, match="HTTP 401"):
                 judged(judge(server), ("long", "a"))
 
+    def test_a_proxy_gets_nothing_that_is_for_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        with judge_server(longer) as server, judge_server(longer) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+            assert judged(judge(server), ("long", "a")) == [1.0]
+            assert (len(server.asked), proxy.asked) == (2, [])
+            server.url = "http://judge.example/v1"
+            assert judged(judge(server), ("long", "a")) == [1.0]
+            assert (len(server.asked), len(proxy.asked)) == (2, 2)
+
     def test_a_trial_call_finds_the_model_and_a_verdict(self) -> None:
         with judge_server(longer) as server:
             judge(server).try_out()
@@ -313,6 +326,41 @@ def test_answers_that_are_equal_are_ties_and_nobody_is_asked() -> None:
     assert (asked, sum(seen)) == (answers[1:], 2)
     assert scorer.begin(answers).result(10) == ([0.5, 1.0], 0)
     assert AgainstControl(Asked(), None).score(answers, seen.append) == ([0.5, 0.5], 0)
+
+
+class Slow:
+    """A judge of ties that takes its time; `asked`: the answers of each batch, `most_at_once`: batches under way."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.most_at_once = self._at_once = 0
+
+    def judge(self, completions: Sequence[Completion], control: Sequence[Completion], on_scored: Any) -> list[float]:
+        self.asked.append([c.text for c in completions])
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        time.sleep(0.5)
+        self._at_once -= 1
+        on_scored(len(control))
+        return [0.5] * len(completions)
+
+
+def test_a_judge_that_is_asked_while_the_engine_dies_is_asked_nothing_twice(tmp_path: Path) -> None:
+    def crash() -> None:
+        while len(slow.asked) < 4:  # what the first three looks needed, and half of what the last one needs
+            time.sleep(0.01)
+        raise EngineDied(where="vLLM engine", found="it crashed", expected="an engine", do="look")
+
+    n, slow, store = 256, Slow(), Store(f"sqlite:///{tmp_path / 'study.db'}", "s")
+    model = FakeModel(dies_after=n + 220, die=crash)
+    objective = Objective(model, slow, store, make_prompts(n), FakeWatcher(), kind="win-rate")
+    spec = SearchSpec(objective="win-rate", sampler="grid", racing=False, alpha_max=1.0)
+    assert len(search(store, objective, spec, 2)) == 2
+    store.close()
+    asked = [text for batch in slow.asked for text in batch]
+    assert model.restarts == 1
+    assert len(asked) == len(set(asked)) == n
+    assert slow.most_at_once == 1
 
 
 def gain_of(alpha: float) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_evaluation, make_prompts, unit
 
 from expo_search.contracts import Completion, Prompt
-from expo_search.errors import SettingsChanged
+from expo_search.errors import SettingsChanged, StoreError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
 from expo_search.stats.paired import Estimate, estimate, mean_gain
@@ -185,3 +187,17 @@ def test_an_error_of_the_model_keeps_the_answers_before_it(store: Store) -> None
     with pytest.raises(RuntimeError, match="engine died"):
         objective(store, Failing()).evaluate(0, 0.0)
     assert len(store.completions(0, "search", PROMPTS)) == 3  # every second item is a completion
+
+
+def test_a_database_that_takes_no_answers_is_tried_once(tmp_path: Path) -> None:
+    class Locked(Store):
+        n_tries = 0
+
+        def add_completions(self, *_: Any, **__: Any) -> None:
+            self.n_tries += 1
+            raise StoreError(where="storage", found="database is locked", expected="one that takes it", do="wait")
+
+    store = Locked(f"sqlite:///{tmp_path / 'locked.db'}", "s")
+    with pytest.raises(StoreError, match="locked"):
+        objective(store).evaluate(0, 0.0)
+    assert store.n_tries == 1

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Protocol
 
 from expo_search.contracts import Completion, Likelihood, Model, Prompt
-from expo_search.errors import EngineDied, EngineError
+from expo_search.errors import EngineDied, EngineError, StoreError
 from expo_search.evaluation.objective import Stopped
 from expo_search.store.bench_store import Answered, BenchStore, Scores
 from expo_search.text import storable
@@ -140,6 +140,9 @@ class Asking:
                         flushed = time.monotonic()
                     if self._stop():
                         raise Stopped
+        except StoreError:  # as in `Answering`: no second try
+            fresh.clear()
+            raise
         finally:
             flush()
 

@@ -28,7 +28,7 @@ from expo_search.contracts import (
     Scorer,
     Watcher,
 )
-from expo_search.errors import EngineError
+from expo_search.errors import EngineDied, EngineError, StoreError
 from expo_search.evaluation.ensemble import Ensemble
 from expo_search.evaluation.finite import SEE_TO_SCORER, check_finite
 from expo_search.evaluation.pairwise import AgainstControl
@@ -132,9 +132,13 @@ class Answering:
                     while reached < len(ends) and state.is_answered(reached):
                         yield self._look(trial, state, reached, effort)
                         reached += 1
+        except EngineDied:  # what is being rated is kept: the trial that repeats this one would ask a judge again
+            for block in [block for block, rating in state.rating.items() if not rating.cancel()]:
+                self._score(trial, block, state, effort)
+            raise
         finally:
-            for future in state.rating.values():
-                future.cancel()
+            for rating in state.rating.values():
+                rating.cancel()
         if reached < len(ends):
             raise EngineError(
                 where=f"trial {trial}",
@@ -205,6 +209,9 @@ class Answering:
                     effort.generate_s += time.perf_counter() - since
                     yield
                     since = time.perf_counter()
+        except StoreError:  # a database that takes nothing is not tried, and waited for, a second time
+            fresh = {}
+            raise
         finally:
             if fresh:
                 self._store.add_completions(trial, self._part, fresh, tried=tried)

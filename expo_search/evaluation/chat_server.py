@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from expo_search.config.spec import is_here
 from expo_search.errors import RewardError
 
 KEY = "OPENAI_API_KEY"
@@ -38,7 +39,8 @@ class ChatServer:
     def __init__(self, url: str, model: str, timeout_s: float, *, first_pause_s: float = _FIRST_PAUSE_S) -> None:
         self._url, self._model, self._timeout_s, self._pause_s = url.rstrip("/"), model, timeout_s, first_pause_s
         self._key = os.environ.get(KEY, "")
-        self._opener = build_opener(_NoRedirects)
+        no_proxy = [ProxyHandler({})] if is_here(url) else []  # what is for this machine stays on it
+        self._opener = build_opener(_NoRedirects, *no_proxy)
         self._closed = threading.Event()
 
     def close(self) -> None:
