@@ -49,6 +49,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._takes("fail"):
             raise EngineDied(where="fake", found="a fault", expected="none", do="nothing")
+        if self._takes("time out"):
+            raise TimeoutError("Connection timed out")
         if self._takes("hang"):
             time.sleep(3600)
         running, waiting = self._left[: self.n_at_once], self._left[self.n_at_once :]
@@ -93,8 +95,10 @@ class FaultyScorer(FakeScorer):
         note(self.folder / "rated", f"{len(completions)} {os.getpid()}")
         if takes(self.folder / "die rating"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if takes(self.folder / "no memory"):
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if takes(self.folder / "no memory") or (self.folder / "never memory").exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nSee the manual.")
+        if (self.folder / "slow rating").exists():
+            time.sleep(1)
         if takes(self.folder / "no reward"):
             raise RewardError(where="reward", found="nan", expected="a number", do="nothing")
         return super().score(completions, on_scored)
@@ -118,6 +122,8 @@ class FakeRecipe:
     def start(self, share: Share) -> Started:
         note(self.folder / "starts", f"{os.getpid()} {share.index} {share.of} {time.monotonic()}")
         time.sleep(0.1)
+        if takes(self.folder / "stale"):
+            raise OSError(116, "Stale file handle")
         if (self.folder / "no start").exists():
             raise EngineError(where="fake", found="no room", expected="room", do="free some")
         facts = "others" if takes(self.folder / "other weights") else self.weights

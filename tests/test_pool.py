@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -376,6 +377,23 @@ class TestLosses:
         with pytest.raises(MaterializeError, match="the same weights in all"):
             start(2)
 
+    def test_a_fault_of_any_kind_is_a_loss_once_the_pool_has_started_and_its_mistake_before(
+        self, start: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "stale").touch()
+        with pytest.raises(OSError, match="Stale file handle"):
+            start(1)
+        said: list[str] = []
+        pool, prompts = start(1, say=said.append), make_prompts(20)
+        pool.materialize(0.5)
+        for fault in ("time out", "stale"):
+            (tmp_path / fault).touch()
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        first, second = said
+        assert "TimeoutError: Connection timed out; its" in first
+        assert "OSError: [Errno 116] Stale file handle; it is started anew" in second
+        assert "in step" in caplog.text, "the log has the traceback of the engine's process"
+
 
 class TestRating:
     def test_several_reward_models_beside_each_engine_rate_each_answer(self, start: Started) -> None:
@@ -416,14 +434,37 @@ class TestRating:
         with pytest.raises(RewardError, match="nan"):
             pool.score([Completion(p, "", 1, "stop") for p in prompts], lambda _: None)
 
-    def test_a_mistake_in_an_engines_process_is_told_to_whoever_waits_for_a_reward(
+    def test_a_fault_of_any_kind_costs_an_engine_and_is_told_where_it_comes_again(
         self, start: Started, tmp_path: Path
     ) -> None:
         pool, prompts = start(1), make_prompts(3)
+        completions = [Completion(p, json.dumps([0.2, p.id]), 1, "stop") for p in prompts]
         (tmp_path / "no memory").touch()
-        waits = pool.begin([Completion(p, "", 1, "stop") for p in prompts])
-        with pytest.raises(RuntimeError, match="illegal memory access"):
-            waits.result(30)
+        assert pool.begin(completions).result(60) == FakeScorer().score(completions, lambda _: None)
+        (tmp_path / "never memory").touch()
+        with pytest.raises(EngineDied, match="RuntimeError: CUDA error: an illegal memory access was encountered;"):
+            pool.begin(completions).result(60)
+
+    def test_answers_that_end_engines_are_given_up_as_a_prompt_is(self, start: Started, tmp_path: Path) -> None:
+        pool, prompts = start(3), make_prompts(3)
+        (tmp_path / "never memory").touch()
+        with pytest.raises(EngineDied, match="answers from prompt id-0 on: 3 engines were lost while they rated them"):
+            pool.begin([Completion(p, "", 1, "stop") for p in prompts]).result(60)
+
+    def test_answers_that_nobody_wants_rated_any_more_end_no_second_engine(
+        self, start: Started, tmp_path: Path
+    ) -> None:
+        pool, prompts = start(2), make_prompts(3)
+        (tmp_path / "slow rating").touch()
+        waits = pool.begin([Completion(p, json.dumps([0.2, p.id]), 1, "stop") for p in prompts])
+        wait_for(lambda: bool(noted(tmp_path / "rated")))
+        assert waits.cancel(), "also while they are being rated"
+        (pid,) = {int(pid) for _, pid in noted(tmp_path / "rated")}
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(noted(tmp_path / "started")) == 3)
+        pool.materialize(0.5)
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        assert len(noted(tmp_path / "rated")) == 1
 
 
 class KillingWatcher(FakeWatcher):

@@ -82,6 +82,23 @@ def test_a_node_that_goes_costs_its_prompts_and_one_that_comes_is_used(nodes: An
     assert kept is not lost
 
 
+def test_a_start_goes_on_without_an_engine_that_has_no_place_and_it_joins_later(nodes: Any, tmp_path: Path) -> None:
+    nodes.add_node(num_cpus=1)
+    said: list[str] = []
+    recipe, prompts = FakeRecipe(tmp_path, step_s=0.03), make_prompts(60)
+    with (
+        closing(Cluster(nodes.address)) as cluster,
+        closing(Pool(cluster, recipe, A_CORE, 2, no_place_s=3.0, say=said.append)) as pool,
+    ):
+        assert said == ["no place in the cluster for 1 of 2 engines in 3 s: an engine joins as soon as it has one"]
+        pool.materialize(0.5)
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        nodes.add_node(num_cpus=1)
+        wait_for(lambda: serving(pool) == 2)
+        assert by_prompt(answered(pool, prompts)) == texts(0.5, prompts)
+        assert len({pid for _, _, pid in noted(tmp_path / "asked")}) == 2
+
+
 def test_without_a_node_the_trial_fails_after_a_while(nodes: Any, tmp_path: Path) -> None:
     only = nodes.add_node(num_cpus=1)
     with (

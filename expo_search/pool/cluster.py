@@ -30,6 +30,10 @@ class EngineLost(Exception):
     """An actor is no more, or its node is not."""
 
 
+class NotYet(Exception):
+    """A call has not returned; not a `TimeoutError`, which the call itself may raise."""
+
+
 @dataclass(frozen=True)
 class Place:
     """What one engine is given. Neither: it may run anywhere, which is for engines that compute nothing."""
@@ -179,7 +183,7 @@ class Cluster:
         for node, ref in asked.items():
             try:
                 answers[node] = self.result(ref, _SURVEY_S)
-            except (EngineLost, TimeoutError) as fault:
+            except (EngineLost, NotYet) as fault:
                 raise EngineError(
                     where=f"node {names.get(node, node)}",
                     found=f"it does not answer ({fault})",
@@ -244,14 +248,14 @@ class Cluster:
         try:
             return getattr(actor, method).remote(*args)
         except self._ray.exceptions.RayError as fault:
-            raise EngineLost(_first_line(fault)) from None
+            raise EngineLost(first_line(fault)) from None
 
     def result(self, ref: Any, timeout_s: float | None = None) -> Any:
         """What a call returned.
 
         Raises:
             EngineLost: its process or its node is no more.
-            TimeoutError: it has not come yet.
+            NotYet: it has not come yet.
             Exception: whatever the call raised.
         """
         from ray import exceptions
@@ -259,12 +263,12 @@ class Cluster:
         try:
             return self._ray.get(ref, timeout=timeout_s)
         except exceptions.GetTimeoutError:
-            raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+            raise NotYet(f"no answer within {timeout_s:g} s") from None
         except exceptions.RayTaskError as fault:
-            cause = fault.cause
-            raise (cause if isinstance(cause, BaseException) else EngineLost(_first_line(fault))) from None
+            cause = fault.cause if isinstance(fault.cause, BaseException) else EngineLost(first_line(fault))
+            raise cause from None if isinstance(cause, ExpoError) else fault  # whose text has the traceback there
         except exceptions.RayError as fault:
-            raise EngineLost(_first_line(fault)) from None
+            raise EngineLost(first_line(fault)) from None
 
     def kill(self, actor: Any) -> None:
         """End an engine's process at once."""
@@ -311,7 +315,8 @@ def _unreachable(address: str | None, found: str) -> EngineError:
     )
 
 
-def _first_line(fault: BaseException) -> str:
+def first_line(fault: BaseException) -> str:
+    """What an exception says, cut to a line; its class where it says nothing."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(fault).__name__
 

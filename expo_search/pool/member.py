@@ -18,7 +18,7 @@ from typing import Any
 from expo_search.contracts import Prompt
 from expo_search.errors import EngineDied, ExpoError
 from expo_search.pool.actor import Recipe, Share, Worked
-from expo_search.pool.cluster import Cluster, EngineLost, Place, Spot
+from expo_search.pool.cluster import Cluster, EngineLost, NotYet, Place, Spot, first_line
 from expo_search.pool.state import Board, Job, Run, Wish
 
 _AHEAD = 2  # calls under way
@@ -57,18 +57,16 @@ class Member(threading.Thread):
         limit_s: float,
         no_place_s: float,
         say: Callable[[str], None],
-        is_first: bool,
     ) -> None:
         """A thread that is not started yet.
 
         Args:
             limit_s: seconds for a call that answers or switches, after which the engine counts as lost.
             no_place_s: seconds for which a place is waited for while no engine serves.
-            is_first: the pool starts, so a start that fails is a fault of the input.
         """
         super().__init__(name=f"expo-search engine {index}", daemon=True)
         self._index, self._board, self._cluster, self._recipe, self._place = index, board, cluster, recipe, place
-        self._limit_s, self._no_place_s, self._say, self._is_first = limit_s, no_place_s, say, is_first
+        self._limit_s, self._no_place_s, self._say = limit_s, no_place_s, say
         self._engine = board.engines[index]
         self._actor: Any = None
         self._spot: Spot | None = None
@@ -84,7 +82,7 @@ class Member(threading.Thread):
         self._delivered = time.monotonic()
 
     def run(self) -> None:
-        """Serve the engine; any error but a lost engine ends the pool."""
+        """Serve the engine; while the pool starts, any error but a lost engine ends it."""
         try:
             while self._live():
                 pass
@@ -94,7 +92,7 @@ class Member(threading.Thread):
             self._let_go(gently=False)
             for call in self._calls:  # answers that it was rating
                 if call.job is not None:
-                    call.job.future.set_exception(fault)
+                    call.job.fail(fault)
             self._board.end(fault)
 
     def _live(self) -> bool:
@@ -102,14 +100,19 @@ class Member(threading.Thread):
         try:
             self._start()
             self._serve()
-        except (EngineLost, EngineDied, TimeoutError) as lost:
+        except _Closed:
+            raise
+        except (EngineLost, EngineDied) as lost:
             fault: Exception = lost
-        except ExpoError as refused:
-            if self._is_first:
+        except Exception as other:  # of any kind: a GPU's or a file system's may pass with the process or the node
+            if not self._board.has_started:
                 raise
-            fault = refused
-        logging.getLogger(__name__).error("engine %d is lost: %s", self._index, fault)
-        self._let_go(gently=not isinstance(fault, EngineLost | TimeoutError))
+            fault = other
+            if not isinstance(other, ExpoError):
+                fault = EngineLost(f"{type(other).__name__}: {first_line(other)}")
+                fault.__cause__ = other
+        logging.getLogger(__name__).error("engine %d is lost", self._index, exc_info=fault)
+        self._let_go(gently=not isinstance(fault, EngineLost))
         jobs = [call.job for call in self._calls if call.job is not None]
         n_prompts = len(self._mine)
         self._board.set(self._index, state="waiting", n_prompts=0, tokens_per_s=0.0, node="")
@@ -147,7 +150,6 @@ class Member(threading.Thread):
             share = Share(self._seat, max(spot.n_engines, self._seat + 1))
             facts, n_at_once = self._wait(self._call("start", share), None)
         self._board.same_facts(facts)
-        self._is_first = False
         self._board.set(self._index, state="idle", n_at_once=n_at_once)
 
     def _wait_for_place(self, group: Any) -> Spot:
@@ -233,9 +235,9 @@ class Member(threading.Thread):
         self._calls.popleft()
         if call.job is not None:
             if fault is not None:
-                call.job.future.set_exception(fault)
+                call.job.fail(fault)
             else:
-                call.job.future.set_result(value)
+                call.job.succeed(value)
         elif call.run is not None:
             self._deliver(call.run, value, fault)
         elif fault is not None:  # an engine that cannot even drop its prompts
@@ -270,18 +272,18 @@ class Member(threading.Thread):
         """What a call returned.
 
         Raises:
-            TimeoutError: the limit is over.
-            EngineLost, Exception: see `Cluster.result`.
+            EngineLost: the limit is over, or see `Cluster.result`.
+            Exception: whatever the call raised.
         """
         begun = time.monotonic()
         while True:
             try:
                 return self._cluster.result(ref, _POLL_S)
-            except TimeoutError:
+            except NotYet:
                 if self._board.closed:
                     raise _Closed from None
                 if limit_s is not None and time.monotonic() - begun > limit_s:
-                    raise TimeoutError(f"no answer for {limit_s:g} s") from None
+                    raise EngineLost(f"no answer for {limit_s:g} s") from None
 
     def _let_go(self, *, gently: bool) -> None:
         """End the engine's process, and give its place back."""

@@ -9,6 +9,7 @@ comes of it is kept until that alpha is set, and dropped where another one is: n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import Empty
@@ -48,8 +49,9 @@ class Pool:
         Args:
             limit_s: seconds without an answer to a call, after which an engine counts as lost; longer than the engine's
                 own limit, which says more.
-            no_place_s: seconds for which a place for an engine is waited for while none serves.
-            say: gets a line about each engine that is lost, from another thread.
+            no_place_s: seconds for which a place for an engine is waited for while none serves. Where some serve, the
+                others join as soon as they have one; the start waits as long for them.
+            say: gets a line about each engine that is lost, from another thread, and about those without a place.
 
         Raises:
             ExpoError: an engine does not start, or has other weights than the first one.
@@ -58,7 +60,7 @@ class Pool:
         self._n_wishes = self._n_dropped_tokens = 0
         self._begun: Run | None = None  # ahead of the alpha that is set now
 
-        def member(index: int, is_first: bool) -> Member:
+        def member(index: int) -> Member:
             return Member(
                 index,
                 self._board,
@@ -68,15 +70,14 @@ class Pool:
                 limit_s=limit_s,
                 no_place_s=no_place_s,
                 say=say,
-                is_first=is_first,
             )
 
         self._member = member
-        self._members = [member(i, True) for i in range(n_engines)]
+        self._members = [member(i) for i in range(n_engines)]
         for thread in self._members:
             thread.start()
         try:
-            self._wait_until(lambda: all(e.serves or e.state == "given up" for e in self._board.engines))
+            self._wait_for_start(no_place_s, say)
         except BaseException:
             self.close()
             raise
@@ -180,7 +181,7 @@ class Pool:
             if self._board.engines[index].state == "given up":
                 thread.join()
                 self._board.set(index, state="waiting")
-                self._members[index] = self._member(index, False)
+                self._members[index] = self._member(index)
                 self._members[index].start()
         self._wait_until(lambda: bool(self._board.serving()))
 
@@ -204,6 +205,25 @@ class Pool:
         for thread in self._members:
             if thread.ident is not None:
                 thread.join(_JOIN_S)
+
+    def _wait_for_start(self, no_place_s: float, say: Callable[[str], None]) -> None:
+        """Wait for all engines, but for those that still have no place so long after the others have started."""
+        since = time.monotonic()
+
+        def is_over() -> bool:
+            nonlocal since
+            states = {e.state for e in self._board.engines}
+            if "starting" in states or not self._board.serving():
+                since = time.monotonic()
+                return False
+            return "waiting" not in states or time.monotonic() - since > no_place_s
+
+        self._wait_until(is_over)
+        self._board.has_started = True
+        n = sum(e.state == "waiting" for e in self.engines())
+        if n:
+            of = f"{n} of {len(self._members)} engines"
+            say(f"no place in the cluster for {of} in {no_place_s:g} s: an engine joins as soon as it has one")
 
     def _new_wish(self, alpha: float) -> Wish:
         self._n_wishes += 1

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.errors import EngineDied, MaterializeError
 
-_MOST_RETURNS = 3  # of one prompt by engines that were lost while they answered it: it may be what they are lost by
+_MOST_RETURNS = 3  # of a prompt or a job by engines that were lost at it: it may be what they are lost by
 _SLACK = 8  # an engine holds an eighth more prompts than it answers at once, so that none of its places stays empty
 
 
@@ -79,14 +79,7 @@ class Run:
         self._n_returns.update(prompts)
         if prompts and max(self._n_returns[p] for p in prompts) >= _MOST_RETURNS:
             worst = max(prompts, key=self._n_returns.__getitem__)
-            self.items.put(
-                EngineDied(
-                    where=f"prompt {worst.id}",
-                    found=f"{_MOST_RETURNS} engines were lost while they answered it; the last: {fault}",
-                    expected="engines that answer",
-                    do="see the log file; the same command goes on from what is stored",
-                )
-            )
+            self.items.put(_lost_at(f"prompt {worst.id}", "answered it", fault))
 
 
 @dataclass
@@ -116,10 +109,27 @@ class Ahead:
 
 @dataclass
 class Job:
-    """Answers to be rated together, so that no reward depends on how many engines there are."""
+    """Answers to be rated together, so that no reward depends on how many engines there are.
+
+    Attributes:
+        future: pending until the rewards are there, so that whoever wants them no more can cancel it: once the engine
+            is lost that rates them, no other one takes them.
+        n_returns: by engines that were lost while they rated.
+    """
 
     completions: Sequence[Completion]
     future: Future[tuple[list[Any], int]] = field(default_factory=Future)
+    n_returns: int = 0
+
+    def succeed(self, rated: tuple[list[Any], int]) -> None:
+        """Hand the rewards over, if they are wanted."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(rated)
+
+    def fail(self, fault: BaseException) -> None:
+        """Tell why there are none, if they are wanted."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(fault)
 
 
 class Board:
@@ -131,8 +141,8 @@ class Board:
         self.run: Run | None = None
         self.wish: Wish | None = None
         self.ahead: Ahead | None = None
-        self.closed = False
-        self.fault: BaseException | None = None  # ends the pool: a first start that failed, or our own mistake
+        self.has_started = self.closed = False  # a start that fails before is a fault of the input
+        self.fault: BaseException | None = None  # ends the pool: a first start that failed
         self.last_loss: BaseException | None = None
         self._facts: Any = None
         self._jobs: deque[Job] = deque()
@@ -290,7 +300,7 @@ class Board:
         """Have answers rated by the next engine that takes them."""
         with self.changed:
             if self.fault is not None or all(e.state == "given up" for e in self.engines):
-                job.future.set_exception(self.fault or self.all_lost())
+                job.fail(self.fault or self.all_lost())
                 return
             self._jobs.append(job)
             self.changed.notify_all()
@@ -299,7 +309,7 @@ class Board:
         """The next answers to rate, if there are any. The caller holds the lock."""
         while self._jobs:
             job = self._jobs.popleft()
-            if job.future.running() or job.future.set_running_or_notify_cancel():
+            if not job.future.cancelled():
                 return job
         return None
 
@@ -323,11 +333,25 @@ class Board:
             self.last_loss = fault
             if run is not None:
                 run.put_back(prompts, fault)
-            self._jobs.extendleft(reversed(jobs))
+            for job in reversed(jobs):
+                job.n_returns += 1
+                if job.n_returns < _MOST_RETURNS:
+                    self._jobs.appendleft(job)
+                else:
+                    job.fail(_lost_at(f"answers from prompt {job.completions[0].prompt.id} on", "rated them", fault))
             if self.ahead is not None and {e.index for e in self.serving()} <= self.ahead.engines:
                 self.ahead = None  # what is wanted now has no other engines
             self.changed.notify_all()
 
     def _fail_jobs(self, fault: BaseException) -> None:
         while (job := self.take_job()) is not None:
-            job.future.set_exception(fault)
+            job.fail(fault)
+
+
+def _lost_at(what: str, they: str, fault: BaseException) -> EngineDied:
+    return EngineDied(
+        where=what,
+        found=f"{_MOST_RETURNS} engines were lost while they {they}; the last: {fault}",
+        expected="engines that answer",
+        do="see the log file; the same command goes on from what is stored",
+    )
