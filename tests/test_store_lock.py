@@ -88,6 +88,25 @@ def test_a_number_that_another_process_got_since_is_no_lock(url: str, other_proc
     with store.owned():
         pass
 
+    lock(url, pid=other_process.pid, started=-1.0)
+    with store.owned():
+        pass
+
+
+def test_a_clock_that_is_set_makes_no_live_process_dead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(url, "s").close()
+    search = start_search(url)
+    try:
+        go(search)
+        assert [said(search), said(search)] == ["ready", "mine"]
+        started, booted = psutil.Process(search.pid).create_time(), psutil.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
+        assert psutil.Process(search.pid).create_time() > started + 3599
+        with pytest.raises(StoreError, match=f"a search by process {search.pid}"), Store(url, "s").owned():
+            pass
+    finally:
+        search.communicate("\n")
+
 
 def test_the_lock_of_another_machine_holds_while_it_shows_signs_of_life(url: str) -> None:
     store = Store(url, "s")
@@ -163,31 +182,37 @@ except StoreError as fault:
 """
 
 
-@pytest.mark.parametrize("stale", [False, True])
-def test_of_searches_that_start_at_the_same_moment_one_gets_the_study(url: str, stale: bool) -> None:
-    Store(url, "s").close()
-    if stale:
-        lock(url, pid=1, started=0, host="elsewhere", alive_at=0)
-    searches = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        for _ in range(3)
-    ]
-    try:
-        assert [said(s) for s in searches] == ["ready"] * 3
-        for s in searches:
-            assert s.stdin
-            s.stdin.write("\n")
-        assert sorted(said(s) for s in searches) == ["mine", "refused", "refused"]
-    finally:
-        for s in searches:
-            s.communicate("\n")
+def start_search(url: str) -> subprocess.Popen[str]:
+    """A process that takes the study once it is ready and gets a line, and gives it back after another."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RACE, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
 
 
 def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_searches_that_start_at_the_same_moment_one_gets_the_study(url: str, stale: bool) -> None:
+    Store(url, "s").close()
+    if stale:
+        lock(url, pid=1, started=0, host="elsewhere", alive_at=0)
+    searches = [start_search(url) for _ in range(3)]
+    try:
+        assert [said(s) for s in searches] == ["ready"] * 3
+        for s in searches:
+            go(s)
+        assert sorted(said(s) for s in searches) == ["mine", "refused", "refused"]
+    finally:
+        for s in searches:
+            s.communicate("\n")
 
 
 def test_a_look_before_an_engine_is_loaded_says_what_taking_the_study_would(
@@ -255,6 +280,25 @@ def test_a_study_that_is_held_can_be_held_again_within(url: str) -> None:
     assert rows(url, "SELECT * FROM expo_locks") == []
     with store.owned():
         assert rows(url, "SELECT pid FROM expo_locks") == [(os.getpid(),)]
+
+
+def test_of_two_stores_of_one_process_one_gets_the_study(url: str) -> None:
+    store, beside = Store(url, "s"), Store(url, "s")
+    with store.owned():
+        before = rows(url, "SELECT pid FROM expo_locks")
+        with pytest.raises(StoreError, match="another search by this process") as fault, beside.owned():
+            pass
+        with pytest.raises(StoreError) as earlier:
+            refuse_if_held(url, "s")
+        assert str(earlier.value) == str(fault.value)
+        assert beside.is_owned()
+        assert rows(url, "SELECT pid FROM expo_locks") == before == [(os.getpid(),)]
+        store.add_completions(0, "search", {0: ANSWER})
+        with Store(url, "another").owned():
+            pass
+    with beside.owned():
+        assert rows(url, "SELECT pid FROM expo_locks") == before
+    assert not store.is_owned()
 
 
 def test_the_lock_is_given_back_after_an_error_too(url: str) -> None:

@@ -1,8 +1,8 @@
 """One process writes a study: a row with its owner and a sign of life. The lock of a dead process is taken over.
 
-A lock of this machine is judged by its process (number and time of start, so that a number given to another process
-since is no obstacle), a lock of another machine by the age of its last sign of life. Taking over compares and swaps in
-one statement, and an owner that finds its row changed stops before it writes anything more.
+A lock of this machine is judged by its process (number and start, so that a number given to another process since is
+no obstacle), a lock of another machine by the age of its last sign of life. Taking over compares and swaps in one
+statement, and an owner that finds its row changed stops before it writes anything more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from expo_search.errors import StoreError
+from expo_search.store.address import sqlite_path
 from expo_search.store.database import make_engine, store_faults, study_id_of
 from expo_search.store.server import Patience
 from expo_search.store.tables import LockRow
@@ -29,11 +32,15 @@ from expo_search.text import shown
 STALE_S = 180  # a lock of another machine that showed no sign of life for so long
 _BEAT_S = 20
 _BEATEN = "expo_search lock"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_Place = tuple[str, int]  # a database and the number of a study in it
+# two `Store`s of one process would be one owner to the database, and the first to end would give it back
+_held_here: dict[_Place, StudyLock] = {}
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """A process, told apart from an earlier or later one with its number."""
+    """A process, told apart by `started` from an earlier or later one with its number (see `_started`)."""
 
     host: str
     pid: int
@@ -41,9 +48,7 @@ class _Owner:
 
     @classmethod
     def this_process(cls) -> _Owner:
-        import psutil
-
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()))
 
 
 class StudyLock:
@@ -51,7 +56,7 @@ class StudyLock:
 
     def __init__(self, engine: sa.Engine, url: str, study_id: int, name: str, patiently: Patience) -> None:
         self._engine, self._study_id, self._patiently = engine, study_id, patiently
-        self._where = _where(url, name)
+        self._where, self._place = _where(url, name), _place(url, study_id)
         self._mine: _Owner | None = None
         self._taken_over: StoreError | None = None
 
@@ -60,11 +65,21 @@ class StudyLock:
         """Hold the study for this process; within it, holding it again changes nothing.
 
         Raises:
-            StoreError: another live process holds it.
+            StoreError: another live process holds it, or another `Store` of this one.
         """
         if self._mine is not None:
             yield
             return
+        if _held_here.setdefault(self._place, self) is not self:
+            raise _refusal_here(self._where)
+        try:
+            with self._held_in_database():
+                yield
+        finally:
+            del _held_here[self._place]
+
+    @contextmanager
+    def _held_in_database(self) -> Iterator[None]:
         self._take(_Owner.this_process())
         stop = threading.Event()
         heart = threading.Thread(target=self._beat_until, args=(stop,), name="expo-search lock", daemon=True)
@@ -81,15 +96,13 @@ class StudyLock:
 
     def is_held(self) -> bool:
         """Whether a live process, this one or another, holds the study. Writes nothing."""
-        if self._mine is not None:
+        if self._place in _held_here:
             return True
         with Session(self._engine) as session:
             if not sa.inspect(session.connection()).has_table(LockRow.__tablename__):
                 return False
             row = session.get(LockRow, self._study_id)
-            if row is None:
-                return False
-            return _holds(row) or _Owner(row.host, row.pid, row.started) == _Owner.this_process()
+            return row is not None and _holds(row)
 
     def beat(self, session: Session) -> None:
         """Show a sign of life in the transaction of what is being stored. Does nothing where the lock is not held.
@@ -156,11 +169,13 @@ def refuse_if_held(url: str, name: str) -> None:
     """Look, without writing, whether a study is free: what is about to load an engine wants to know it before.
 
     Raises:
-        StoreError: another live process holds it.
+        StoreError: a live process, this one or another, holds it.
     """
     study_id = study_id_of(url, name)
     if study_id is None:
         return
+    if _place(url, study_id) in _held_here:
+        raise _refusal_here(_where(url, name))
     engine = make_engine(url)
     try:
         with store_faults(url), Session(engine) as session:
@@ -174,6 +189,20 @@ def refuse_if_held(url: str, name: str) -> None:
 
 def _where(url: str, name: str) -> str:
     return f"study {name} in {shown(url)}"
+
+
+def _place(url: str, study_id: int) -> _Place:
+    path = sqlite_path(url)
+    return url if path is None else str(path.resolve()), study_id
+
+
+def _refusal_here(where: str) -> StoreError:
+    return StoreError(
+        where=where,
+        found="another search by this process",
+        expected="one search at a time",
+        do="wait for it, or search under another --study-name",
+    )
 
 
 def _refusal(row: LockRow, where: str) -> StoreError:
@@ -198,10 +227,27 @@ def _holds(row: LockRow) -> bool:
         return False
     try:
         process = psutil.Process(row.pid)
+        started = _started(row.pid) if row.started < 0 else process.create_time()
         # killed, but not yet waited for by its parent (in a container, often for ever): gone as well
-        return abs(process.create_time() - row.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(started - row.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _started(pid: int) -> float:
+    """What tells a process from others that had its number, whatever is done to the clock.
+
+    Below 0, and made of the boot and the ticks from it to the process's start. Where the system does not tell these,
+    seconds since the epoch, as in locks of earlier versions.
+    """
+    import psutil
+
+    try:
+        boot = _BOOT.read_text()
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]  # man 5 proc: (22) starttime
+    except OSError:
+        return psutil.Process(pid).create_time()
+    return -float(int(sha256(f"{boot} {ticks}".encode()).hexdigest()[:12], 16))  # 48 bits, which a double holds
 
 
 def _now() -> float:
