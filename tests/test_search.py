@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from databases import rows
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, end_process, make_prompts
+from sqlalchemy.orm import Session
 
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Switch
@@ -23,6 +25,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.search.alpha_range import N_START
 from expo_search.search.loop import evaluations, search
 from expo_search.store.study_store import Store
+from expo_search.store.tables import LockRow
 
 PROMPTS = make_prompts(4)
 RANDOM = SearchSpec(sampler="random", seed=5)
@@ -246,6 +249,19 @@ def test_two_searches_of_one_study_at_a_time_are_refused(url: str) -> None:
             run(url, 2)
         other.kill()
     assert len(run(url, 2)[0]) == 2
+
+
+def test_a_search_whose_study_was_taken_over_begins_no_other_trial(url: str) -> None:
+    store = Store(url, "s")
+
+    def take_over(_: Evaluation) -> None:
+        with Session(store._engine) as session, session.begin():
+            session.execute(sa.update(LockRow).values(pid=7, host="elsewhere"))
+
+    objective = Objective(FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
+    with pytest.raises(StoreError, match="taken over by process 7 on elsewhere"):
+        search(store, objective, RANDOM, 3, on_trial=take_over)
+    assert len(store.study.trials) == 1
 
 
 def test_finished_trials_are_told_in_order_with_their_attributes_in_the_database(url: str) -> None:

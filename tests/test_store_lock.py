@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 import sqlalchemy as sa
 from databases import rows
 from fakes import make_prompts
+from optuna import Study, Trial
+from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 from twins import make_pair, make_reward_model, write_prompts
 
@@ -23,6 +25,7 @@ from expo_search.config.presets import load_study
 from expo_search.contracts import Completion
 from expo_search.errors import StoreError
 from expo_search.session.preflight import check
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.lock import refuse_if_held
 from expo_search.store.study_store import Store
 from expo_search.store.tables import LockRow
@@ -147,6 +150,38 @@ def test_a_process_that_computes_without_storing_anything_shows_signs_of_life(
         while rows(url, "SELECT alive_at FROM expo_locks") == [(before,)]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def set_artifacts(study: Study) -> None:
+    study.set_user_attr("expo_artifacts", "mine")
+
+
+WRITES: dict[str, Callable[[Store, Trial], object]] = {
+    "an attribute": lambda store, _: store.keep(StudyAttributes(artifacts="mine")),
+    "attributes that are changed later": lambda store, _: store.later(set_artifacts),
+    "a trial's attributes": lambda store, trial: store.keep_with_trial(trial, {"gain": 1.0}),
+    "a trial's end": lambda store, trial: store.tell(trial, 1.0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_search_whose_study_was_taken_over_writes_nothing_to_it(
+    url: str, write: Callable[[Store, Trial], object]
+) -> None:
+    store = Store(url, "s")
+
+    def go_on_after_a_long_sleep() -> None:
+        with store.owned():
+            trial = store.study.ask()
+            store.flush()
+            lock(url, pid=7, started=0, host="elsewhere", alive_at=time.time())
+            write(store, trial)
+
+    with pytest.raises(StoreError, match="taken over by process 7 on elsewhere"):
+        go_on_after_a_long_sleep()
+    [trial] = store.study.trials
+    assert (trial.state, trial.user_attrs, store.study.user_attrs) == (TrialState.RUNNING, {}, {})
+    assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
 
 
 def test_a_search_whose_study_was_taken_over_stores_nothing_more_and_leaves_the_others_lock(url: str) -> None:

@@ -232,3 +232,31 @@ def test_a_note_in_many_pieces_is_one_transaction(far: str, held: bool) -> None:
         sa.event.remove(sa.Engine, "commit", count)
     assert len(commits) == 1
     assert get_note(optuna.load_study(study_name="s", storage=far)) == long
+
+
+def test_a_trial_that_somebody_else_adds_meanwhile_ends_the_search(far: str) -> None:
+    """Answers are kept by the trial's number, which would now be another one's."""
+    store = Store(far, "s")
+
+    def go_on_beside_another() -> None:
+        with store.owned():
+            store.study.ask()
+            store.flush()
+            optuna.load_study(study_name="s", storage=far).ask()
+            trial = store.study.ask()
+            store.add_completions(trial.number, "search", {0: Completion(PROMPTS[0], "mine", 1, "stop")})
+            store.flush()
+
+    with pytest.raises(StoreError, match="another trial 1 than this search's"):
+        go_on_beside_another()
+    assert rows(far, "SELECT * FROM expo_completions") == []
+
+
+def test_a_study_from_which_a_trial_was_taken_is_refused(far: str) -> None:
+    store = Store(far, "s")
+    for _ in range(2):
+        store.study.ask()
+    with Session(store._engine) as session, session.begin():
+        session.execute(sa.text("DELETE FROM trials WHERE number = 0"))
+    with pytest.raises(StoreError, match="another trial 0 than this search's"), Store(far, "s").owned():
+        pass

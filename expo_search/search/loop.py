@@ -71,8 +71,9 @@ def search(
     thorough = None if budget is None else spec.tolerance
     with store.owned():
         study = store.study
-        attempts = Attempts(study, objective, on_failure, stop)
+        attempts = Attempts(store, objective, on_failure, stop)
         while not stop() and why_done(study, spec, n_trials, published_alpha, budget, objective.n_prompts) is None:
+            store.check_owned()
             evaluated = evaluations(study)
             trial = _next_trial(study, spec, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
@@ -98,7 +99,7 @@ def search(
             keep(store, trial, evaluation)
             if before_tell is not None:
                 before_tell(trial, evaluation)
-            study.tell(trial, evaluation.gain.mean)
+            store.tell(trial, evaluation.gain.mean)
             if on_trial is not None:
                 on_trial(evaluation)
     return evaluations(store.study)

@@ -13,6 +13,7 @@ from expo_search.errors import EngineDied, MaterializeError
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.store.attributes import engine_failure, keep_engine_failure, repeats, stands_for
+from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,13 +25,13 @@ class Attempts:
 
     def __init__(
         self,
-        study: Study,
+        store: Store,
         objective: Objective,
         on_failure: Callable[[EngineDied], None] | None,
         stop: Callable[[], bool],
     ) -> None:
         """`on_failure` gets the reason, before the engine is started anew."""
-        self._study, self._objective, self._on_failure, self._stop = study, objective, on_failure, stop
+        self._store, self._objective, self._on_failure, self._stop = store, objective, on_failure, stop
         self._failed_once: int | None = None
 
     def evaluated(self, trial: Trial, evaluate: Callable[[], Evaluation]) -> Evaluation | None:
@@ -49,7 +50,7 @@ class Attempts:
             if self._stop():  # whatever ends this process ends the engine's as well
                 raise Stopped from None
             keep_engine_failure(trial, str(fault))
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._store.tell(trial, state=TrialState.FAIL)
             if self._failed_once == stands_for(trial):
                 raise
             self._failed_once = stands_for(trial)
@@ -59,7 +60,7 @@ class Attempts:
             return None
         except MaterializeError:
             if stands_for(trial) != CONTROL:  # which every trial is compared with: the next run goes on with it
-                self._study.tell(trial, state=TrialState.FAIL)
+                self._store.tell(trial, state=TrialState.FAIL)
             raise
 
 

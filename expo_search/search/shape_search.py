@@ -102,10 +102,11 @@ def search_shapes(
     beginning, kind = read_beginning(store), spec.objective
     with store.owned():
         study = store.study
-        attempts = Attempts(study, objective, on_failure, stop)
+        attempts = Attempts(store, objective, on_failure, stop)
         try:
             _evaluate_references(study, objective, beginning, on_failure, stop)
             while not stop() and len(finished_trials(study)) - 1 < n_trials:
+                store.check_owned()
                 known = read_trials(store)
                 trial = _next_trial(study, beginning, spec.seed)
                 alpha = shaped(beginning.alpha, _drawn(trial, beginning))
@@ -118,7 +119,7 @@ def search_shapes(
                     continue
                 keep(store, trial, evaluation)
                 gain = gain_against_uniform(store, evaluation.trial, "search", kind, evaluation.gain.n).mean
-                study.tell(trial, max(gain, -_WORST * abs(known[UNIFORM].gain.mean)))
+                store.tell(trial, max(gain, -_WORST * abs(known[UNIFORM].gain.mean)))
                 if on_trial is not None:
                     on_trial(evaluation)
         except Stopped:

@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from expo_search.errors import StoreError
 from expo_search.store.behind import Writer
 from expo_search.store.optuna_rows import AttributeRow, Kind
 
@@ -26,9 +27,13 @@ class MirroredStorage(InMemoryStorage):
     """
 
     def __init__(self, storage: BaseStorage, study_id: int, name: str, writer: Writer) -> None:
-        """`study_id`: in `storage`, which is read now."""
+        """`study_id`: in `storage`, which is read now.
+
+        Raises:
+            StoreError: it has trials whose numbers have gaps.
+        """
         super().__init__()
-        self._storage, self._id_there, self._writer = storage, study_id, writer
+        self._storage, self._id_there, self._name, self._writer = storage, study_id, name, writer
         self._trial_ids_there: list[int] = []  # by number, which is the id here
         mine = super().create_new_study(storage.get_study_directions(study_id), name)
         for key, value in storage.get_study_user_attrs(study_id).items():
@@ -36,7 +41,9 @@ class MirroredStorage(InMemoryStorage):
         for key, value in storage.get_study_system_attrs(study_id).items():
             super().set_study_system_attr(mine, key, value)
         for trial in storage.get_all_trials(study_id, deepcopy=False):
-            assert trial.number == super().create_new_trial(mine, trial), "numbers without gaps"
+            number = super().create_new_trial(mine, trial)
+            if trial.number != number:
+                raise self._other_trial(number)
             self._trial_ids_there.append(trial._trial_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -63,7 +70,11 @@ class MirroredStorage(InMemoryStorage):
         template = copy.deepcopy(template_trial)
 
         def create() -> None:
-            self._trial_ids_there.append(self._storage.create_new_trial(self._id_there, template))
+            made = self._storage.create_new_trial(self._id_there, template)
+            # trial_id is also the number here, under which its answers are kept
+            if made != self._storage.get_trial_id_from_study_id_trial_number(self._id_there, trial_id):
+                raise self._other_trial(trial_id)
+            self._trial_ids_there.append(made)
 
         self._writer.put_step(create)
         return trial_id
@@ -97,6 +108,14 @@ class MirroredStorage(InMemoryStorage):
             lambda: self._storage.set_trial_intermediate_value(
                 self._trial_ids_there[trial_id], step, intermediate_value
             )
+        )
+
+    def _other_trial(self, number: int) -> StoreError:
+        return StoreError(
+            where=f"study {self._name}",
+            found=f"another trial {number} than this search's",
+            expected="trials that one search adds, and nobody takes out",
+            do="see what else writes to the study; nothing that was stored is lost",
         )
 
     def _put(self, kind: Kind, trial_id: int | None, key: str, value: Any) -> Any:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from optuna import Study, Trial
     from optuna.storages import RDBStorage
+    from optuna.trial import TrialState
     from sqlalchemy.orm import Session
 
 _ATTEMPTS, _BETWEEN_ATTEMPTS_S = 5, 0.2  # to make tables that others make as well
@@ -145,6 +146,7 @@ class Store(AnswerTables):
 
     def keep(self, attributes: StudyAttributes) -> None:
         """Keep what is not None in these with the study, in the place of what it has."""
+        self.check_owned()
         attributes.keep_in(self.study)
 
     def keep_with_trial(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
@@ -154,7 +156,12 @@ class Store(AnswerTables):
                 trial.set_user_attr(key, value)
             return
         rows = [AttributeRow("trial user", lambda: trial._trial_id, k, json.dumps(v)) for k, v in attributes.items()]
-        self._do(lambda session: write_attributes(session, rows))
+        self._do_as_owner(lambda session: write_attributes(session, rows))
+
+    def tell(self, trial: Trial, value: float | None = None, state: TrialState | None = None) -> None:
+        """Tell Optuna how a trial ended. Raises as `check_owned`."""
+        self.check_owned()
+        self.study.tell(trial, value, state=state)
 
     def pin_settings(self, settings: Settings, spec: Mapping[str, Any]) -> None:
         """Keep what a new study is made under: `settings`, which every resume must agree with, and the whole spec.
@@ -189,14 +196,7 @@ class Store(AnswerTables):
 
         from expo_search.store.mirror import MirroredStorage
 
-        def transact(work: Callable[[Session], None]) -> None:
-            def held(session: Session) -> None:
-                work(session)
-                self._lock.beat(session)
-
-            self._do(held)
-
-        direct, writer = self.study, Writer(transact)
+        direct, writer = self.study, Writer(self._do_as_owner)
         try:
             mirror = MirroredStorage(direct._storage, direct._study_id, self.name, writer)
             self.study = optuna.load_study(study_name=self.name, storage=mirror)
@@ -210,6 +210,16 @@ class Store(AnswerTables):
     def is_owned(self) -> bool:
         """Whether a live process, this one or another, searches the study. Writes nothing."""
         return self._patiently(self._lock.is_held)
+
+    def check_owned(self) -> None:
+        """Check that nobody has taken the study over, before Optuna writes to it; on a server, behind the search.
+
+        Does nothing where the study is not held.
+
+        Raises:
+            StoreError: another process has; nothing more may be written.
+        """
+        self._write(self._lock.beat)
 
     def flush(self) -> None:
         """Wait until all that was kept is in the database.
@@ -236,4 +246,13 @@ class Store(AnswerTables):
         from expo_search.store.attribute_copy import changed_attributes
 
         rows = changed_attributes(study, work)
-        self._do(lambda session: write_attributes(session, rows))
+        self._do_as_owner(lambda session: write_attributes(session, rows))
+
+    def _do_as_owner(self, work: Callable[[Session], None]) -> None:
+        """Do a transaction, which is not committed where another process has taken the study over."""
+
+        def as_owner(session: Session) -> None:
+            work(session)
+            self._lock.beat(session)
+
+        self._do(as_owner)
