@@ -476,6 +476,16 @@ class TestAdapter:
             export(adapted, tmp_path / "out", as_adapter=True, **option)
 
 
+def test_answers_beyond_the_look_at_which_a_trial_ended_are_not_the_trials(home: Path, tmp_path: Path) -> None:
+    """They have no reward, and whoever evaluates the trial again does not get that far."""
+    control, ended = make_evaluation(0, 0.0, 0.0, 0.1, n=2), make_evaluation(1, 0.5, 0.4, 0.1, n=1)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    make_study(home, url, trials=[control, replace(ended, outcome="hopeless")])
+    export(url, tmp_path / "out", alpha=0.5)
+    answers = read_provenance(tmp_path / "out")["answers"]
+    assert {role: of["positions"] for role, of in answers.items()} == {"trial": [0], "control": [0, 1]}
+
+
 class FakeHub:
     """As much of HfApi as an upload needs. `calls` keeps what was asked of it."""
 

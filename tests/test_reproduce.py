@@ -24,14 +24,16 @@ from twins import edit, make_pair, make_reward_model, write_prompts
 from expo_search.api import open_session
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
+from expo_search.contracts import Completion, Prompt
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
-from expo_search.exporting.provenance import read_provenance
-from expo_search.exporting.reproduce import Reproduction, check_n_prompts, reproduce
+from expo_search.exporting.provenance import read_provenance, text_hash
+from expo_search.exporting.reproduce import Reproduction, _compare, check_n_prompts, reproduce
 from expo_search.exporting.study import Wanted, export_study
 from expo_search.exporting.verify import engine_dtype, verify
 from expo_search.inputs.chat_template import encode_chat
+from expo_search.results.summary_json import as_json
 from expo_search.search.confirm import Confirmation
 from expo_search.search.loop import evaluations, search
 from expo_search.session.preflight import check
@@ -215,6 +217,21 @@ def test_a_shape_is_searched_exported_verified_and_reproduced_to_the_bit(home: P
     # a plain alpha of the same size makes other weights
     plain = reproduce(origin | {"shape": None}, FakeWatcher(), lambda _: None, trust_remote_code=False, n_prompts=2)
     assert plain.grade == "different"
+
+
+def test_answers_beyond_the_look_at_which_a_trial_ended_do_not_count(tmp_path: Path) -> None:
+    """Earlier versions listed them, without a reward."""
+    store, prompts = Store(f"sqlite:///{tmp_path / 'again.db'}", "s"), [Prompt(f"{i}", f"{i}?") for i in range(3)]
+    store.put_prompts("search", prompts)
+    for trial, n in ((0, 3), (1, 2)):
+        store.add_completions(trial, "search", {i: Completion(prompts[i], "yes", 1, "stop") for i in range(n)})
+        store.add_rewards(trial, "search", dict.fromkeys(range(n), 1.0))
+    control, again = make_evaluation(0, 0.0, 0.0, 0.1, n=3), make_evaluation(1, 0.5, 0.4, 0.1, n=2)
+    every = {"positions": [0, 1, 2], "sha256": [text_hash("yes")] * 3}
+    answers = {"trial": every | {"rewards": [1.0, 1.0, None]}, "control": every | {"rewards": [1.0] * 3}}
+    trials = {"trial": as_json(again), "control": as_json(control)}
+    found = _compare(trials | {"answers": answers, "evaluated_on": {}}, store, control, again)
+    assert (found.grade, found.n_same, found.n) == ("identical", 2, 2)
 
 
 @pytest.mark.parametrize("n", [1, 10_000])

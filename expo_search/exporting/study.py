@@ -206,7 +206,8 @@ def _origin(
         control=control,
         evaluations=finished,
         verdict=judged,
-        answers=answers.completions(trial.trial, "search", prompts) if trial else [],
+        # what was answered beyond the look at which the trial ended has no reward
+        answers=answers.completions(trial.trial, "search", prompts[: trial.gain.n]) if trial else [],
         control_answers=store.completions(CONTROL, "search", prompts),
         evaluated_on=kept.environment or environment(),
         dtype=dtype,
