@@ -573,6 +573,25 @@ class TestHub:
         assert (there["made_at"], there["files"]) == (here_too["made_at"], here_too["files"])
         assert there["spec"]["pair"]["sft"] == "./sft"
 
+    def test_a_config_that_names_a_folder_is_uploaded_without_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_pair(tmp_path, "llama-tied")
+        make_reward_model(tmp_path / "reward")
+        names = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
+        for name, key in names.items():
+            file = tmp_path / "aligned" / name
+            named = {key: "/home/me/runs/dpo", "part": {key: "runs/base"}}
+            file.write_text(json.dumps(json.loads(file.read_text()) | named))
+        make_study(tmp_path, url := f"sqlite:///{tmp_path / 'study.db'}")
+        hub = FakeHub()
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+        export(url, tmp_path / "out", push_to="me/model")
+        for name, key in names.items():
+            here = json.loads((tmp_path / "out" / name).read_text())
+            assert here.pop(key) == "/home/me/runs/dpo"
+            assert json.loads(hub.files[name]) == here | {"part": {}}
+
     def test_an_adapters_base_is_named_so_too(
         self, adapted: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

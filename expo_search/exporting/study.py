@@ -374,12 +374,27 @@ def _public_texts(origin: Origin, folder: Path) -> dict[str, str]:
     told = public(origin)
     written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     kept = {key: written[key] for key in ("made_at", "verified", "files")}
-    texts = {PROVENANCE: _as_json(provenance(told) | kept)}
+    texts = {PROVENANCE: _as_json(provenance(told) | kept)} | _without_origin(folder)
     if not origin.as_adapter:
         return texts | {RECIPE: mergekit_recipe(told)}
     assert told.pair.base is not None, "_check_options"
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return texts | {CONFIG: _as_json(config | {"base_model_name_or_path": told.pair.base.loadable})}
+
+
+def _without_origin(folder: Path) -> dict[str, str]:
+    """Texts of the configs in which transformers noted where it once loaded their source from."""
+
+    def told(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in table.items() if key not in ("_name_or_path", "name_or_path")}
+
+    texts = {}
+    for file in (folder / "config.json", folder / "tokenizer_config.json"):
+        written = file.read_text(encoding="utf-8") if file.is_file() else "{}"
+        content = json.loads(written, object_hook=told)
+        if content != json.loads(written):
+            texts[file.name] = json.dumps(content, indent=2) + "\n"
+    return texts
 
 
 def _verify(
