@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, Killed, expected_reward, make_evaluation, make_prompts, unit
 
-from expo_search.contracts import Completion, Prompt
+from expo_search.contracts import Completion, Part, Prompt, Rated
 from expo_search.errors import SettingsChanged, StoreError
 from expo_search.evaluation.objective import Objective
 from expo_search.evaluation.result import Evaluation
@@ -201,3 +201,18 @@ def test_a_database_that_takes_no_answers_is_tried_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="locked"):
         objective(store).evaluate(0, 0.0)
     assert store.n_tries == 1
+
+
+def test_rewards_of_trials_that_are_finished_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, rated, reads = objective(store).evaluate, store.rated, list[int]()
+    n_trials = 70
+
+    def note(trial: int, part: Part) -> dict[int, Rated]:
+        reads.append(trial)
+        return rated(trial, part)
+
+    monkeypatch.setattr(store, "rated", note)
+    for trial in range(n_trials):
+        reads.clear()
+        evaluate(trial, trial / 100, others=dict.fromkeys(range(trial), len(PROMPTS)))
+    assert sorted(reads) == [0, n_trials - 2, n_trials - 1]

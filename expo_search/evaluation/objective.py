@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 
 from expo_search.config.spec import GuardrailSpec
 from expo_search.contracts import Model, Part, Prompt, Rated, Switch, Watcher
@@ -38,7 +38,6 @@ from expo_search.store.study_store import Store
 FIRST_LOOK = 1 / 8  # of the prompts: with doubling there are four looks at a trial
 LEAST_LOOK = 16  # prompts below which no look is taken: a t-test on fewer is not to be trusted
 WRONG_DROP = 0.01  # probability that racing drops the best alpha of a search, spent evenly over the looks at it
-_TRIALS_KEPT = 64  # finished trials whose gains stay in memory
 
 
 class Stopped(Exception):
@@ -87,7 +86,8 @@ class Objective:
         self._guardrails, self._n_parallel = guardrails or GuardrailSpec(), n_parallel
         self._controls: dict[int, _Control] = {}  # by how many of the first prompts
         self._control_loops: dict[int, bool] = {}
-        self._finished_gains = lru_cache(_TRIALS_KEPT)(self._gains)
+        self._control_rated: Mapping[int, Rated] = {}  # alpha = 0's rewards, read once an evaluation
+        self._finished_gains = cache(self._gains)
 
     @property
     def n_prompts(self) -> int:
@@ -131,13 +131,16 @@ class Objective:
         self._watcher.started(trial, alpha, len(self._prompts), n_stored)
         switch = self._model.materialize(alpha)
         self._store.pin_weights(trial, self._part, alpha, switch.fingerprint)
+        self._control_rated = {} if trial == CONTROL else self._store.rated(CONTROL, self._part)
+        # long answers are long at every alpha
+        expected = {p: r.length for p, r in self._control_rated.items()}
         racing = best is not None and trial != CONTROL
         every_look = looks(len(self._prompts))
         is_partial = n_most is not None and trial != CONTROL
         ends = _up_to(every_look, n_most) if is_partial and n_most is not None else every_look
         rival = self._finished_gains(best, len(self._prompts)) if racing and best not in (None, CONTROL) else {}
         outcome: Outcome = "complete"
-        with closing(self._answering.ready(trial, ends, run.effort, self._expected_lengths(trial), ahead)) as ready:
+        with closing(self._answering.ready(trial, ends, run.effort, expected, ahead)) as ready:
             for answers in ready:
                 n = len(answers)
                 if racing or n == ends[-1]:
@@ -162,10 +165,6 @@ class Objective:
             n_tokens=n_tokens,
             other_s=run.other_s(switch),
         )
-
-    def _expected_lengths(self, trial: int) -> dict[int, int]:
-        """Tokens of alpha = 0's answers, by position: long ones are long at every alpha."""
-        return {} if trial == CONTROL else {p: r.length for p, r in self._store.rated(CONTROL, self._part).items()}
 
     def _stop(
         self, seen: Evaluation, answers: Sequence[Stored], rival: Mapping[int, float], n_looks: int
@@ -250,8 +249,8 @@ class Objective:
 
     def _gains(self, trial: int, n: int) -> Mapping[int, float]:
         """A stored trial's gain on each of the first n prompts; answers beyond them may be there, and do not count."""
-        rated, control = self._store.rated(trial, self._part), self._store.rated(CONTROL, self._part)
-        return prompt_gains({p: r for p, r in rated.items() if p < n}, control, self._kind)
+        rated = self._store.rated(trial, self._part)
+        return prompt_gains({p: r for p, r in rated.items() if p < n}, self._control_rated, self._kind)
 
     def _covariances(self, trial: int, n: int, others: Mapping[int, int]) -> dict[str, float]:
         """Of a trial's gain on the first n prompts with others' (by their number), each on as many as it was given."""
