@@ -34,9 +34,11 @@ def test_it_says_the_verdict_the_best_trials_and_the_next_commands() -> None:
     assert "\n    expo-search confirm s\n" in note
 
 
-def test_without_a_gain_it_keeps_alpha_0_and_offers_no_export() -> None:
-    note = markdown_note(judged([CONTROL, make_evaluation(1, 0.3, 0.0, 0.05)]))
-    assert note.startswith("## No evidence of a gain: alpha = 0\n")
+@pytest.mark.parametrize("word", ["no evidence of a gain", "worse"])
+def test_without_a_gain_it_keeps_alpha_0_and_offers_no_export(word: str) -> None:
+    study = judged([CONTROL, make_evaluation(1, 0.3, 0.0, 0.05)])
+    note = markdown_note(replace(study, verdict=replace(study.verdict, word=word)))
+    assert note.startswith("## Keep alpha = 0\n")
     assert "expo-search export" not in note
 
 
@@ -107,6 +109,13 @@ def test_a_note_names_no_place_of_its_database_which_may_be_moved() -> None:
     assert "expo-search show s" in note
     assert "add `--storage`" in note
     assert "add `--storage`" not in markdown_note(judged([CONTROL, BETTER]))
+
+
+def test_a_command_of_several_lines_does_not_end_its_block() -> None:
+    command = "expo-search --scorer 'first\n<b>second</b>'"
+    found = replace(verdict([CONTROL, BETTER]), edge=0.3, again=command)
+    note = markdown_note(StudyResult("s", "sqlite:///expo-search.db", [CONTROL, BETTER], {}, found))
+    assert "\n    expo-search --scorer 'first\n    <b>second</b>'\n" in note.partition("### Next")[2]
 
 
 def test_what_stands_between_backticks_is_code_and_all_else_stays_text() -> None:

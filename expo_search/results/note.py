@@ -21,9 +21,9 @@ _EXCESS = "excess, among a trial's attributes: how far it is over a guardrail's 
 def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str = "") -> str:
     """The study's note. What a person wrote stays: all that is below `YOURS`, or a whole note that has no such line."""
     verdict = study.verdict
-    title = (
-        "Nothing to compare yet" if not verdict.n_tried else f"{verdict.word.capitalize()}: alpha = {verdict.alpha:.4g}"
-    )
+    title = "Keep alpha = 0" if verdict.n_tried else "Nothing to compare yet"
+    if verdict.word == "better":
+        title = f"Better: alpha = {verdict.alpha:.4g}"
     place = "" if study.url == DEFAULT_STORAGE else f" --storage {shlex.quote(shown(study.url))}"
 
     def placeless(text: str) -> str:
@@ -41,7 +41,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it
     for command, purpose in study.next_steps:
-        lines += [f"    # {purpose}", f"    {clean(placeless(command))}"]
+        lines += [f"    # {purpose}", "    " + clean(placeless(command)).replace("\n", "\n    ")]
     if place:
         lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]
     if artifacts is not None:
