@@ -185,6 +185,21 @@ class TestFiles:
         write_files(files, tmp_path / "out", "--answers")
         assert (tmp_path / "out/rewards_ultrafeedback/mine_a0.25.jsonl").read_bytes() == b"-0.1\n"
 
+    def test_a_file_that_cannot_be_written_whole_stays_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_files({"a.jsonl": b"before\n"}, tmp_path, "--answers")
+
+        def half(path: Path, content: bytes) -> int:
+            with path.open("wb") as file:
+                file.write(content[:2])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(StudyError, match="No space left on device"):
+            write_files({"a.jsonl": b"after\n"}, tmp_path, "--answers")
+        assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a.jsonl", b"before\n")]
+
     def test_a_folder_that_is_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "f").write_text("")
         with pytest.raises(StudyError, match=r"--answers .*f, a file; expected a folder"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from expo_search.bench.task import generator_name
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
+from expo_search.results.atomic_file import written_whole
 from expo_search.store.answer_rows import Stored
 from expo_search.store.study_store import Store
 
@@ -63,7 +64,7 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path, option: str) -> None:
-    """Write files below a folder, in the place of those that are there.
+    """Write files below a folder, in the place of those that are there; each is whole or as before.
 
     Raises:
         StudyError: they cannot be written.
@@ -73,7 +74,8 @@ def write_files(files: Mapping[str, bytes], folder: Path, option: str) -> None:
         for name, content in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            with written_whole(path) as fresh:
+                fresh.write_bytes(content)
     except OSError as fault:
         raise StudyError(
             where=f"{option} {folder}",

@@ -10,9 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +20,7 @@ from expo_search.bench.result import BenchResult
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.answers import Sample, samples
+from expo_search.results.atomic_file import written_whole
 from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.curve.tax import tax_svg
@@ -80,12 +79,10 @@ def write_report(store: Store, out: Path, *, force: bool = False) -> None:
     Raises:
         StudyError: the file exists and `force` is not given, it is no regular file, or cannot be written.
     """
-    fresh = out.parent / f".{out.name}.{os.getpid()}"
     try:
         _check_target(out, force=force)
-        with fresh.open("w", encoding="utf-8") as file:
+        with written_whole(out) as fresh, fresh.open("w", encoding="utf-8") as file:
             file.writelines(_page(store))
-        fresh.replace(out)
     except OSError as fault:
         raise StudyError(
             where=f"--out {out}",
@@ -93,9 +90,6 @@ def write_report(store: Store, out: Path, *, force: bool = False) -> None:
             expected="a file that can be written",
             do="check the folder, its permissions and the room on the disk",
         ) from None
-    finally:
-        with suppress(OSError):  # not there, or in a place where nothing can be
-            fresh.unlink()
 
 
 def _check_target(out: Path, *, force: bool) -> None:
