@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from expo_search.bench.result import BenchResult
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.verdict import Verdict
 from expo_search.search.confirm import Confirmation
-
-if TYPE_CHECKING:
-    pass
 
 
 def summary(
