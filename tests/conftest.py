@@ -1,4 +1,4 @@
-"""Settings of every test: no Hub, no spinning threads (one core must be enough); hypothesis tries the same examples.
+"""Settings of every test: no Hub, no proxy, no spinning threads (one core must be enough); hypothesis tries the same.
 
 `HYPOTHESIS_RANDOM=1` tries others, as one does to look for faults, and not where a change is to be judged.
 """
@@ -27,6 +27,9 @@ gc.set_threshold(100_000, 50, 100)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # where the tests' own servers are
+for name in ("EXPO_SEARCH_CACHE", "XDG_CACHE_HOME"):  # tests say where the cache folder is without them
+    os.environ.pop(name, None)
 # The files that take minutes come first, the longest in front: at the end no worker is alone with one of them.
 LONGEST = tuple(
     f"test_{name}.py"
