@@ -14,6 +14,7 @@ class _Pair:
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     is_doomed: bool = False
     is_clients_turn: bool = True
+    transaction: bytes = b""  # what the client said in it
 
     def cut(self) -> None:
         for writer in self.writers:
@@ -26,11 +27,13 @@ class Proxy:
     Attributes:
         n_round_trips: how often a client sent something after the server had said something, or at first.
         lost_commits: so many commits to come are carried out, and their connections cut before the client hears of it.
+        lost_words: only commits of transactions that had these words.
         is_silent: nothing more is handed on, over connections that stay open and new ones that are accepted.
     """
 
     def __init__(self, server_port: int, delay_s: float = 0.0, *, port: int = 0) -> None:
         self.n_round_trips = self.lost_commits = 0
+        self.lost_words = b""
         self.is_silent = False
         self._server_port, self._delay_s = server_port, delay_s
         self._pairs: list[_Pair] = []
@@ -100,9 +103,12 @@ class Proxy:
             if from_client and piece:
                 self.n_round_trips += pair.is_clients_turn
                 pair.is_clients_turn = False
-                if self.lost_commits and b"COMMIT\0" in piece:
-                    self.lost_commits -= 1
-                    pair.is_doomed = True
+                pair.transaction += piece
+                if b"COMMIT\0" in piece:
+                    if self.lost_commits and self.lost_words in pair.transaction:
+                        self.lost_commits -= 1
+                        pair.is_doomed = True
+                    pair.transaction = b""
             elif not from_client:
                 pair.is_clients_turn = True
                 if pair.is_doomed:
