@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_not_a_real_one"
 COMMIT = hashlib.sha1(b"the only commit").hexdigest()
 
@@ -166,6 +169,17 @@ def hub_environment(address: str, home: Path, *, offline: bool = False) -> dict[
     others = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy", k, re.IGNORECASE)}
     given = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
     return others | given | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
+
+
+def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path) -> None:
+    """The same for this process, which has imported huggingface_hub: its constants are read when they are used."""
+    for name, value in hub_environment(address, home).items():
+        patch.setenv(name, value)
+    patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @contextmanager

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_server import COMMIT, hub_environment, hub_server
+from hub_server import COMMIT, ask_this_hub, hub_environment, hub_server
 from huggingface_hub import metadata_load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from twins import make_pair, make_reward_model, offline_checkpoint, read_all, write_prompts
+
+from expo_search.cli import main as cli
 
 IDS = ["--sft", "me/sft", "--aligned", "me/aligned", "--reward-model", "me/reward", "--prompts", "me/prompts"]
 SIZES = ["--n-prompts", "6", "--max-tokens", "12", "--max-model-len", "128", "--alpha-max", "2", "--tolerance", "0"]
@@ -135,32 +137,54 @@ def test_a_dry_run_fetches_headers_alone_and_plans_as_with_the_weights(searched:
     assert "fetching" not in said.stderr
 
 
-def test_two_repositories_with_the_same_weights_are_seen_from_their_outlines(hub: Hub, tmp_path: Path) -> None:
-    found = hub.run(*IDS[:2], "--aligned", "me/sft", *IDS[4:], "--dry-run", home=tmp_path)
-    assert found.returncode == 2
-    assert "same weights" in found.stderr
+class TestRefusals:
+    """Ends before anything is loaded: in this process."""
 
+    @pytest.fixture(autouse=True)
+    def _in_a_new_home(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ask_this_hub(monkeypatch, hub.address, tmp_path / "home")
+        monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "ours"))
+        monkeypatch.chdir(tmp_path)
 
-def test_all_of_a_pair_is_found_before_the_first_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
-    before = len(hub.asked)
-    found = hub.run(*IDS[:4], "--reward-model", "me/none", *IDS[6:], "--storage", "sqlite:///none.db", home=tmp_path)
-    assert found.returncode == 2
-    assert "reward model me/none, file config.json: RepositoryNotFoundError" in found.stderr
-    assert not fetched_weights(hub.asked[before:])
+    @staticmethod
+    def refused(patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+        """The line that the command ends in."""
+        patch.setattr(sys, "argv", ["expo-search", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        return capfd.readouterr().err.splitlines()[-1]
 
+    def test_two_repositories_with_the_same_weights_are_seen_from_their_outlines(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        before = len(hub.asked)
+        line = self.refused(monkeypatch, capfd, *IDS[:2], "--aligned", "me/sft", *IDS[4:], "--dry-run")
+        assert "same weights" in line
+        asked = fetched_weights(hub.asked[before:])
+        assert asked
+        assert all(" bytes 0-" in request for request in asked)
 
-@pytest.mark.parametrize(
-    ("aligned", "expected"),
-    [
-        ("gated/model", "aligned gated/model: a gated repository; expected access to it; ask for access on its page"),
-        ("me/none", "aligned me/none, file config.json: RepositoryNotFoundError: "),
-        ("cut/aligned", "aligned cut/aligned, file *.safetensors: RemoteProtocolError: peer closed connection"),
-    ],
-)
-def test_a_repository_that_cannot_be_fetched_is_one_line(hub: Hub, aligned: str, expected: str) -> None:
-    found = hub.run(*IDS[:2], "--aligned", aligned, *IDS[4:], "--storage", "sqlite:///none.db")
-    assert found.returncode == 2
-    assert f"expo-search: {expected}" in found.stderr
-    assert found.stderr.splitlines()[-1].startswith("expo-search: ")
-    assert "Traceback" not in found.stderr
-    assert not (hub.work / "none.db").exists()
+    def test_all_of_a_pair_is_found_before_the_first_weights_are_fetched(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        before = len(hub.asked)
+        line = self.refused(monkeypatch, capfd, *IDS[:4], "--reward-model", "me/none", *IDS[6:])
+        assert "reward model me/none, file config.json: RepositoryNotFoundError" in line
+        assert len(hub.asked) > before
+        assert not fetched_weights(hub.asked[before:])
+
+    @pytest.mark.parametrize(
+        ("aligned", "expected"),
+        [
+            ("gated/model", "gated/model: a gated repository; expected access to it; ask for access on its page"),
+            ("me/none", "me/none, file config.json: RepositoryNotFoundError: "),
+            ("cut/aligned", "cut/aligned, file *.safetensors: RemoteProtocolError: peer closed connection"),
+        ],
+    )
+    def test_a_repository_that_cannot_be_fetched_is_one_line(
+        self, aligned: str, expected: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        line = self.refused(monkeypatch, capfd, *IDS[:2], "--aligned", aligned, *IDS[4:])
+        assert line.startswith(f"expo-search: aligned {expected}")
+        assert not Path("expo-search.db").exists()
