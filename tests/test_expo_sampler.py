@@ -22,7 +22,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.evaluation.result import Evaluation, Outcome
 from expo_search.search.alpha_range import WIDEST, bounds, first_step
 from expo_search.search.expo_sampler import ExpoSampler, record_gain
-from expo_search.search.proposal import bracketing, propose, settled, winner
+from expo_search.search.proposal import bracketing, expected_regret, propose, settled, winner
 from expo_search.stats.paired import Estimate
 
 SE = 0.02
@@ -313,7 +313,8 @@ class TestBracketing:
             (trial(3, 1.0, 0.05, "hopeless"), True),  # worse than the best; a higher hill may follow
             (trial(3, 1.0, -0.05, "hopeless", se=0.1), True),  # perhaps no worse than alpha = 0
             (trial(3, 1.0, -0.2, "hopeless"), False),
-            (trial(3, 1.0, -0.2), False),
+            (trial(3, 1.0, -4.9 * SE), True),
+            (trial(3, 1.0, -5.1 * SE), False),
             (trial(3, 1.0, 0.4, "degenerate"), False),
         ],
     )
@@ -324,10 +325,10 @@ class TestBracketing:
         assert (bracketing(trials, -1.0, 64.0, 0.25) == 2.0) == goes_on
 
     def test_one_trial_below_alpha_0_by_what_may_be_chance_does_not_end_it_but_a_second_does(self) -> None:
-        low, lower = trial(1, 0.25, -0.05), trial(2, 0.5, -0.05)  # two and a half standard errors each
-        assert bracketing([CONTROL, low], -1.0, 64.0, 0.25) == 0.5
-        step = bracketing([CONTROL, low, lower], -1.0, 64.0, 0.25)
-        assert step == 0.25 / 4
+        perhaps, low = ([trial(i, a, -z * SE) for i, a in enumerate((0.25, 0.5), 1)] for z in (1.9, 2.1))
+        assert bracketing([CONTROL, low[0]], -1.0, 64.0, 0.25) == 0.5
+        assert bracketing([CONTROL, *low], -1.0, 64.0, 0.25) == 0.25 / 4
+        assert bracketing([CONTROL, *perhaps], -1.0, 64.0, 0.25) == 1.0
 
     def test_an_alpha_that_breaks_a_guardrail_bounds_it_too(self) -> None:
         trials = [CONTROL, trial(1, 0.25, -0.2), replace(trial(2, 0.0625, 0.3), broken=("cut off",))]
@@ -447,6 +448,20 @@ class TestSettled:
     def test_the_gain_must_have_been_measured_on_all_prompts(self) -> None:
         explored_only = [e if e.alpha == 0 else replace(e, outcome="enough") for e in self.FOUND]
         assert not settled(explored_only, *WIDEST, 0.25, 0.5)
+
+    @pytest.mark.parametrize(("n_whole", "expected"), [(1, False), (2, True)])
+    def test_by_two_trials_at_least(self, n_whole: int, expected: bool) -> None:
+        whole = sorted(self.FOUND, key=lambda e: e.gain.mean)[-n_whole:]
+        trials = [e if e.alpha == 0 or e in whole else replace(e, outcome="enough") for e in self.FOUND]
+        assert settled(trials, *WIDEST, 0.25, 0.5) is expected
+
+    def test_what_half_a_standard_error_hides_is_not_searched_for(self) -> None:
+        gains, se = {0.25: 0.1, 0.5: 0.3, 1.0: -0.3, 0.35: 0.1}, 0.05
+        trials = [CONTROL, *(trial(i, alpha, gain, se=se) for i, (alpha, gain) in enumerate(gains.items(), 1))]
+        before, now = (expected_regret(trials[:n], *WIDEST) for n in (4, 5))
+        assert se / 4 < now < se / 2 < before < se
+        assert not settled(trials[:4], *WIDEST, 0.25, 1e-9)
+        assert settled(trials, *WIDEST, 0.25, 1e-9)
 
     @pytest.mark.parametrize("truth", [lambda _: 0.0, lambda a: -0.3 * abs(a), lambda _: -3.0])
     def test_where_there_is_no_gain_a_search_ends_all_the_same(self, truth: Truth) -> None:

@@ -69,6 +69,8 @@ def test_what_is_clearly_worse_than_the_pick_does_not_count_and_what_shares_its_
     gains = [Estimate(0.5, 0.1, 100), Estimate(0.2, 0.1, 100), Estimate(-0.5, 0.1, 100)]
     assert rivals(0, gains, 0.01 * np.eye(3)) == [0, 1], "0.3 is two standard errors of the difference, 1.0 is seven"
     assert rivals(0, gains, 0.01 * (0.9 + 0.1 * np.eye(3))) == [0], "now a standard error of it is 0.045"
+    near, far = (Estimate(0.5 - z * math.sqrt(0.02), 0.1, 100) for z in (2.7, 2.9))
+    assert rivals(0, [gains[0], near, far], 0.01 * np.eye(3)) == [0, 1]
     assert rivals(1, gains, 0.01 * np.eye(3)) == [0, 1], "one that looks better than the pick is a rival"
 
 
