@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_while_it_comes_its_rate_and_the_time_left_are_told(tmp_path: Path, monk
     assert (source.path, source.revision, source.on_hub, source.to_fetch) == (tmp_path / COMMIT, COMMIT, True, 0)
     assert said == ["fetching aligned owner/aligned: 4 MB, kept in the Hub's cache"]
     assert doing[0].startswith("fetching aligned owner/aligned: 1 MB of 4 MB, ")
-    assert doing[0].endswith("/s, left 0:03")
+    assert re.search(r"/s, left 0:0\d$", doing[0])
     assert doing[-1] == ""
 
 

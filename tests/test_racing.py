@@ -427,7 +427,7 @@ class TestObjectives:
     def test_the_gain_so_far_is_an_intermediate_value_at_its_number_of_prompts(self, store: Store) -> None:
         spec = SearchSpec(sampler="grid", alpha_min=0.0, alpha_max=3.0)
         found = search(store, objective(store), spec, 3)
-        assert [e.outcome for e in found] == ["complete", "complete", "hopeless"] or found[1].outcome == "hopeless"
+        assert [e.outcome for e in found] == ["complete", "hopeless", "hopeless"]
         for e, t in zip(found, store.study.trials, strict=True):
             assert list(t.intermediate_values) == ([64] if e.trial == CONTROL else [n for n in LOOKS if n <= e.gain.n])
             assert t.intermediate_values[e.gain.n] == t.value == e.gain.mean

@@ -134,7 +134,8 @@ def test_in_another_thread_calls_are_made_unwatched(tmp_path: Path) -> None:
     assert done == [1]
 
 
-def test_a_call_that_is_not_timed_may_last_and_is_still_watched_for_processes_that_end(watchdog: Watchdog) -> None:
+def test_a_call_that_is_not_timed_may_last_and_is_still_watched_for_processes_that_end() -> None:
+    watchdog = Watchdog(1.0, never)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     watchdog.processes = [process.pid]
     with watchdog.watching(timed=False):
@@ -145,3 +146,4 @@ def test_a_call_that_is_not_timed_may_last_and_is_still_watched_for_processes_th
     with pytest.raises(EngineDied, match="has ended"), watchdog.watching(timed=False):
         Future[int]().result(timeout=60)
     process.communicate()
+    watchdog.close()
