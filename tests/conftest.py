@@ -67,6 +67,17 @@ def _scripts_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pair, aligned and sft, and a reward model, made once: tests copy them."""
+    from twins import make_pair, make_reward_model
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_pair(folder, "llama-tied", delta=0.2)
+    make_reward_model(folder / "reward")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server, one for each process of the suite, started when it is first wanted."""
     if postgres_binaries() is None:

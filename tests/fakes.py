@@ -13,7 +13,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
+import expo_search as es
 from expo_search.contracts import Completion, Prompt, Switch
 from expo_search.evaluation.result import Evaluation
 from expo_search.stats.paired import Estimate
@@ -182,6 +184,16 @@ class FakeWatcher:
 
     def scored(self, n: int) -> None:
         self.n_scored += n
+
+
+def outcome(found: Sequence[Evaluation]) -> list[tuple[object, ...]]:
+    """Everything but times."""
+    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.fingerprint) for e in found]
+
+
+def opened(spec: es.StudySpec | str, **options: Any) -> es.Session:
+    """A session in the working folder, without an engine."""
+    return es.open_session(spec, "sqlite:///mine.db", model=FakeModel(), quiet=True, **options)
 
 
 def make_evaluation(trial: int, alpha: float, difference: float, se: float, n: int = 100) -> Evaluation:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import CASES, GOOD, LONG_CASES, Case
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 from expo_search import errors
 from expo_search.cli import main as cli
@@ -40,19 +40,11 @@ class Refusal:
 refusals: dict[str, Refusal] = {}  # by title, filled by the tests as they run
 
 
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good pair, reward model and prompts: each test spoils a copy of one of them."""
-    folder = tmp_path_factory.mktemp("parts")
-    make_pair(folder, "llama-tied")
-    make_reward_model(folder / "reward")
-    write_prompts(folder / "prompts.jsonl", 8)
-    return folder
-
-
 @pytest.fixture
-def good(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(parts, tmp_path, dirs_exist_ok=True)
+def good(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good pair, reward model and prompts, of which each test spoils one."""
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
+    write_prompts(tmp_path / "prompts.jsonl", 8)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 from expo_search.cli import main as command
 from expo_search.cli.signals import same_command
@@ -42,9 +43,8 @@ def test_what_goes_on_after_a_stop_does_not_forget_what_was_just_answered(
 
 
 @pytest.mark.slow
-def test_a_benchmark_goes_on_prints_what_is_there_and_stands_in_show(tmp_path: Path) -> None:
-    make_pair(tmp_path, "llama-tied", delta=0.2)
-    make_reward_model(tmp_path / "reward")
+def test_a_benchmark_goes_on_prints_what_is_there_and_stands_in_show(tiny_home: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", 10)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_preflight import checked
-from twins import make_pair, make_reward_model, write_prompts
+from twins import make_pair, write_prompts
 
 from expo_search.config.presets import load_study
 from expo_search.engine.context_length import allowed_context
@@ -17,9 +18,8 @@ from expo_search.session.preflight import Checked, check
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_pair(tmp_path, "llama-tied")
-    make_reward_model(tmp_path / "reward")
+def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path

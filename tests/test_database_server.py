@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 from databases import PASSWORD, PostgresServer, rows
-from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts, outcome
 from proxy import Proxy
 
 from expo_search.cli import main as cli
@@ -54,11 +54,6 @@ def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
 def run(store: Store, model: FakeModel | None = None) -> list[Evaluation]:
     objective = Objective(model or FakeModel(), FakeScorer(), store, PROMPTS, FakeWatcher())
     return search(store, objective, SPEC, N_TRIALS)
-
-
-def outcome(found: Sequence[Evaluation]) -> list[tuple[object, ...]]:
-    """Everything but times."""
-    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.fingerprint) for e in found]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts, outcome
 
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
@@ -46,18 +46,13 @@ def run(store: Store, model: FakeModel | None = None) -> list[Evaluation]:
     return search(store, objective, SPEC, N_TRIALS)
 
 
-def outcome(found: list[Evaluation]) -> list[tuple[object, ...]]:
-    """Everything but times."""
-    return [(e.trial, e.alpha, e.reward, e.difference, e.mean_length, e.fingerprint) for e in found]
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
     return outcome(run(Store(f"sqlite:///{tmp_path_factory.mktemp('whole') / 'whole.db'}", "s")))
 
 
-def hold(url: str, statements: list[str], seconds: float) -> threading.Thread:
-    """Another program's connection, in a transaction for so long. Returns once it is in it."""
+def hold(url: str, statements: list[str], seconds: float, over: threading.Event | None = None) -> threading.Thread:
+    """Another program's connection, in a transaction for so long, or until it is over. Returns once it is in it."""
     inside = threading.Event()
 
     def keep() -> None:
@@ -65,7 +60,7 @@ def hold(url: str, statements: list[str], seconds: float) -> threading.Thread:
         for statement in statements:
             connection.execute(statement).fetchall()
         inside.set()
-        time.sleep(seconds)
+        (over or threading.Event()).wait(seconds)
         connection.close()
 
     thread = threading.Thread(target=keep)
@@ -83,9 +78,11 @@ def test_a_reader_with_an_open_transaction_stops_and_slows_nothing(
 ) -> None:
     store = Store(f"sqlite:///{file}", "s")
     assert store.note is None
-    reader = hold(store.url, READS, LONGER_THAN_SQLITE_WAITS_S)
+    over = threading.Event()
+    reader = hold(store.url, READS, 60, over)
     assert outcome(run(store)) == unbroken
     assert reader.is_alive(), "the search waited for a reader"
+    over.set()
     reader.join()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 from expo_search.cli.main import app
 from expo_search.config.presets import load_study
@@ -33,9 +34,8 @@ N_PROMPTS = 12
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_pair(tmp_path, "llama-tied")
-    make_reward_model(tmp_path / "reward")
+def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twins import edit, make_pair, make_reward_model, write_prompts
+from twins import edit, make_reward_model, write_prompts
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.engine.model import VllmModel
@@ -22,10 +23,9 @@ SEARCH = [*PAIR, *SIZES]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_pair(folder, "llama-tied", delta=0.2)
-    make_reward_model(folder / "reward")
+    shutil.copytree(tiny_home, folder, dirs_exist_ok=True)
     write_prompts(folder / "prompts.jsonl", 10)
     return folder
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from twins import edit, make_pair, make_reward_model, write_prompts
+from twins import edit, write_prompts
 
 from expo_search.engine.worker.node_memory import held_bytes
 
@@ -30,10 +30,9 @@ TWO_ENGINES = re.compile(r"engines: 2, with 1 (cores|GPU) each")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_pair(folder, "llama-tied", delta=0.2)
-    make_reward_model(folder / "reward")
+    shutil.copytree(tiny_home, folder, dirs_exist_ok=True)
     write_prompts(folder / "prompts.jsonl", 40)
     (folder / "mine.toml").write_text("")
     return folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import BEST, FakeModel, FakeWatcher, make_prompts
+from fakes import BEST, FakeModel, FakeWatcher, make_prompts, opened
 from judge_server import MODEL, JudgeServer, judge_server, longer
 from twins import make_pair, write_prompts
 
@@ -393,10 +393,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_prompts(tmp_path / "prompts.jsonl", 48)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def opened(spec: es.StudySpec | str, **options: Any) -> es.Session:
-    return es.open_session(spec, "sqlite:///mine.db", model=FakeModel(), quiet=True, **options)
 
 
 @pytest.mark.usefixtures("home")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 STATE = (
     "import gc, os, signal, warnings\n"
@@ -36,9 +37,8 @@ result
 
 
 @pytest.mark.slow
-def test_two_sessions_in_one_kernel_leave_it_as_it_was_and_the_result_is_shown(tmp_path: Path) -> None:
-    make_pair(tmp_path, "llama-tied", delta=0.2)
-    make_reward_model(tmp_path / "reward")
+def test_two_sessions_in_one_kernel_leave_it_as_it_was_and_the_result_is_shown(tiny_home: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", 10)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (STATE, SEARCH)])
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from twins import edit, make_pair, make_reward_model, write_prompts
+from twins import edit, make_reward_model, write_prompts
 
 SEARCH = [
     "--sft", "sft", "--aligned", "aligned", "--prompts", "prompts.jsonl", "--n-prompts", "4", "--max-tokens", "6",
@@ -16,10 +17,9 @@ SEARCH = [
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_pair(folder, "llama-tied")
-    make_reward_model(folder / "reward")
+    shutil.copytree(tiny_home, folder, dirs_exist_ok=True)
     make_reward_model(folder / "not-a-number")
     edit(folder / "not-a-number", lambda name, t: t.fill_(float("nan")) if name == "score.weight" else t)
     write_prompts(folder / "prompts.jsonl", 8)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import BEST, FakeModel
+from fakes import BEST, FakeModel, opened
 from twins import make_pair, write_prompts
 
 import expo_search as es
@@ -300,10 +300,6 @@ def study(scorer: str | None, **pair: str) -> es.StudySpec:
         "search": {"seed": 1, "sampler": "grid", "racing": False, "alpha_max": 1.0},
     }
     return es.load_study(name="mine", overrides=overrides | ({"reward": {"scorer": scorer}} if scorer else {}))
-
-
-def opened(spec: es.StudySpec | str, **options: Any) -> es.Session:
-    return es.open_session(spec, "sqlite:///mine.db", model=FakeModel(), quiet=True, **options)
 
 
 @pytest.fixture(params=["function", "command"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_build import write_lora
-from twins import edit, make_pair, make_reward_model, make_tokenizer, write_prompts
+from twins import edit, make_tokenizer, write_prompts
 
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
-from expo_search.engine import start
+from expo_search.engine import ranks, start
 from expo_search.engine.machine import Machine
 from expo_search.errors import SettingsChanged, StudyError
 from expo_search.inputs.source import Pair, Source
@@ -31,9 +32,8 @@ N_ROWS = 20
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_pair(tmp_path, "llama-tied")
-    make_reward_model(tmp_path / "reward")
+def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", N_ROWS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -155,7 +155,10 @@ class TestSettings:
         assert differing(before, checked()) == {"reward.chat_template"}
 
     @pytest.mark.usefixtures("home")
-    def test_another_number_of_ranks_is_named_since_fingerprints_are_by_rank(self) -> None:
+    def test_another_number_of_ranks_is_named_since_fingerprints_are_by_rank(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ranks, "n_devices", lambda: (2, "core"))
         assert differing(checked(), checked(tensor_parallel=2)) == {"engine.tensor_parallel"}
 
     @pytest.mark.usefixtures("home")

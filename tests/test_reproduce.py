@@ -19,7 +19,7 @@ from fakes import FakeWatcher, make_evaluation
 from pseudo_terminal import on_a_terminal
 from test_build import write_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from twins import edit, make_pair, make_reward_model, write_prompts
+from twins import edit, write_prompts
 
 from expo_search.api import open_session
 from expo_search.config.presets import load_study
@@ -45,10 +45,9 @@ from expo_search.weights.shape import Shape, shape_of
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_pair(folder, "llama-tied", delta=0.2)
-    make_reward_model(folder / "reward")
+    shutil.copytree(tiny_home, folder, dirs_exist_ok=True)
     write_prompts(folder / "prompts.jsonl", 24)
     return folder
 

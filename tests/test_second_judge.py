@@ -17,7 +17,7 @@ from databases import PostgresServer
 from fakes import BEST, FakeModel, FakeScorer, Killed, make_evaluation
 from optuna_dashboard import get_note
 from test_model_card import make_origin
-from twins import drop, edit, make_pair, make_reward_model, write_prompts
+from twins import drop, edit, write_prompts
 from typer.testing import CliRunner
 
 import expo_search as es
@@ -452,9 +452,8 @@ class TestSetting:
 
 class TestFind:
     @pytest.fixture
-    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        make_pair(tmp_path, "llama-tied")
-        make_reward_model(tmp_path / "reward")
+    def home(self, tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
         shutil.copytree(tmp_path / "reward", tmp_path / "judge")
         edit(tmp_path / "judge", lambda name, t: -t if "score" in name else t)
         write_prompts(tmp_path / "prompts.jsonl", 20)

@@ -6,6 +6,7 @@ import ast
 import json
 import pickle
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -318,6 +319,7 @@ def refused(request: pytest.FixtureRequest) -> tuple[str, str]:
 class TestSecrets:
     def test_a_refused_search_shows_no_password_of_its_database(
         self,
+        tiny_home: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str],
@@ -325,8 +327,7 @@ class TestSecrets:
     ) -> None:
         url, said = refused
         monkeypatch.chdir(tmp_path)
-        make_pair(tmp_path, "llama-tied")
-        make_reward_model(tmp_path / "reward")
+        shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
         write_prompts(tmp_path / "prompts.jsonl", 8)
         capfd.readouterr()
         pair = ["--sft", "sft", "--aligned", "aligned", "--reward-model", "reward", "--prompts", "prompts.jsonl"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 N_PROMPTS = 24
 SEARCH = [
@@ -26,10 +27,9 @@ SECRETS = {"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN, "HF_HUB_OFFLINE":
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    make_pair(folder, "llama-tied", delta=0.2)
-    make_reward_model(folder / "reward")
+    shutil.copytree(tiny_home, folder, dirs_exist_ok=True)
     write_prompts(folder / "prompts.jsonl", N_PROMPTS)
     return folder
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from databases import rows
 
 from expo_search.cli.console import known_study
 from expo_search.contracts import Prompt
@@ -21,15 +22,6 @@ from expo_search.store.study_store import Store
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'test.db'}"
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    """Read beside the package, with Python's own driver."""
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 @pytest.fixture(params=["wal", "delete"])

@@ -19,7 +19,7 @@ from fakes import make_prompts
 from optuna import Study, Trial
 from optuna.trial import TrialState
 from sqlalchemy.orm import Session
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 from expo_search.config.presets import load_study
 from expo_search.contracts import Completion
@@ -278,15 +278,13 @@ def test_a_look_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_search_is_refused_while_its_input_is_checked_and_a_reader_is_not(
-    tmp_path: Path, url: str, other_process: subprocess.Popen[bytes]
+    tiny_home: Path, tmp_path: Path, url: str, other_process: subprocess.Popen[bytes]
 ) -> None:
     """Before the memory is planned, which comes before the engine."""
-    make_pair(tmp_path, "llama-tied")
-    make_reward_model(tmp_path / "reward")
     parts = {
-        "aligned": str(tmp_path / "aligned"),
-        "sft": str(tmp_path / "sft"),
-        "reward_model": str(tmp_path / "reward"),
+        "aligned": str(tiny_home / "aligned"),
+        "sft": str(tiny_home / "sft"),
+        "reward_model": str(tiny_home / "reward"),
     }
     overrides: dict[str, dict[str, Any]] = {
         "pair": parts,
