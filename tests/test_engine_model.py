@@ -1,19 +1,24 @@
-"""Answers that vLLM hands over some tokens at a time are the same ones, with every token counted."""
+"""Answers that come some tokens at a time are the same ones, every token counted; a start that fails leaves nothing."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from twins import make_pair
+from twins import make_pair, make_tokenizer
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt
+from expo_search.engine import watched
 from expo_search.engine.memory_plan import MemoryPlan
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
+from expo_search.errors import MaterializeError
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(12)]
 
@@ -90,3 +95,20 @@ def test_an_answer_that_is_shown_as_it_comes_still_comes_token_by_token(model: V
 def test_a_plan_for_a_gpu_hands_over_some_tokens_at_a_time(model: VllmModel) -> None:
     spec = model._spec.planned(MemoryPlan({}, {}, "gpu", 0.8, max_num_seqs=384))
     assert (spec.output_tokens, spec.engine.max_num_seqs, spec.sources_on_host) == (16, 384, False)
+
+
+def test_a_pair_that_is_refused_after_its_engine_has_started_leaves_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    stopped: list[bool] = []
+    report = {"aligned": "same", "sft": "same", "relative_delta": 0.0, "changed_share": 0.0, "n_bytes": 1}
+    calls = {"expo_pid": os.getpid(), "expo_sources": report}
+    core = SimpleNamespace(shutdown=lambda: stopped.append(True))
+    llm = SimpleNamespace(
+        collective_rpc=lambda method, **_: [calls[method]], llm_engine=SimpleNamespace(engine_core=core)
+    )
+    monkeypatch.setattr(watched, "start_engine", lambda _: llm)
+    with pytest.raises(MaterializeError, match="the same weights"):
+        VllmModel(ModelSpec(tmp_path, tmp_path, SamplingSpec(), EngineSpec(), 42))
+    assert stopped == [True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -116,6 +117,37 @@ def test_a_restart_ends_the_old_engines_helpers_too(monkeypatch: pytest.MonkeyPa
             assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         assert engine._watchdog.processes == sorted([new.process.pid, *new.ranks])
         engine.close()
+
+
+def test_a_helper_that_is_a_zombie_hides_no_other() -> None:
+    with a_core() as core, a_core() as other:
+        os.kill(other.helper, 9)  # which `other` waits for only when told to
+        while psutil.Process(other.helper).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert watched._helpers([os.getpid()]) >= {core.process.pid, core.helper, *core.ranks, *other.ranks}
+
+
+def watchdogs() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "expo-search watchdog"]
+
+
+@pytest.mark.parametrize("part", ["the engine", "its first call"])
+def test_a_start_that_fails_leaves_neither_an_engine_nor_a_watchdog(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, stopped = watchdogs(), list[str]()
+
+    def fails(*_: object, **__: object) -> Any:
+        raise RuntimeError("no room")
+
+    core = SimpleNamespace(shutdown=lambda: stopped.append("engine"))
+    llm: Any = SimpleNamespace(collective_rpc=fails, llm_engine=SimpleNamespace(engine_core=core))
+    monkeypatch.setattr(watched, "start_engine", fails if part == "the engine" else lambda _: llm)
+    spec: Any = SimpleNamespace(engine=EngineSpec())
+    with pytest.raises((RuntimeError, EngineDied), match="no room"):
+        WatchedEngine(spec)
+    assert stopped == ([] if part == "the engine" else ["engine"])
+    for thread in set(watchdogs()) - set(before):
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 class Stamping:

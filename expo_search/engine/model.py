@@ -56,10 +56,14 @@ class VllmModel:
         self._n_requests = 0
         self._pending: dict[str, Answer] = {}  # under way, by request
         self._engine = WatchedEngine(spec, give_up)
-        self.sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
-        if self.sources.aligned == self.sources.sft:
-            raise same_weights(spec.aligned, spec.sft)
-        self._check()
+        try:
+            self.sources = SourcesReport.of_ranks(self._engine.call("expo_sources"))
+            if self.sources.aligned == self.sources.sft:
+                raise same_weights(spec.aligned, spec.sft)
+            self._check()
+        except BaseException:  # nobody else has the engine yet
+            self._engine.end()
+            raise
 
     def restart(self) -> None:
         """Start the engine anew after an `EngineDied`; it stands at alpha = 0, with the canary passed.

@@ -91,6 +91,12 @@ class WatchedEngine:
         Raises:
             EngineError: it does not start, or there is no longer room for it.
         """
+        self.end()
+        self._spec = self._spec.planned_again()
+        self._start()
+
+    def end(self) -> None:
+        """As `close`, of an engine that may hang or have died: its processes are killed."""
         for pid in (*_helpers(self._watchdog.processes), *self._watchdog.processes):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -100,8 +106,6 @@ class WatchedEngine:
         closing.join(_CLOSE_S)
         gc.collect()
         _wait_for_end(self._watchdog.processes, _CLOSE_S)  # a process's memory on a GPU is free when it has ended
-        self._spec = self._spec.planned_again()
-        self._start()
 
     def close(self) -> None:
         """Stop the engine and free its memory, the sources among it, whoever still refers to this object."""
@@ -115,10 +119,14 @@ class WatchedEngine:
         # first: its thread takes a Ctrl-C that the start of the engine keeps from this one (see `start.py`)
         self._watchdog = Watchdog(self._spec.engine.timeout_s, self._give_up)
         self._stamp = None
-        self._llm = start_engine(self._spec)
-        self._watchdog.processes = processes_of(self.call("expo_pid"))
-        if self._watchdog.processes:  # which would outlive this one where it is killed
-            self.call("expo_end_with", os.getpid(), list(self._watchdog.processes))
+        try:
+            self._llm = start_engine(self._spec)
+            self._watchdog.processes = processes_of(self.call("expo_pid"))
+            if self._watchdog.processes:  # which would outlive this one where it is killed
+                self.call("expo_end_with", os.getpid(), list(self._watchdog.processes))
+        except BaseException:
+            self.end()
+            raise
 
     def _check_stamps(self, outputs: Iterable[CompletionOutput]) -> None:
         """Check that every token of the answers that have ended was drawn at the alpha that was set last.
@@ -212,6 +220,7 @@ def _helpers(processes: Iterable[int]) -> set[int]:
     for pid in processes:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(pid).children(recursive=True):
-                if not any("resource_tracker" in word for word in child.cmdline()):
-                    helpers.add(child.pid)
+                with suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
+                    if not any("resource_tracker" in word for word in child.cmdline()):
+                        helpers.add(child.pid)
     return helpers - set(processes)

@@ -208,7 +208,11 @@ class Running:
 def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[EngineDied], None] | None = None) -> Running:
     """Start all of it: the engine with its canary, the reward model, then the study. Raises as `Running`."""
     running = Running(checked, say, give_up)
-    _ = running.model, running.scorer, running.store
+    try:
+        _ = running.model, running.scorer, running.store
+    except BaseException:
+        running.close()
+        raise
     return running
 
 
@@ -249,7 +253,11 @@ def start_model(
     checked.pair.refuse_outlines()
     say(f"starting vLLM: {dtypes.sentence(rated=checked.scorer is None)}")
     model = VllmModel(model_spec(spec, checked.pair, plan, checked.plan_again), give_up)
-    _accept(checked, model.sources, model.noise, model.canary_s, say)
+    try:
+        _accept(checked, model.sources, model.noise, model.canary_s, say)
+    except BaseException:
+        model.close()
+        raise
     return model
 
 
