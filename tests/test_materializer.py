@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def test_shards_need_not_line_up(tmp_path: Path) -> None:
     fresh = engine(offline_checkpoint(aligned, sft, 0.7, tmp_path / "offline"), sft)
     assert (fresh.sources.aligned, answer(fresh)) == switched
     fresh.close()
+
+
+def test_a_file_beside_model_safetensors_that_no_index_names_is_not_loaded(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    for name in ("a.safetensors", "z.safetensors"):  # as whatever the folder is read: before it, and after it
+        shutil.copy(sft / "model.safetensors", aligned / name)
+    live = engine(aligned, sft)  # which refuses two that hold the same weights
+    live.close()
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

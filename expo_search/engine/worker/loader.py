@@ -118,6 +118,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         config.model_loader_extra_config = options
         config.load_format = "safetensors"
         super().__init__(config)
+        self._files: set[Path] = set()  # of the two checkpoints
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
         """Called by vLLM: load aligned and sft, leave alpha = 0 in `model`, and keep both sources beside it.
@@ -130,6 +131,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         aligned = open_checkpoint(Path(model_config.model), role="aligned")
         sft = open_checkpoint(self._sft_path, role="sft")
         check = check_pair(aligned, sft)
+        self._files = {t.file for checkpoint in (aligned, sft) for t in checkpoint.tensors.values()}
         # Post-load processing would tie lm_head to the input embedding where aligned holds two equal copies of it;
         # they need not stay equal at another alpha.
         model_config.word_embeddings_untied_by_checkpoint = False
@@ -162,6 +164,11 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         for weight in weights_of(model):
             _share_memory(weight)
         return model
+
+    def _prepare_weights(self, *args: Any, **kwargs: Any) -> tuple[str, list[str], bool, str]:
+        """Called by vLLM, whose own takes every safetensors file where there is no index: keep what was checked."""
+        folder, files, is_safetensors, index = super()._prepare_weights(*args, **kwargs)
+        return folder, [file for file in files if Path(file) in self._files], is_safetensors, index
 
     def _point_at_buffers(
         self, weights: list[Weight], live: list[torch.Tensor], source: str, checkpoint: Checkpoint

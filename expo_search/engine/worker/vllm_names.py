@@ -66,7 +66,7 @@ _ATTRIBUTES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (PoolerConfig, ("use_activation",)),
     (envs, ("disable_envs_cache", "enable_envs_cache")),
     # what `worker/loader.py` overrides and calls
-    (DefaultModelLoader, ("load_weights", "get_all_weights")),
+    (DefaultModelLoader, ("load_weights", "get_all_weights", "_prepare_weights")),
     (QuantizeMethodBase, ("process_weights_after_loading",)),
 )
 
