@@ -151,6 +151,39 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
+class Packing(QuantizeMethodBase):  # type: ignore[misc]  # vllm is not followed by mypy
+    """As vLLM packs a linear layer on a CPU: into memory of its own, and the weight is gone."""
+
+    def create_weights(self, *_: Any, **__: Any) -> None: ...
+
+    def apply(self, *_: Any, **__: Any) -> torch.Tensor: ...  # type: ignore[empty-body]
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.packed = layer.weight.detach().clone()
+        layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def test_switches_go_through_memory_for_one_module_also_after_all_were_poisoned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(materializer, "current_platform", SimpleNamespace(is_cpu=lambda: True))
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16) for _ in range(8)))
+    weights = []
+    for i, layer in enumerate(model):
+        layer.quant_method = Packing()
+        weights.append(weight(layer, "weight", *(torch.randn(64, 64).bfloat16() for _ in range(2)), name=str(i)))
+    config: Any = SimpleNamespace(word_embeddings_untied_by_checkpoint=False, dtype=torch.bfloat16, quantization=None)
+    live = LiveWeights(model, config, weights, PieceReader(torch.device("cpu"), stage=False))
+    for alpha in (0.0, "poison", 0.7, 0.7):
+        if isinstance(alpha, str):
+            live.poison()
+        else:
+            live.switch(alpha)
+    for layer, w in zip(model, weights, strict=True):
+        assert torch.equal(layer.packed, plain_theta(w.aligned, w.sft, 0.7).bfloat16())
+    assert live._scratch._buffer.nbytes == 64 * 64 * 2
+
+
 E, INNER, PADDED, HIDDEN = 3, 96, 128, 4  # experts, intermediate size in the checkpoint and in memory, hidden size
 
 

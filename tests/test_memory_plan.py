@@ -101,6 +101,13 @@ def test_on_a_cpu_everything_shares_one_memory_and_each_rank_has_a_cache() -> No
     assert (one.sources, one.gpu_memory_utilization, one.host) == ("host", None, {})
 
 
+def test_a_start_on_a_cpu_holds_what_is_packed_twice_before_a_reward_model_is_loaded() -> None:
+    none, small, large = (plan(Machine(100 * GIB), replace(NEEDS, reward_model=n * GIB)) for n in (0, 5, 13))
+    assert none.device["start"] == (14 - 1) * GIB  # all but the vocabulary's matrices, of which copies are packed
+    assert small.device["start"] == (14 - 1 - 5) * GIB
+    assert large.device["start"] == 0, "in the reward model's place"
+
+
 def test_sources_that_do_not_fit_on_the_gpu_go_to_the_host_and_those_asked_for_stay() -> None:
     large, small = plan(gpu(80), sources="gpu"), plan(gpu(48))
     assert (large.sources, small.sources) == ("gpu", "host")
@@ -247,7 +254,7 @@ def test_caches_with_fewer_heads_than_ranks_are_not_spread_further() -> None:
         (gpu(10), {}, "GPU memory", "free memory, or take a smaller pair"),
         (gpu(48, host=16), {}, "host memory", "--tensor-parallel 2"),
         (Machine(66 * GIB), {"kv_cache_gib": 16}, "memory", "kv_cache_gib = 5 in [engine] would fit"),
-        (Machine(50 * GIB), {"kv_cache_gib": 1}, "memory", "a smaller reward model would fit"),
+        (Machine(60 * GIB), {"kv_cache_gib": 1}, "memory", "a smaller reward model would fit"),
         (Machine(20 * GIB), {}, "memory", "free memory, or take a smaller pair"),
     ],
 )  # fmt: skip

@@ -162,11 +162,14 @@ def _plan(needs: Needs, engine: EngineSpec, machine: Machine, where: Where, work
     ranks = engine.tensor_parallel
     in_host_memory = max(0, needs.sources - machine.host_held)
     if not machine.has_gpu:
+        reward = needs.reward_model + needs.reward_activations
         everything = {
             "weights": needs.live + needs.packed,
+            # what is packed is there unpacked as well until the canary has passed, when the reward model is loaded
+            "start": max(0, needs.live - needs.packed - reward),
             "sources": in_host_memory,
             "KV cache": ranks * engine.kv_cache_gib * _GIB,
-            "reward model": needs.reward_model + needs.reward_activations,
+            "reward model": reward,
             # a switch writes a matrix in load layout and packs it anew, before the old one goes
             "other": (1 + (ranks if ranks > 1 or engine.own_process else 0)) * _LIBRARIES_BYTES + 2 * needs.largest,
         }

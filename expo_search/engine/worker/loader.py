@@ -156,9 +156,10 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         object.__setattr__(model, "_expo_weights", weights)
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
-        """Called by vLLM: as its own, and load-layout memory that post-load processing left behind is freed.
+        """Called by vLLM: as its own, and a weight of the old form that was put elsewhere shares that memory.
 
-        The weights' tensors would else keep a second copy of the experts alive while vLLM measures what is left.
+        A second copy of the experts would else be alive while vLLM measures what is left. What a CPU engine has packed
+        into another form stays in load layout besides until the first switch, as the canary poisons all of it.
         """
         model: nn.Module = super().load_model(vllm_config, model_config, prefix)
         for weight in weights_of(model):

@@ -171,6 +171,7 @@ class LiveWeights:
             for weight in (w for w in self._weights if w.is_loaded_float):
                 self._put_back(weight).data.fill_(float("nan"))
             process_weights_after_loading(self._model, self._model_config, self._weights[0].device)
+        self._scratch = Scratch()  # the old one would grow to the whole model, and no switch needs as much
 
     def _put_back(self, weight: Weight) -> torch.Tensor:
         """Give the module its load-layout tensor again, with memory of the right shape and dtype."""
