@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import signal
 import subprocess
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
-from twins import make_pair
+from twins import edit, make_pair
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.contracts import Completion, Prompt
@@ -23,9 +25,9 @@ from expo_search.engine.machine import Machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.model import VllmModel
 from expo_search.engine.needs import Needs
-from expo_search.engine.start import ModelSpec
+from expo_search.engine.start import ModelSpec, start_engine
 from expo_search.engine.watched import WatchedEngine
-from expo_search.errors import EngineDied, EngineError
+from expo_search.errors import EngineDied, EngineError, MaterializeError
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(6)]
 SAMPLING = SamplingSpec(max_tokens=40)
@@ -107,6 +109,36 @@ def test_an_engine_is_started_anew_with_what_is_free_once_the_old_one_has_ended(
     for worker in workers:
         worker.kill()
         worker.wait()
+
+
+@pytest.mark.parametrize(
+    ("finds", "error", "told"),
+    [(True, MaterializeError, "^weight x: NaN"), (False, EngineError, "Engine core initialization failed")],
+)
+def test_of_an_engine_that_does_not_start_the_loaders_fault_is_told_where_there_is_one(
+    finds: bool, error: type[Exception], told: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(folder / "aligned", folder / "sft", SAMPLING, EngineSpec(), 42)
+
+    def fails(*, model_loader_extra_config: dict[str, Any], **_: object) -> None:
+        if finds:
+            fault = MaterializeError(where="weight x", found="NaN", expected="numbers", do="look")
+            Path(model_loader_extra_config["expo_fault_file"]).write_bytes(pickle.dumps(fault))
+        raise RuntimeError("Engine core initialization failed.")  # all that vLLM says of another process
+
+    monkeypatch.setattr("vllm.LLM", fails)
+    with pytest.raises(error, match=told):
+        start_engine(spec)
+
+
+@pytest.mark.slow  # an engine in a process of its own starts slowly
+def test_a_fault_that_the_loader_finds_in_another_process_is_told_in_its_own_words(tmp_path: Path) -> None:
+    aligned, sft = make_pair(tmp_path, "llama-tied")
+    edit(sft, lambda name, t: t * float("nan") if name == "model.norm.weight" else t)
+    engine = EngineSpec(max_model_len=128, kv_cache_gib=1, own_process=True)
+    named = r"^sft checkpoint, tensor model.norm.weight of .*: numbers that are not finite"
+    with pytest.raises(MaterializeError, match=named):
+        start_engine(ModelSpec(aligned, sft, SAMPLING, engine, 42))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of the system call is of x86-64")

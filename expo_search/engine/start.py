@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
@@ -203,6 +204,7 @@ def start_engine(spec: ModelSpec) -> LLM:
         EngineError: vLLM is not installed, or cannot start with these checkpoints and options.
         CheckpointError: `aligned` is no whole checkpoint.
         StudyError: an arithmetic that cannot hold the weights.
+        MaterializeError, PairError: what `worker/loader.py` finds in the checkpoints.
     """
     is_first = "vllm" not in sys.modules
     try:
@@ -225,45 +227,49 @@ def start_engine(spec: ModelSpec) -> LLM:
     aligned = open_checkpoint(spec.aligned, role="aligned")
     dtypes = dtypes_of(spec.engine, RewardSpec(), aligned)
     settings |= attention_settings(aligned.config, dtypes.engine, cuda=has_gpu())
+    options = {
+        loader.SFT_OPTION: str(spec.sft),
+        loader.HOST_OPTION: spec.sources_on_host,
+        loader.SHARED_OPTION: spec.shared_sources,
+        loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
+    }
     if not is_first:
         gc.collect()  # before freezing, so that what a dead engine left is freed
     gc.freeze()  # the objects of the imports, which vLLM's collections need not go through
-    try:
-        with not_for_children(), imports_stay_frozen():
-            return LLM(
-                model=str(spec.aligned),
-                tokenizer=str(spec.aligned),
-                trust_remote_code=spec.trust_remote_code,
-                runner="generate",
-                dtype=dtypes.engine,  # never "auto": vLLM may then round the weights to another dtype, with a warning
-                max_model_len=spec.engine.max_model_len,
-                tensor_parallel_size=spec.engine.tensor_parallel,
-                # in a process that Ray runs, vLLM's own choice would be Ray once more
-                distributed_executor_backend="mp" if spec.engine.tensor_parallel > 1 else None,
-                seed=spec.seed,
-                load_format=spec.load_format or loader.LOAD_FORMAT,
-                model_loader_extra_config={
-                    loader.SFT_OPTION: str(spec.sft),
-                    loader.HOST_OPTION: spec.sources_on_host,
-                    loader.SHARED_OPTION: spec.shared_sources,
-                    loader.WEIGHTS_OPTION: dtypes.weights if dtypes.engine != dtypes.weights else None,
-                },
-                worker_extension_cls="expo_search.engine.worker.materializer.ExpoWorker",
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **settings,
-            )
-    except ExpoError:
-        _leave_no_process_groups()
-        raise
-    except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
-        _leave_no_process_groups()
-        raise EngineError(
-            where=f"vLLM engine for {spec.aligned}",
-            found=" ".join(str(fault).split())[:300],
-            expected="an engine that starts",
-            do="see the log file for vLLM's own words",
-        ) from fault
+    with TemporaryDirectory(prefix="expo-search-") as folder:
+        fault_file = Path(folder) / "fault"
+        try:
+            with not_for_children(), imports_stay_frozen():
+                return LLM(
+                    model=str(spec.aligned),
+                    tokenizer=str(spec.aligned),
+                    trust_remote_code=spec.trust_remote_code,
+                    runner="generate",
+                    dtype=dtypes.engine,  # never "auto": vLLM may then round the weights otherwise, with a warning
+                    max_model_len=spec.engine.max_model_len,
+                    tensor_parallel_size=spec.engine.tensor_parallel,
+                    # in a process that Ray runs, vLLM's own choice would be Ray once more
+                    distributed_executor_backend="mp" if spec.engine.tensor_parallel > 1 else None,
+                    seed=spec.seed,
+                    load_format=spec.load_format or loader.LOAD_FORMAT,
+                    model_loader_extra_config=options | {loader.FAULT_OPTION: str(fault_file)},
+                    worker_extension_cls="expo_search.engine.worker.materializer.ExpoWorker",
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    **settings,
+                )
+        except (ExpoError, ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
+            _leave_no_process_groups()
+            if isinstance(fault, ExpoError):
+                raise
+            if fault_file.exists():
+                raise loader.read_fault(fault_file) from fault
+            raise EngineError(
+                where=f"vLLM engine for {spec.aligned}",
+                found=" ".join(str(fault).split())[:300],
+                expected="an engine that starts",
+                do="see the log file for vLLM's own words",
+            ) from fault
 
 
 def _leave_no_process_groups() -> None:

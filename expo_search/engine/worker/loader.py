@@ -18,7 +18,9 @@ some parameters are in float32 in either.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +53,13 @@ from expo_search.engine.worker.vllm_names import (
     set_current_vllm_config,
     set_default_torch_dtype,
 )
-from expo_search.errors import MaterializeError
+from expo_search.errors import ExpoError, MaterializeError
 
 LOAD_FORMAT = "expo"
 SFT_OPTION = "expo_sft"
 HOST_OPTION = "expo_sources_on_host"
 SHARED_OPTION = "expo_sources_shared"  # the pair's name in memory that this machine's engines share
+FAULT_OPTION = "expo_fault_file"  # of a rank in another process vLLM tells only that it did not start
 WEIGHTS_OPTION = "expo_weights_dtype"  # where it is not what the engine multiplies in
 _DTYPES = {stored: getattr(torch, name) for stored, name in TORCH_DTYPES.items() if name in ITEMSIZE}
 _EMPTY = torch.empty(0)
@@ -115,6 +118,7 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         self._on_host = bool(options.pop(HOST_OPTION, False))
         self._shared: str | None = options.pop(SHARED_OPTION, None)
         self._weights_dtype: str | None = options.pop(WEIGHTS_OPTION, None)
+        self._fault_file = Path(options.pop(FAULT_OPTION))
         config.model_loader_extra_config = options
         config.load_format = "safetensors"
         super().__init__(config)
@@ -128,6 +132,14 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
             CheckpointError: a folder that is no whole checkpoint.
             PairError: two checkpoints that do not match.
         """
+        try:
+            self._load_both(model, model_config)
+        except ExpoError as fault:
+            with suppress(FileExistsError), self._fault_file.open("xb") as file:  # the first rank's will do
+                pickle.dump(fault, file)
+            raise
+
+    def _load_both(self, model: nn.Module, model_config: ModelConfig) -> None:
         aligned = open_checkpoint(Path(model_config.model), role="aligned")
         sft = open_checkpoint(self._sft_path, role="sft")
         check = check_pair(aligned, sft)
@@ -195,6 +207,12 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         config = copy.copy(model_config)
         config.model, config.revision, config.model_weights = str(sft.path), None, ""
         yield from self.get_all_weights(config, model)
+
+
+def read_fault(file: Path) -> ExpoError:
+    """What stopped a load, from the file that `FAULT_OPTION` names."""
+    fault: ExpoError = pickle.loads(file.read_bytes())
+    return fault
 
 
 def weights_of(model: nn.Module) -> list[Weight]:
