@@ -13,7 +13,9 @@ from twins import make_pair, write_prompts
 
 from expo_search.config.presets import load_study
 from expo_search.engine.context_length import allowed_context
-from expo_search.errors import StudyError
+from expo_search.errors import CheckpointError, PairError, RewardError, StudyError
+from expo_search.evaluation.reward_model import check_labels
+from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.session.preflight import Checked, check
 
 
@@ -98,6 +100,19 @@ def test_it_is_derived_as_vllm_derives_it(home: Path, changes: dict[str, Any], e
     assert vllm(expected) == expected
     with pytest.raises(ValueError, match="max_model_len"):
         vllm(expected + 1)
+
+
+@pytest.mark.parametrize("changes", [{"max_position_embeddings": "128"}, {"vocab_size": None}])
+def test_values_of_another_type_are_one_line_and_no_traceback(home: Path, changes: dict[str, Any]) -> None:
+    for role in ("aligned", "reward"):
+        set_config(home / role, **changes)
+    [name] = changes
+    with pytest.raises(CheckpointError, match=rf"config.json of .*: .*{name}"):
+        allowed_context(home / "aligned", trust_remote_code=False)
+    with pytest.raises(PairError, match=name):
+        load_tokenizer(str(home / "aligned"), trust_remote_code=False)
+    with pytest.raises(RewardError, match=name):
+        check_labels(home / "reward", trust_remote_code=False)
 
 
 def test_layers_of_several_kinds_with_ropes_of_their_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from expo_search.dtypes import Dtypes
 from expo_search.engine.machine import Machine, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
+from expo_search.engine.reward_memory import activation_bytes
 from expo_search.engine.trial_time import Workload
-from expo_search.errors import EngineError
+from expo_search.errors import CheckpointError, EngineError
 
 GIB = 2**30
 # a 7B-shaped pair in bfloat16, a 7B reward model, 128 KiB of keys and values a token in 8 heads
@@ -90,6 +92,67 @@ def test_experts_of_the_largest_layer_and_the_compressed_cache_of_mla_are_found(
     )
     assert needs.largest_experts == 2 * 20 * 7 * 2
     assert (needs.kv_per_token, needs.kv_heads) == (2 * (512 + 64) * 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "kv_heads", "width"),
+    [
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768}, 12, 12, 64),  # GPT-2, GPT-J
+        ({"n_layer": 30, "n_head": 32, "hidden_size": 4096}, 30, 32, 128),  # BLOOM
+        ({"n_layers": 32, "n_heads": 32, "d_model": 4096, "attn_config": {"alibi": True}}, 32, 32, 128),  # MPT
+        ({"n_layers": 40, "n_heads": 48, "d_model": 6144, "attn_config": {"kv_n_heads": 8}}, 40, 8, 128),  # DBRX
+        (
+            {"num_layers": 28, "num_attention_heads": 32, "hidden_size": 4096, "multi_query_group_num": 2}
+            | {"kv_channels": 128},
+            28, 2, 128,
+        ),  # ChatGLM
+        (
+            {"num_hidden_layers": 32, "num_attention_heads": 71, "hidden_size": 4544, "multi_query": True},
+            32, 1, 64,
+        ),  # Falcon 7B
+        (
+            {"num_hidden_layers": 60, "num_attention_heads": 128, "hidden_size": 8192, "num_kv_heads": 8}
+            | {"multi_query": True, "new_decoder_architecture": True},
+            60, 8, 64,
+        ),  # Falcon 40B
+        ({"text_config": "x", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}, 2, 4, 16),
+    ],
+)  # fmt: skip
+def test_keys_and_values_are_counted_whatever_an_architecture_calls_them(
+    config: dict[str, Any], layers: int, kv_heads: int, width: int
+) -> None:
+    pair, dtypes = checkpoint(config), Dtypes("bfloat16", "bfloat16", "bfloat16")
+    needs = Needs.of(pair, pair, None, dtypes)
+    assert (needs.kv_per_token, needs.kv_heads) == (layers * 2 * kv_heads * width * 2, kv_heads)
+
+
+def test_where_no_layers_are_named_a_gpus_plan_says_that_it_counts_no_keys_and_values() -> None:
+    assert (
+        "KV cache not counted, as config.json names no layers"
+        in plan(gpu(80), replace(NEEDS, kv_per_token=0)).sentence()
+    )
+    assert "not counted" not in plan(gpu(80)).sentence()
+
+
+def test_experts_of_granite_are_found() -> None:
+    tensors = {
+        f"layers__0__block_sparse_moe__{name}_linear__weight": ("BF16", shape)
+        for name, shape in (("input", (4, 6, 5)), ("output", (4, 5, 3)))
+    }
+    pair, dtypes = checkpoint({}, **tensors), Dtypes("bfloat16", "bfloat16", "bfloat16")
+    assert Needs.of(pair, pair, None, dtypes).largest_experts == 2 * 4 * (30 + 15)
+
+
+def test_a_count_may_be_a_list_of_one_for_each_layer_and_is_nothing_else_but_a_number() -> None:
+    config: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4}
+
+    def bytes_of(**more: Any) -> int:
+        return activation_bytes(config | more, 2, batch_tokens=1024, longest=128)
+
+    assert bytes_of(intermediate_size=[128, 256]) == bytes_of(intermediate_size=256)  # as Gemma 3n has it
+    for value in ("256", {"a": 1}, 2.5, True, ["256"]):
+        with pytest.raises(CheckpointError, match=f"intermediate_size {re.escape(repr(value))}; expected a whole"):
+            bytes_of(intermediate_size=value)
 
 
 def test_on_a_cpu_everything_shares_one_memory_and_each_rank_has_a_cache() -> None:

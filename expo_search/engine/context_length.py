@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.config.spec import StudySpec
-from expo_search.errors import StudyError
+from expo_search.errors import CheckpointError, StudyError
 
 _KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
@@ -24,12 +24,23 @@ def allowed_context(path: Path, *, trust_remote_code: bool) -> int | None:
 
     The smallest number of positions that it names (Cohere's `model_max_length` goes before), times the factor of a
     rope scaling whose positions are not scaled already. vLLM's sliding windows shorten no context.
+
+    Raises:
+        CheckpointError: a value in the config that is of another type than the model's.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
-    except (OSError, ValueError, KeyError, AttributeError):
+    except StrictDataclassError as fault:
+        raise CheckpointError(
+            where=f"config.json of {path}",
+            found=" ".join(str(fault).split())[:200],
+            expected="values of the types that the model has",
+            do="download the file again",
+        ) from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError):
         return None  # a kind of model that only vLLM knows, which checks it later
     named = [n for key in _KEYS if isinstance(n := getattr(config, key, None), int | float)]
     if not named:

@@ -69,8 +69,9 @@ class MemoryPlan:
             together = f"{n} engines on a host{sources}: {self.host_bytes / _GIB:.1f} GiB of it in all; "
         if self.gpu_memory_utilization is None:
             return f"memory plan: {self._on_device()}; {together}computed in {self.arithmetic}"
+        unknown = "" if self.device.get("KV cache") else "KV cache not counted, as config.json names no layers; "
         return (
-            f"memory plan: a GPU {self._on_device()}; host {_sum(self.host)}; {together}"
+            f"memory plan: a GPU {self._on_device()}; {unknown}host {_sum(self.host)}; {together}"
             f"vLLM may take {self.gpu_memory_utilization:.0%} of a GPU, {self.max_num_seqs} sequences at once; "
             f"{self.why and self.why + '; '}computed in {self.arithmetic}"
         )

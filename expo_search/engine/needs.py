@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from expo_search.checkpoint.folder import Checkpoint
 from expo_search.config.spec import RewardSpec
 from expo_search.dtypes import ITEMSIZE, TORCH_DTYPES, Dtypes, Float
+from expo_search.engine.config_counts import HEADS, HIDDEN, LAYERS, WIDTH, count, kv_heads, text_config
 from expo_search.engine.reward_memory import activation_bytes
+
+_EXPERTS = re.compile(r"(.*)\.(experts|block_sparse_moe\.(in|out)put_linear)\.")  # the latter: Granite's
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Needs:
         sources: aligned and sft, in float32 where a file's dtype is not the weights'.
         reward_model: its weights, as it is run. reward_activations: what it takes beside them to rate a batch. Both are
             of all of them where there are several, `n_reward_models`.
-        kv_per_token: keys and values of one token.
+        kv_per_token: keys and values of one token; 0 where the config does not say how many layers have them.
         kv_heads: over how many ranks those can be spread.
         arithmetic: what the engine multiplies in.
         largest: the largest tensor. largest_experts: one layer's experts, which vLLM may lay out anew at each switch.
@@ -52,9 +56,9 @@ class Needs:
         """From the headers and configs of the checkpoints; without a `reward` there is no reward model to load."""
         rating = rating or RewardSpec()
         itemsize = ITEMSIZE[dtypes.engine]
-        config = aligned.config.get("text_config") or aligned.config
-        kv_per_token, kv_heads = _key_values(config)
-        vocabulary = config.get("vocab_size", 0)
+        config = text_config(aligned.config)
+        kv_per_token, n_kv_heads = _key_values(config)
+        vocabulary = count(config, "vocab_size")
         rows = [t for t in aligned.tensors.values() if vocabulary and t.shape[:1] == (vocabulary,)]
         return cls(
             live=_n_elements(aligned) * itemsize,
@@ -70,7 +74,7 @@ class Needs:
                 longest=rating.max_tokens,
             ),
             kv_per_token=kv_per_token * itemsize,
-            kv_heads=kv_heads,
+            kv_heads=n_kv_heads,
             arithmetic=dtypes.engine,
             largest=max((t.n_elements for t in aligned.tensors.values()), default=0) * itemsize,
             largest_experts=_largest_experts(aligned) * itemsize,
@@ -89,20 +93,17 @@ def _source_bytes(checkpoint: Checkpoint, weights: Float) -> int:
 
 def _key_values(config: Mapping[str, Any]) -> tuple[int, int]:
     """Elements of one token's keys and values in all layers, and their heads; MLA keeps one short vector instead."""
-    layers = int(config.get("num_hidden_layers") or 0)
-    if rank := config.get("kv_lora_rank"):
-        return layers * (int(rank) + int(config.get("qk_rope_head_dim") or 0)), 1
-    heads = int(config.get("num_attention_heads") or 1)
-    width = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return layers * 2 * kv_heads * width, kv_heads
+    layers = count(config, *LAYERS)
+    if rank := count(config, "kv_lora_rank"):
+        return layers * (rank + count(config, "qk_rope_head_dim")), 1
+    width = count(config, *WIDTH) or count(config, *HIDDEN) // (count(config, *HEADS) or 1)
+    return layers * 2 * kv_heads(config) * width, kv_heads(config)
 
 
 def _largest_experts(checkpoint: Checkpoint) -> int:
     """Elements of the largest layer's experts."""
     layers: dict[str, int] = {}
     for name, tensor in checkpoint.tensors.items():
-        if ".experts." in name:
-            layer = name.split(".experts.")[0]
-            layers[layer] = layers.get(layer, 0) + tensor.n_elements
+        if found := _EXPERTS.match(name):
+            layers[found[1]] = layers.get(found[1], 0) + tensor.n_elements
     return max(layers.values(), default=0)

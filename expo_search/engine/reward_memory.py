@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from expo_search.engine.config_counts import HEADS, HIDDEN, WIDTH, count, kv_heads, text_config
+
 KEPT = 1.25  # of the peak: PyTorch's allocator keeps freed blocks of other batches' sizes, and cuBLAS a workspace
 
 
@@ -35,12 +37,11 @@ def activation_bytes(config: Mapping[str, Any], itemsize: int, *, batch_tokens: 
         itemsize: bytes of an element of what the model computes in.
         batch_tokens: the budget of a batch. longest: tokens of the longest conversation, which may exceed it.
     """
-    text = config.get("text_config") or config
-    heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
-    hidden = int(text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or 0)
-    width = int(text.get("head_dim") or hidden // heads)
-    queries, keys = heads * width, int(text.get("num_key_value_heads") or heads) * width
-    longest = min(longest, int(text.get("max_position_embeddings") or longest))
+    text = text_config(config)
+    heads, hidden = count(text, *HEADS) or 1, count(text, *HIDDEN)
+    width = count(text, *WIDTH) or hidden // heads
+    queries, keys = heads * width, kv_heads(text) * width
+    longest = min(longest, count(text, "max_position_embeddings") or longest)
 
     mlp = 4 * hidden + _mlp_width(text, hidden)
     attention = 3 * hidden + 5 * queries + 2 * keys
@@ -53,7 +54,7 @@ def activation_bytes(config: Mapping[str, Any], itemsize: int, *, batch_tokens: 
 
 def _mlp_width(text: Mapping[str, Any], hidden: int) -> int:
     """Elements a token that an MLP, or the experts of one token, take beside what the layer holds."""
-    intermediate = int(text.get("intermediate_size") or text.get("n_inner") or 4 * hidden)
-    n_experts = int(text.get("num_experts_per_tok") or 0)
-    routed = int(text.get("moe_intermediate_size") or intermediate)
+    intermediate = count(text, "intermediate_size", "n_inner") or 4 * hidden
+    n_experts = count(text, "num_experts_per_tok")
+    routed = count(text, "moe_intermediate_size") or intermediate
     return max(3 * intermediate, n_experts * max(hidden + 4 * routed, 4 * hidden))

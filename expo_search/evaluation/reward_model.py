@@ -184,11 +184,12 @@ def check_labels(path: Path, *, trust_remote_code: bool) -> None:
         RewardError: no config, a language model, or more than one label.
     """
     refuse_language_model(path)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as fault:
         raise RewardError(
             where=f"reward model {path}",
             found=" ".join(str(fault).split())[:200],

@@ -26,12 +26,13 @@ def load_tokenizer(path: str, *, trust_remote_code: bool, chat_template: str | N
     Raises:
         PairError: it cannot be loaded, or has no chat template and none is given.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as fault:
         raise PairError(
             where=f"tokenizer of {path}",
             found=" ".join(str(fault).split())[:200],
