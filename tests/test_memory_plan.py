@@ -15,7 +15,7 @@ from expo_search.checkpoint.folder import Checkpoint
 from expo_search.checkpoint.header import TensorInfo
 from expo_search.config.spec import EngineSpec, RewardSpec
 from expo_search.dtypes import Dtypes
-from expo_search.engine.machine import Machine, measure_machine
+from expo_search.engine.machine import Machine, _cgroup_limits, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
 from expo_search.engine.reward_memory import activation_bytes
@@ -349,6 +349,50 @@ def test_free_memory_is_a_part_of_what_the_machine_has() -> None:
     machine = measure_machine()
     assert machine.host_free > 0
     assert 0 <= machine.gpu_free <= machine.gpu_total
+
+
+GROUPS: dict[str, tuple[str, dict[str, dict[str, Any]], list[tuple[int, int]]]] = {
+    "nested": (  # a systemd unit's, in a slice with less
+        "0::/user.slice/run.scope\n",
+        {
+            "user.slice/run.scope": {"memory.max": 8, "memory.current": 2, "memory.stat": "file 1\nshmem 0\n"},
+            "user.slice": {"memory.max": 7, "memory.current": 3, "memory.stat": "file 2\nshmem 1\n"},
+            "": {"memory.stat": ""},
+        },
+        [(8, 1), (7, 2)],
+    ),
+    "container": (  # which sees its own group as the root
+        "0::/docker/abc\n",
+        {"": {"memory.max": 5, "memory.current": 1, "memory.stat": "anon 1\n"}},
+        [(5, 1)],
+    ),
+    "unlimited": ("0::/\n", {"": {"memory.max": "max", "memory.current": 1, "memory.stat": ""}}, []),
+    "v1": (
+        "5:cpu,cpuacct:/slurm\n4:memory:/slurm/job_1\n",
+        {
+            "memory/slurm/job_1": {
+                "memory.limit_in_bytes": 6,
+                "memory.usage_in_bytes": 4,
+                "memory.stat": "cache 9\ntotal_cache 3\ntotal_shmem 1\n",
+            },
+            "slurm": {"memory.max": 1, "memory.current": 0, "memory.stat": ""},
+        },
+        [(6, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_limits_of_all_control_groups_around_this_process_are_read(kind: str, tmp_path: Path) -> None:
+    own, groups, expected = GROUPS[kind]
+    (tmp_path / "own").write_text(own)
+    for name, files in groups.items():
+        folder = tmp_path / "cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (folder / file).write_text(str(content))
+    assert list(_cgroup_limits(tmp_path / "cgroup", tmp_path / "own")) == expected
+    assert list(_cgroup_limits(tmp_path / "cgroup", tmp_path / "none")) == []
 
 
 class Cuda:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,8 @@ from expo_search.dtypes import Float, has_instructions
 from expo_search.engine.worker.node_memory import held_bytes
 
 _LEAST_BFLOAT16 = (8, 0)  # compute capability: an older GPU has no bfloat16
+_GROUP_FILES = ("memory.max", "memory.current", "file", "shmem")  # of a cgroup, the latter two in memory.stat
+_GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
 _PACKAGES = ("expo-search", "torch", "vllm", "transformers", "tokenizers", "optuna")
 
 
@@ -146,15 +149,27 @@ def _bandwidth(cuda: Any) -> float:
     return 2 * clock * 1e3 * bus / 8
 
 
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """A container's own limit and what of it cannot be freed, where there is one."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        # the cache of files can be dropped, but for memory files, which count among them
-        cache = int(statistics.get("file", 0)) - int(statistics.get("shmem", 0))
-        used = int((root / "memory.current").read_text()) - cache
-        return [] if limit == "max" else [(int(limit), used)]
-    except (OSError, ValueError):
-        return []
+def _cgroup_limits(
+    mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[int, int]]:
+    """(limit, what of it cannot be freed) of the control groups that this process is in, those above its own as well.
+
+    A container, a Slurm job and a systemd unit each have one. `own` names it below `mount`, where a container may see
+    the root alone.
+    """
+    with suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                files, root = (_GROUP_FILES, mount) if not controllers else (_GROUP_FILES_V1, mount / "memory")
+                group = root / path.lstrip("/")
+                for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+                    with suppress(OSError, ValueError):  # not there, or "max": no limit
+                        yield _limit(folder, *files)
+
+
+def _limit(group: Path, limit: str, usage: str, cache: str, memory_files: str) -> tuple[int, int]:
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    # the cache of files can be dropped, but for memory files, which count among them
+    droppable = int(statistics.get(cache, 0)) - int(statistics.get(memory_files, 0))
+    return int((group / limit).read_text()), int((group / usage).read_text()) - droppable
