@@ -6,6 +6,7 @@ The latter hold what is built or compiled once, for every study of a user.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from expo_search.errors import ExpoError, PairError
@@ -55,3 +56,18 @@ def is_built(folder: Path) -> bool:
     """
     do = "free room, or set EXPO_SEARCH_CACHE to another folder"
     return is_there(folder, PairError, where=str(folder), expected="a folder that can be written to", do=do)
+
+
+def build_once(folder: Path, build: Callable[[], None]) -> None:
+    """Build a folder of the cache where it is not there; another process may do the same at the same moment.
+
+    Raises:
+        PairError: it cannot be built.
+    """
+    if is_built(folder):
+        return
+    try:
+        build()
+    except PairError:
+        if not is_built(folder):  # by the other process, since it was looked for
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from twins import make_pair, read_all
 
-from expo_search.checkpoint import lora
+from expo_search.checkpoint import atomic_folder, build, lora
 from expo_search.checkpoint.build import dequantise_gguf, merge_adapter, merge_reward_adapter
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.lora import open_adapter
@@ -23,6 +24,7 @@ from expo_search.checkpoint.side_files import TOKENIZER_FILES
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec
 from expo_search.errors import PairError
+from expo_search.folders import build_once
 from expo_search.inputs.pair import pinned, resolve_pair
 from expo_search.inputs.source import Pair, Source
 
@@ -331,6 +333,40 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path, content: bytes | None) 
 def test_an_existing_folder_is_never_overwritten(base: Path, tmp_path: Path) -> None:
     with pytest.raises(PairError, match="exists already"):
         merge_adapter(base, write_adapter(tmp_path / "adapter"), base)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(build, "check_fits"), (build, "published"), (atomic_folder, "sync_files")]
+)
+def test_two_that_build_a_folder_at_the_same_moment_both_have_it(
+    module: Any, name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is done first: after this one has looked for it, before it begins, before it renames its own."""
+    adapter, out, given = write_adapter(tmp_path / "adapter"), tmp_path / "out", getattr(module, name)
+
+    def meets(*args: Any) -> Any:
+        monkeypatch.setattr(module, name, given)
+        merge_adapter(base, adapter, tmp_path / "other")
+        (tmp_path / "other").rename(out)
+        return given(*args)
+
+    monkeypatch.setattr(module, name, meets)
+    build_once(out, lambda: merge_adapter(base, adapter, out))
+    assert open_checkpoint(out, role="merged").tensors.keys() == set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free room"), (errno.EACCES, "free room"), (errno.EIO, "check the parts")]
+)
+def test_only_a_folder_without_room_is_advised_to_have_some(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(build, "write_merged", fails)
+    with pytest.raises(PairError, match=rf"{os.strerror(number)}.*{advice}"):
+        merge_adapter(base, write_adapter(tmp_path / "adapter"), tmp_path / "out")
 
 
 BASES, ADAPTERS = "{{ 'base' }}", "{{ 'adapter' }}"

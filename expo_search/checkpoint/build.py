@@ -11,6 +11,7 @@ to the base's dtype, or to bfloat16 where there is none.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -43,7 +44,7 @@ def dequantise_gguf(gguf: Path, out: Path) -> None:
     Raises:
         PairError: the file is missing or no GGUF file, or `out` exists already.
     """
-    if not gguf.is_file() or gguf.open("rb").read(4) != b"GGUF":
+    if not _is_gguf(gguf):
         raise PairError(
             where=str(gguf),
             found="no such file" if not gguf.exists() else "not a GGUF file",
@@ -63,6 +64,13 @@ def dequantise_gguf(gguf: Path, out: Path) -> None:
         model.config.architectures = [type(model).__name__]
         _write_json(folder / "config.json", _plain_config(model.config.to_diff_dict()))
         model.generation_config.save_pretrained(folder)
+
+
+def _is_gguf(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, *, code: bool = False) -> None:
@@ -161,20 +169,24 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def _published(out: Path) -> Iterator[Path]:
     """A new folder that appears as `out` when it is whole.
 
-    Where another process published the same folder in the meantime, its copy stays: the bytes are the same.
+    Where another process publishes the same folder within the block, its copy stays: the bytes are the same.
     """
-    if out.exists():
-        raise PairError(where=str(out), found="exists already", expected="a new folder", do="name another")
+    begun = False
     try:
         with published(out) as folder:
+            begun = True
             yield folder
-    except FileExistsError:
-        if not out.is_dir():
-            raise
     except OSError as fault:
+        if isinstance(fault, FileExistsError) and out.exists():
+            if begun:
+                return
+            raise PairError(
+                where=str(out), found="exists already", expected="a new folder", do="name another"
+            ) from None
+        no_place = fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
         raise PairError(
-            where=str(out), found=str(fault), expected="a folder that can be written to",
-            do="free room, or set EXPO_SEARCH_CACHE to another folder",
+            where=str(out), found=str(fault), expected="a folder that can be written to, of parts that can be read",
+            do="free room, or set EXPO_SEARCH_CACHE to another folder" if no_place else "check the parts' files",
         ) from fault  # fmt: skip
 
 

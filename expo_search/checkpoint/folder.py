@@ -166,7 +166,7 @@ def _quantisation(path: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 def _read_config(path: Path, where: str) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             where=where, found="no config.json", expected="a Hugging Face checkpoint folder", do="check the path"
@@ -187,7 +187,7 @@ def _weight_files(path: Path, where: str) -> list[Path]:
     index = path / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             missing = [n for n in names if not (path / n).is_file()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
             raise CheckpointError(

@@ -15,7 +15,7 @@ from expo_search.checkpoint.remote_code import check_code
 from expo_search.checkpoint.side_files import small_files_hash
 from expo_search.config.spec import PairSpec, RewardModelSpec, StudySpec
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder, is_built, is_there, user_path
+from expo_search.folders import build_once, cache_folder, is_built, is_there, user_path
 from expo_search.inputs.hub_download import HubCommit, check_room, find_on_hub
 from expo_search.inputs.hub_outline import outline
 from expo_search.inputs.shipped_parts import second_judge_name, shipped_judge, shipped_pair
@@ -181,5 +181,5 @@ def _with_adapter(base: Source, adapter: Source, trust_remote_code: bool, say: C
     merged = cache_folder() / "checkpoints" / f"merged-{key}"
     if not is_built(merged):
         say(f"merging adapter {adapter.id} into {base.id} (once, kept in {merged})")
-        merge_adapter(base.path, adapter.path, merged, code=trust_remote_code)
+        build_once(merged, lambda: merge_adapter(base.path, adapter.path, merged, code=trust_remote_code))
     return Source(merged, f"{base.id}+{adapter.id}", f"{base.revision}+{lora.content_hash()}")

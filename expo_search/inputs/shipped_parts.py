@@ -13,7 +13,7 @@ from pathlib import Path
 from expo_search.config.presets import studies_folder
 from expo_search.config.spec import PartsSpec
 from expo_search.errors import PairError
-from expo_search.folders import cache_folder, is_built
+from expo_search.folders import build_once, cache_folder, is_built
 from expo_search.inputs.source import Pair, Source
 
 
@@ -37,12 +37,9 @@ def shipped_pair(parts: PartsSpec, say: Callable[[str], None]) -> Pair:
     if not (is_built(sft) and is_built(aligned) and is_built(reward)):
         say(f"building the pair's checkpoints in {root} (once, about half a minute)")
         _check_hash(gguf, parts)
-        if not is_built(sft):
-            dequantise_gguf(gguf, sft)
-        if not is_built(aligned):
-            merge_adapter(sft, adapters["aligned"], aligned)
-        if not is_built(reward):
-            merge_reward_adapter(sft, adapters["reward"], reward)
+        build_once(sft, lambda: dequantise_gguf(gguf, sft))
+        build_once(aligned, lambda: merge_adapter(sft, adapters["aligned"], aligned))
+        build_once(reward, lambda: merge_reward_adapter(sft, adapters["reward"], reward))
     return Pair(
         Source(aligned, parts.aligned_adapter, keys["aligned"]),
         Source(sft, parts.package, base_key),
@@ -68,8 +65,8 @@ def shipped_judge(parts: PartsSpec, name: str, say: Callable[[str], None]) -> So
         if not is_built(sft):
             gguf = _package_file(parts)
             _check_hash(gguf, parts)
-            dequantise_gguf(gguf, sft)
-        merge_reward_adapter(sft, adapter, judge)
+            build_once(sft, lambda: dequantise_gguf(gguf, sft))
+        build_once(judge, lambda: merge_reward_adapter(sft, adapter, judge))
     return Source(judge, name, key)
 
 
