@@ -256,6 +256,15 @@ def test_a_kernel_that_cannot_be_compiled_says_why_once_in_one_line(
     assert fault in caplog.text
 
 
+def test_the_compiler_may_be_several_words(
+    kernel: Kernel, afresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ccache gcc`."""
+    cache = compiler(tmp_path / "a cache", 'exec "$@"')
+    monkeypatch.setenv("CC", f"'{cache}' cc")
+    assert kernel_fault() is None
+
+
 def test_where_there_is_no_compiler_at_all_the_path_was_looked_through(
     afresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

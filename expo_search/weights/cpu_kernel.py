@@ -148,7 +148,8 @@ def _load() -> Kernel | str:
     """The kernel, or the reason why there is none."""
     if platform.system() != "Linux" or sys.byteorder != "little":
         return f"it is written for little-endian Linux, and this is {platform.system()}, {sys.byteorder}-endian"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = os.environ.get("CC") or (found and shlex.quote(found))  # such as "ccache gcc"
     if compiler is None:
         return "no C compiler: $CC is not set, and there is no cc, gcc or clang on the path"
     own = shlex.split(os.environ.get("CFLAGS", ""))  # such as the -march of a machine that this is not
@@ -177,7 +178,8 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
-        subprocess.run([compiler, *flags, "-o", str(built), *map(str, _SOURCES)], check=True, capture_output=True)
+        command = [*shlex.split(compiler), *flags, "-o", str(built), *map(str, _SOURCES)]
+        subprocess.run(command, check=True, capture_output=True)
         built.replace(library)
 
 

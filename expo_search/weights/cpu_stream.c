@@ -1,6 +1,6 @@
 /* theta(alpha) from two files to a third, whatever floating-point dtypes they hold.
  *
- * Compiled with kernel.c, with the same flags: subtract, multiply and add must be three separately rounded float32
+ * Compiled with cpu_switch.c, with the same flags: subtract, multiply and add must be three separately rounded float32
  * operations, as formula.py defines them. The torch version there is the reference that this must equal to the bit.
  */
 #include <errno.h>
