@@ -19,11 +19,30 @@ from twins import make_pair, make_reward_model, write_prompts
 from expo_search.config.presets import load_study
 from expo_search.config.spec import RewardSpec, StudySpec
 from expo_search.contracts import Completion, Prompt
-from expo_search.engine.pooling import PoolingEngine
+from expo_search.engine.pooling import PoolingEngine, PoolingSpec
 from expo_search.errors import RewardError
 from expo_search.evaluation.reward_model import SequenceRewardModel
 from expo_search.evaluation.reward_model_vllm import VllmRewardModel
+from expo_search.session import reward_engine
 from expo_search.session.reward_engine import start_reward_engine
+
+
+def test_its_cores_are_not_those_of_a_rank_of_the_engine_that_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[PoolingSpec] = []
+    monkeypatch.setattr(reward_engine, "PoolingEngine", lambda spec, _: started.append(spec))
+    monkeypatch.setattr(reward_engine, "VllmRewardModel", lambda *args, **_: args[2]("float32", 128))
+    spec = spec_of(folder)
+    for ranks in (1, 2):
+        start_reward_engine(
+            spec.model_copy(update={"engine": spec.engine.model_copy(update={"tensor_parallel": ranks})}),
+            folder / "reward",
+            None,
+        )
+    # with one rank the answering engine sets none, and a user's own choice stays
+    assert [s.environment.get("VLLM_CPU_OMP_THREADS_BIND") for s in started] == [None, "auto"]
+
 
 LONG = Completion(Prompt("long", "x" * 5000), "y", 1, "stop")  # the tiny model has a context of 512
 EMPTY = Completion(Prompt("empty", "Hello?"), "", 0, "stop")

@@ -55,6 +55,8 @@ def start_reward_engine(
     alone = spec.engine.model_copy(update={"tensor_parallel": 1, "own_process": True})
     environment, _ = engine_settings(alone, cuda=machine.has_gpu, gpu_memory_utilization=None)
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, for the engine that answers
+    if spec.engine.tensor_parallel > 1:  # whose ranks have cores of their own each, by the environment
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "auto"
     share = None
     if machine.has_gpu:
         # The cache has its size in bytes, so that vLLM does not fill this share: it only refuses to start where that
