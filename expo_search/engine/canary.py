@@ -115,7 +115,9 @@ def check_switching(engine: Probed, where: str) -> Noise:
     to its last (a salt of its own, or the first after a switch), so that batches and shapes are the same.
 
     1. Everything is poisoned with NaN and then switched to alpha = 0: greedy tokens and log-probabilities must be, to
-       the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN.
+       the bit, those that vLLM's own load gave. Whatever a switch does not refresh is still NaN, unless a forward pass
+       had made it before the poisoning: on a CPU in float16, vLLM 0.32 keeps attention's sinks in float32 from the
+       first one on (`cpu_attn.py`).
     2. At another alpha: the weights must be the formula's, the answer must change, and it must not come from a prefix
        that was cached before the switch.
     3. The same from poisoned weights, which vLLM's post-load processing has laid out anew: the same answer. So where a
