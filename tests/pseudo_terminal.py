@@ -39,6 +39,7 @@ def on_a_terminal(words: Sequence[str], folder: Path, *, until: bytes = b"", typ
             break
         shown += data
         if typed and until in shown and again == float("inf"):
+            time.sleep(0.5)  # until it waits for a line
             os.write(terminal, typed)
             again = time.monotonic() + _AGAIN_S
     else:

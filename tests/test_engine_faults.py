@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import platform
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from expo_search.engine.model import VllmModel
 from expo_search.engine.needs import Needs
 from expo_search.engine.start import ModelSpec, start_engine
 from expo_search.engine.watched import WatchedEngine
+from expo_search.engine.worker.loader import write_fault
 from expo_search.errors import EngineDied, EngineError, MaterializeError
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(6)]
@@ -123,7 +123,7 @@ def test_of_an_engine_that_does_not_start_the_loaders_fault_is_told_where_there_
     def fails(*, model_loader_extra_config: dict[str, Any], **_: object) -> None:
         if finds:
             fault = MaterializeError(where="weight x", found="NaN", expected="numbers", do="look")
-            Path(model_loader_extra_config["expo_fault_file"]).write_bytes(pickle.dumps(fault))
+            write_fault(fault, Path(model_loader_extra_config["expo_fault_file"]))
         raise RuntimeError("Engine core initialization failed.")  # all that vLLM says of another process
 
     monkeypatch.setattr("vllm.LLM", fails)
@@ -288,6 +288,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # an engine of processes of its own; `test_pool.py` kills what started a pool
 def test_an_engines_processes_end_with_the_one_that_started_them_also_where_it_is_killed(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -418,6 +418,7 @@ def test_vllms_own_weight_checker_finds_the_weights_of_an_offline_checkpoint_tha
     assert {name.split(".")[-2] for name in moved} >= {"embed_tokens", "input_layernorm", "norm"}
 
 
+@pytest.mark.slow  # two engines of three processes each, which all import vLLM
 def test_two_tensor_parallel_ranks_switch_as_a_fresh_engine_loads(tmp_path: Path) -> None:
     aligned, sft = make_pair(tmp_path, "llama-untied")
     two = ENGINE.model_copy(update={"tensor_parallel": 2})

@@ -274,7 +274,7 @@ class TestAhead:
         assert by_prompt(answered(pool, prompts)) == texts(1.0, prompts)
         assert set(self.asked(folder).values()) == {1}
 
-    @pytest.mark.parametrize("fault", ["die", "fail"])
+    @pytest.mark.parametrize("fault", ["die", pytest.param("fail", marks=pytest.mark.slow)])
     @pytest.mark.parametrize("n_lost", [1, 2])
     def test_a_lost_engine_costs_time_alone(self, start: Started, tmp_path: Path, fault: str, n_lost: int) -> None:
         pool, prompts = start(2, n_at_once=64, step_s=0.05), make_prompts(60)

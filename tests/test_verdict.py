@@ -345,7 +345,7 @@ class TestOneAlpha:
         assert Scene(found, judged, None).chosen is not None
         assert Scene(found, judged, None).chosen[0] == alpha  # type: ignore[index]
         note = markdown_note(StudyResult("s", "sqlite:///s.db", found, {}, judged))
-        assert note.splitlines()[0].endswith(f": alpha = {alpha:.4g}")
+        assert note.splitlines()[0].endswith(f" alpha = {alpha:.4g}")
 
     def test_where_there_is_no_evidence_it_says_what_these_prompts_could_tell(self) -> None:
         few = replace(JUST_NOT, gain=Estimate(0.2, 0.2, 16))

@@ -18,7 +18,7 @@ some parameters are in float32 in either.
 from __future__ import annotations
 
 import copy
-import pickle
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from expo_search import errors
 from expo_search.checkpoint.computed_weights import not_linear
 from expo_search.checkpoint.folder import Checkpoint, open_checkpoint
 from expo_search.checkpoint.pair_check import PairCheck, check_pair, with_rows_of
@@ -135,8 +136,8 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         try:
             self._load_both(model, model_config)
         except ExpoError as fault:
-            with suppress(FileExistsError), self._fault_file.open("xb") as file:  # the first rank's will do
-                pickle.dump(fault, file)
+            with suppress(FileExistsError):  # one rank's will do
+                write_fault(fault, self._fault_file)
             raise
 
     def _load_both(self, model: nn.Module, model_config: ModelConfig) -> None:
@@ -209,9 +210,16 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         yield from self.get_all_weights(config, model)
 
 
+def write_fault(fault: ExpoError, file: Path) -> None:
+    """Keep what stopped a load, for `read_fault`. Raises FileExistsError."""
+    with file.open("x", encoding="utf-8") as out:
+        json.dump({"kind": type(fault).__name__} | vars(fault), out)
+
+
 def read_fault(file: Path) -> ExpoError:
     """What stopped a load, from the file that `FAULT_OPTION` names."""
-    fault: ExpoError = pickle.loads(file.read_bytes())
+    parts = json.loads(file.read_text(encoding="utf-8"))
+    fault: ExpoError = getattr(errors, parts.pop("kind"))(**parts)
     return fault
 
 
