@@ -172,7 +172,12 @@ def hub_environment(address: str, home: Path, *, offline: bool = False) -> dict[
 
 
 def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path) -> None:
-    """The same for this process, which has imported huggingface_hub: its constants are read when they are used."""
+    """The same for this process, which has imported huggingface_hub: its constants are read when they are used.
+
+    `datasets` copies them when it is imported, which must not be while they are others.
+    """
+    import datasets  # noqa: F401
+
     for name, value in hub_environment(address, home).items():
         patch.setenv(name, value)
     patch.setattr(constants, "ENDPOINT", address)

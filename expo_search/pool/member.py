@@ -62,7 +62,7 @@ class Member(threading.Thread):
 
         Args:
             limit_s: seconds for a call that answers or switches, after which the engine counts as lost.
-            no_place_s: seconds for which a place is waited for while no engine serves.
+            no_place_s: seconds for which a place is waited for while no engine serves or starts.
         """
         super().__init__(name=f"expo-search engine {index}", daemon=True)
         self._index, self._board, self._cluster, self._recipe, self._place = index, board, cluster, recipe, place
@@ -161,7 +161,7 @@ class Member(threading.Thread):
             with self._board.changed:
                 if self._board.closed:
                     raise _Closed
-                if self._board.serving():
+                if any(e.serves or e.state == "starting" for e in self._board.engines):
                     begun = time.monotonic()
                 if time.monotonic() - begun > self._no_place_s:
                     raise _NoPlace(f"no place for it in the cluster for {self._no_place_s:g} s")

@@ -49,8 +49,8 @@ class Pool:
         Args:
             limit_s: seconds without an answer to a call, after which an engine counts as lost; longer than the engine's
                 own limit, which says more.
-            no_place_s: seconds for which a place for an engine is waited for while none serves. Where some serve, the
-                others join as soon as they have one; the start waits as long for them.
+            no_place_s: seconds for which a place for an engine is waited for while none serves or starts. Where some
+                serve, the others join as soon as they have one; the start waits as long for them.
             say: gets a line about each engine that is lost, from another thread, and about those without a place.
 
         Raises:
