@@ -180,9 +180,14 @@ class ExpoLoader(DefaultModelLoader):  # type: ignore[misc]  # vllm is not follo
         return model
 
     def _prepare_weights(self, *args: Any, **kwargs: Any) -> tuple[str, list[str], bool, str]:
-        """Called by vLLM, whose own takes every safetensors file where there is no index: keep what was checked."""
+        """Called by vLLM, whose own takes every safetensors file where there is no index: keep what was checked.
+
+        Other folders than the two are those of vLLM's `reload_weights`, which nobody here has checked.
+        """
         folder, files, is_safetensors, index = super()._prepare_weights(*args, **kwargs)
-        return folder, [file for file in files if Path(file) in self._files], is_safetensors, index
+        checked = {file.parent for file in self._files}
+        kept = [file for file in files if Path(file) in self._files or Path(file).parent not in checked]
+        return folder, kept, is_safetensors, index
 
     def _point_at_buffers(
         self, weights: list[Weight], live: list[torch.Tensor], source: str, checkpoint: Checkpoint
