@@ -30,7 +30,7 @@ from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.dtypes import has_instructions
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
-from expo_search.engine.worker import loader, materializer
+from expo_search.engine.worker import loader, materializer, vllm_names
 from expo_search.engine.worker.loader import Weight
 from expo_search.engine.worker.materializer import LiveWeights
 from expo_search.engine.worker.source_pieces import PieceReader
@@ -140,6 +140,16 @@ def test_a_file_beside_model_safetensors_that_no_index_names_is_not_loaded(tmp_p
         shutil.copy(sft / "model.safetensors", aligned / name)
     live = engine(aligned, sft)  # which refuses two that hold the same weights
     live.close()
+
+
+def test_vllms_reload_from_a_folder_that_nobody_checked_loads_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(*_: object) -> tuple[str, list[str], bool, str]:
+        return "", ["aligned/model.safetensors", "aligned/left-over.safetensors", "new/model.safetensors"], True, ""
+
+    monkeypatch.setattr(vllm_names.DefaultModelLoader, "_prepare_weights", prepare)
+    expo = object.__new__(loader.ExpoLoader)
+    expo._files = {Path("aligned/model.safetensors")}
+    assert expo._prepare_weights()[1] == ["aligned/model.safetensors", "new/model.safetensors"]
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_preflight import checked
-from twins import make_pair, make_reward_model, write_prompts
+from twins import write_prompts
 
 from expo_search.engine import model
 from expo_search.engine.canary import Noise
@@ -21,10 +22,9 @@ from expo_search.store.study_store import Store
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def started(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A checked pair's folder, and what runs there in the place of an engine."""
-    make_pair(tmp_path, "llama-tied")
-    make_reward_model(tmp_path / "reward")
+    shutil.copytree(tiny_home, tmp_path, dirs_exist_ok=True)
     write_prompts(tmp_path / "prompts.jsonl", 20)
     monkeypatch.chdir(tmp_path)
     engines: list[str] = []

@@ -258,10 +258,11 @@ def start_engine(spec: ModelSpec) -> LLM:
                     use_tqdm_on_load=False,
                     **settings,
                 )
-        except (ExpoError, ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
+        except ExpoError:
             _leave_no_process_groups()
-            if isinstance(fault, ExpoError):
-                raise
+            raise
+        except (ValueError, RuntimeError, NotImplementedError, MemoryError, OSError) as fault:
+            _leave_no_process_groups()
             if fault_file.exists():
                 raise loader.read_fault(fault_file) from fault
             raise EngineError(
