@@ -176,7 +176,7 @@ def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path) -> None:
 
     `datasets` copies them when it is imported, which must not be while they are others.
     """
-    import datasets  # noqa: F401
+    import datasets.config
 
     for name, value in hub_environment(address, home).items():
         patch.setenv(name, value)
@@ -185,6 +185,9 @@ def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path) -> None:
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_ENDPOINT", address)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
 
 
 @contextmanager

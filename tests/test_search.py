@@ -255,6 +255,7 @@ def test_a_search_whose_study_was_taken_over_begins_no_other_trial(url: str) -> 
     store = Store(url, "s")
 
     def take_over(_: Evaluation) -> None:
+        store.flush()  # on a server the trial itself may not be written yet
         with Session(store._engine) as session, session.begin():
             session.execute(sa.update(LockRow).values(pid=7, host="elsewhere"))
 
