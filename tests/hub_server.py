@@ -171,21 +171,21 @@ def hub_environment(address: str, home: Path, *, offline: bool = False) -> dict[
     return others | given | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
 
 
-def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path) -> None:
+def ask_this_hub(patch: pytest.MonkeyPatch, address: str, home: Path, *, offline: bool = False) -> None:
     """The same for this process, which has imported huggingface_hub: its constants are read when they are used.
 
     `datasets` copies them when it is imported, which must not be while they are others.
     """
     import datasets.config
 
-    for name, value in hub_environment(address, home).items():
+    for name, value in hub_environment(address, home, offline=offline).items():
         patch.setenv(name, value)
     patch.setattr(constants, "ENDPOINT", address)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_OFFLINE", offline)
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
     patch.setattr(datasets.config, "HF_ENDPOINT", address)
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
 

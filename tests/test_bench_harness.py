@@ -15,6 +15,7 @@ from twins import make_tokenizer
 
 from expo_search.bench import harness_task
 from expo_search.bench.harness_task import HarnessTask, load_harness
+from expo_search.bench.registry import load_tasks
 from expo_search.bench.result import read_bench
 from expo_search.bench.run import run
 from expo_search.contracts import Request
@@ -347,3 +348,23 @@ def test_an_unknown_task_of_the_harness_and_data_that_are_not_to_be_had_are_one_
     monkeypatch.setattr(harness_task, "_manager", lambda **_: index)
     with pytest.raises(StudyError, match=r"unknown task 'lm_eval:helaswag'; expected one of lm_eval:hellaswag"):
         load_harness("lm_eval:helaswag", None)
+
+
+def test_two_files_of_one_name_and_a_group_with_its_member_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for folder in (tmp_path / "mine", tmp_path / "yours"):
+        folder.mkdir()
+        files.append(f"lm_eval:{write_task(folder, 'sums', 1, **CHOICE)}")
+    with pytest.raises(
+        StudyError, match=r"--tasks: .*mine/sums.yaml and .*yours/sums.yaml, both of task lm_eval:sums;"
+    ):
+        load_tasks(files, {})
+    from lm_eval.tasks import TaskManager
+
+    own_leaderboard(tmp_path)
+    manager = TaskManager(include_path=tmp_path, include_defaults=False)
+    monkeypatch.setattr(harness_task, "_manager", lambda **_: manager)
+    with pytest.raises(StudyError, match=r"lm_eval:openllm and lm_eval:openllm/one, both of task lm_eval:openllm/one;"):
+        load_tasks(["lm_eval:openllm", "lm_eval:openllm/one"], {})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 from twins import edit, make_reward_model, write_prompts
 
 from expo_search.config.spec import EngineSpec, SamplingSpec
@@ -30,27 +31,15 @@ def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "expo_search", *arguments],
-        cwd=home,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def run(home: Path, *arguments: str) -> tuple[str, str]:
-    process = command(home, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err + (home / "expo-search.log").read_text()[-3000:]
-    return out, err
-
-
 @pytest.fixture(scope="module")
 def searched(home: Path) -> dict[str, Any]:
-    """An uninterrupted search of four trials."""
-    out, err = run(home, *SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--json")
+    """An uninterrupted search of four trials, by an interpreter that is started for it."""
+    words = [*SEARCH, "--trials", "4", "--storage", "sqlite:///whole.db", "--json"]
+    process = subprocess.run(
+        [sys.executable, "-m", "expo_search", *words], cwd=home, text=True, capture_output=True, timeout=300
+    )
+    out, err = process.stdout, process.stderr
+    assert process.returncode == 0, err + (home / "expo-search.log").read_text()[-3000:]
     assert "canary passed" in err
     assert "INFO" not in err, "vLLM's log belongs in the log file"
     return dict(json.loads(out))
@@ -87,9 +76,8 @@ def test_a_checkpoint_that_was_moved_is_found_once_the_search_command_names_it(
     alpha = repr(searched["trials"][1]["alpha"])
     (home / "sft").rename(home / "moved")
     try:
-        process = command(home, "export", "--alpha", alpha, "--out", "none", *whole)
-        assert "sft: no such folder" in process.communicate()[1]
-        assert process.returncode == 2
+        _, err = run(home, "export", "--alpha", alpha, "--out", "none", *whole, code=2)
+        assert "sft: no such folder" in err
         _, err = run(home, *SEARCH, "--sft", "moved", "--trials", "4", *whole)
         assert "starting vLLM" not in err
         run(home, "export", "--alpha", alpha, "--out", "from-moved", *whole)

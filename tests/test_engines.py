@@ -8,14 +8,14 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from commands import Command
 from twins import edit, write_prompts
 
 from expo_search.engine.worker.node_memory import held_bytes
@@ -38,24 +38,16 @@ def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(home: Path, name: str, *more: str) -> subprocess.Popen[str]:
+def command(home: Path, name: str, *more: str) -> Command:
     return start(home, *SEARCH, "--storage", f"sqlite:///{name}.db", "--log", f"{name}.log", *more)
 
 
-def start(home: Path, *words: str) -> subprocess.Popen[str]:
+def start(home: Path, *words: str) -> Command:
     """On two cores, so that engines and threads are as many on every machine."""
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    return subprocess.Popen(
-        [sys.executable, "-m", "expo_search", *words],
-        cwd=home,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    return Command(home, *words, before=partial(os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:2]))
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+def finish(process: Command) -> tuple[dict[str, Any], str]:
     try:
         out, err = process.communicate(timeout=240)
     finally:
@@ -161,7 +153,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_another_number_of_engines(
     assert kept(home, "resumed") == kept(home, "alone")
 
 
-def wait_for_answers(home: Path, name: str, search: subprocess.Popen[str], trial: int = 1) -> None:
+def wait_for_answers(home: Path, name: str, search: Command, trial: int = 1) -> None:
     """Until the first answers of a trial are stored."""
     end = time.monotonic() + 200
     while time.monotonic() < end:
@@ -182,7 +174,7 @@ def shared_blocks(engine: psutil.Process) -> set[tuple[int, str]]:
     return {(n, link[len(head) :].removesuffix(" (deleted)")) for n, link in opened.items() if link.startswith(head)}
 
 
-def engines_of(search: subprocess.Popen[str]) -> list[psutil.Process]:
+def engines_of(search: Command) -> list[psutil.Process]:
     """The engines' own processes."""
     below = psutil.Process(search.pid).children(recursive=True)
     return [p for p in below if "ray::EngineActor" in " ".join(p.cmdline())]

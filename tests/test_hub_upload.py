@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import commands
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,13 +37,20 @@ class Hub(NamedTuple):
     asked: list[str]
     work: Path
 
-    def run(self, *arguments: str, offline: bool = False, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """A process of its own. `home`: where the Hub's cache is, and ours."""
-        env = hub_environment(self.address, home or self.work / "home", offline=offline)
-        if home is not None:
-            env["EXPO_SEARCH_CACHE"] = str(home / "ours")
+    def start(self, *arguments: str, offline: bool = False) -> str:
+        """What a command says on standard error, of an interpreter that is started for it."""
+        env = hub_environment(self.address, self.work / "home", offline=offline)
         command = [sys.executable, "-m", "expo_search", *arguments]
-        return subprocess.run(command, cwd=self.work, env=env, text=True, capture_output=True, timeout=300)
+        found = subprocess.run(command, cwd=self.work, env=env, text=True, capture_output=True, timeout=300)
+        assert found.returncode == 0, found.stderr
+        return found.stderr
+
+    def run(self, *arguments: str, offline: bool = False, home: Path | None = None) -> tuple[str, str]:
+        """Output and errors of a process of its own. `home`: where the Hub's cache is, and ours."""
+        there = home or self.work / "home"
+        before = partial(ask_this_hub, pytest.MonkeyPatch(), self.address, there, offline=offline)
+        ours = {} if home is None else {"EXPO_SEARCH_CACHE": str(home / "ours")}
+        return commands.run(self.work, *arguments, before=before, environment=ours)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def searched(hub: Hub) -> Hub:
-    found = hub.run(*SEARCH)
-    assert found.returncode == 0, found.stderr
-    assert "2 finished trials" in found.stderr
+    assert "2 finished trials" in hub.start(*SEARCH)
     return hub
 
 
@@ -82,17 +89,14 @@ def test_a_search_fetches_what_it_needs_and_nothing_that_could_run(searched: Hub
 
 def test_what_was_fetched_is_enough_without_the_hub(searched: Hub) -> None:
     before = len(searched.asked)
-    again = searched.run(*SEARCH, offline=True)
-    assert again.returncode == 0, again.stderr
-    assert "2 finished trials" in again.stderr
+    assert "2 finished trials" in searched.start(*SEARCH, offline=True)
     assert len(searched.asked) == before
 
 
 def test_an_export_is_uploaded_whole_and_names_its_sources(searched: Hub, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out"), "--push-to-hub", "me/new", "--private"]
-    found = searched.run("export", "custom", "--alpha", "0.5", "--force", *out)
-    assert found.returncode == 0, found.stderr
-    assert f"uploaded: {searched.address}/me/new" in found.stderr
+    _, err = searched.run("export", "custom", "--alpha", "0.5", "--force", *out)
+    assert f"uploaded: {searched.address}/me/new" in err
     there = searched.root / "models" / "me" / "new"
     assert {p.name: p.read_bytes() for p in there.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()
@@ -116,14 +120,13 @@ def fetched_weights(asked: list[str]) -> list[str]:
 
 
 def test_a_dry_run_fetches_headers_alone_and_plans_as_with_the_weights(searched: Hub, tmp_path: Path) -> None:
-    whole = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", offline=True)
+    whole, _ = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", offline=True)
     before = len(searched.asked)
-    outlined = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", home=tmp_path)
-    assert (whole.returncode, outlined.returncode) == (0, 0), whole.stderr + outlined.stderr
+    outlined, _ = searched.run(*SEARCH, "--study-name", "new", "--dry-run", "--json", home=tmp_path)
     asked = fetched_weights(searched.asked[before:])
     assert {line.split()[1].split("/")[2] for line in asked} == {"aligned", "sft", "reward"}
     assert all(" bytes 0-" in line and int(line.rpartition("-")[2]) < 300_000 for line in asked), "of 0.7 to 1.3 MB"
-    known, told = json.loads(whole.stdout), json.loads(outlined.stdout)
+    known, told = json.loads(whole), json.loads(outlined)
     size = sum((searched.root / "models" / "me" / n / "model.safetensors").stat().st_size for n in ("aligned", "sft"))
     assert told.pop("to_fetch") > size > known.pop("to_fetch") == 0
     assert told["export_bytes"] == known["export_bytes"] > 0
@@ -131,10 +134,9 @@ def test_a_dry_run_fetches_headers_alone_and_plans_as_with_the_weights(searched:
     assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
     # of the study that is stored, whose weights are elsewhere
-    said = searched.run(*SEARCH, "--trials", "3", "--dry-run", home=tmp_path)
-    assert said.returncode == 0, said.stderr
-    assert re.search(r"^to fetch: 3 MB from the Hub; \S+ GB free in its cache$", said.stdout, re.MULTILINE)
-    assert "fetching" not in said.stderr
+    out, err = searched.run(*SEARCH, "--trials", "3", "--dry-run", home=tmp_path)
+    assert re.search(r"^to fetch: 3 MB from the Hub; \S+ GB free in its cache$", out, re.MULTILINE)
+    assert "fetching" not in err
 
 
 class TestRefusals:

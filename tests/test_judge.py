@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 from fakes import BEST, FakeModel, FakeWatcher, make_prompts, opened
 from judge_server import MODEL, JudgeServer, judge_server, longer
 from twins import make_pair, write_prompts
@@ -511,10 +512,8 @@ def test_vllms_own_server_judges_a_search_of_a_real_engine(tmp_path: Path) -> No
             f'[reward]\njudge_url = "http://127.0.0.1:{port}/v1"\njudge_model = "{MODEL}"\n'
             '[reward.judge_options]\nmax_tokens = 8\nstructured_outputs = {choice = ["[[A]]", "[[B]]", "[[C]]"]}\n'
         )
-        search = [sys.executable, "-m", "expo_search", "--study", "mine.toml", "--trials", "3", "--json"]
-        done = subprocess.run(search, cwd=tmp_path, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr
-        trials = json.loads(done.stdout)["trials"]
+        out, _ = run(tmp_path, "--study", "mine.toml", "--trials", "3", "--json")
+        trials = json.loads(out)["trials"]
         assert len(trials) == 3
         assert trials[0]["reward"] == 0.5
         store = Store(f"sqlite:///{tmp_path}/expo-search.db", "mine", read_only=True)

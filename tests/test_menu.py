@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 from fakes import FakeModel, FakeScorer
 from pseudo_terminal import on_a_terminal
 from rich.console import Console
 from twins import write_prompts
 
 import expo_search as es
+import expo_search.cli.search as search_command
 from expo_search.cli.menu import Menu
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -23,21 +23,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompts": {"n": 32, "source": "prompts.jsonl"},
     "search": {"seed": 5},
 }
-COMMAND = """
-import sys
-import expo_search.api
-from fakes import FakeModel, FakeScorer
-from pseudo_terminal import on_a_terminal
-real = expo_search.api.open_session
-def with_fakes(*words, **options):
-    return real(*words, **(options | {"engines": None, "model": FakeModel(), "scorer": FakeScorer(noise=0.1)}))
-import expo_search.cli.search as search
-search.open_session = with_fakes
-from expo_search.cli.main import main
-main()
-"""
 WORDS = ["--sft", "me/sft", "--aligned", "me/aligned", "--reward-model", "me/reward", "--prompts", "prompts.jsonl"]
 WORDS += ["--n-prompts", "32", "--trials", "4", "--study-name", "mine"]
+
+
+def with_fakes() -> None:
+    """The command's sessions from now on have no engine."""
+
+    def opened(*words: Any, **options: Any) -> es.Session:
+        fakes = {"engines": None, "model": FakeModel(), "scorer": FakeScorer(noise=0.1)}
+        return es.open_session(*words, **(options | fakes))
+
+    search_command.open_session = opened  # type: ignore[attr-defined]
 
 
 def spoken(session: es.Session, lines: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
@@ -88,7 +85,7 @@ def test_a_choice_that_fails_is_a_line_and_the_menu_goes_on(here: Path, monkeypa
 
 def searched(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
     """A search on a terminal: exit code and what it shows; `typed` once the menu asks."""
-    return on_a_terminal(["-c", COMMAND, *WORDS, *words], here, until=b"q quit", typed=typed)
+    return on_a_terminal(here, *WORDS, *words, until=b"q quit", typed=typed, before=with_fakes)
 
 
 def test_on_a_terminal_it_is_asked_and_leaving_is_no_failure(here: Path) -> None:
@@ -110,11 +107,5 @@ def test_without_a_menu_or_a_terminal_nothing_is_asked(here: Path) -> None:
     code, shown = searched(here, "--no-menu")
     assert code == 0, shown[-2000:]
     assert "q quit" not in shown
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(es.__file__).parent.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *WORDS],
-        cwd=here, env=os.environ | {"PYTHONPATH": paths}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "q quit" not in done.stdout
+    out, _ = run(here, *WORDS, before=with_fakes)
+    assert "q quit" not in out

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from fakes import BEST, FakeModel, opened
 from twins import make_pair, write_prompts
@@ -454,10 +454,7 @@ LETTERS = """
 
 
 def run(folder: Path, *words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "expo_search", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    return "".join(commands.run(folder, *words, code=code))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run
 from fakes import FakeWatcher, make_evaluation
 from pseudo_terminal import on_a_terminal
 from test_build import write_lora
@@ -183,7 +182,7 @@ def test_the_first_prompts_alone_can_be_reproduced(exported: Path) -> None:
 
 
 def test_on_a_terminal_no_library_speaks(exported: Path, tmp_path: Path) -> None:
-    code, shown = on_a_terminal(["-m", "expo_search", "reproduce", str(exported), "--n-prompts", "6"], tmp_path)
+    code, shown = on_a_terminal(tmp_path, "reproduce", str(exported), "--n-prompts", "6")
     assert code == 0, shown[-2000:]
     assert "weights: the same" in shown
     # vLLM's, which a live line once let through, and Python's warnings
@@ -252,12 +251,8 @@ def test_other_weights_than_those_of_then_are_different_and_exit_with_1(
     text = (exported / "expo.json").read_text().replace(f"{home}/", f"{tmp_path}/")
     (tmp_path / "expo.json").write_text(text)
     shutil.copyfile(home / "prompts.jsonl", tmp_path / "prompts.jsonl")
-    process = subprocess.run(
-        [sys.executable, "-m", "expo_search", "reproduce", "expo.json", "--json", "--quiet"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 1, process.stderr
-    found = json.loads(process.stdout)
+    out, _ = run(tmp_path, "reproduce", "expo.json", "--json", "--quiet", code=1)
+    found = json.loads(out)
     assert found["grade"] == "different"
     assert found["fingerprint"]["then"] == searched.fingerprint != found["fingerprint"]["now"]
 
@@ -400,15 +395,9 @@ def test_a_base_and_its_adapter_are_searched_exported_and_verified_by_the_comman
     pair = ["--aligned", str(home / "aligned"), "--adapter", "lora", "--reward-model", str(home / "reward")]
     sizes = ["--n-prompts", "6", "--max-tokens", "8", "--max-model-len", "128", "--alpha-max", "2", "--trials", "2"]
     search_them = [*pair, "--prompts", str(home / "prompts.jsonl"), *sizes, "--sampler", "random"]
-    command(tmp_path, *search_them, "--quiet")
+    run(tmp_path, *search_them, "--quiet")
     (alpha,) = {e.alpha for e in evaluations(Store(f"sqlite:///{tmp_path / 'expo-search.db'}", "custom").study)} - {0.0}
-    said = command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best", "--verify").stderr
+    _, said = run(tmp_path, "export", "--alpha", repr(alpha), "--out", "best", "--verify")
     assert "6 of the trial's 6 answers, the same" in said
-    command(tmp_path, "export", "--alpha", repr(alpha), "--out", "best-lora", "--as-adapter")
-    assert command(tmp_path, "reproduce", "best-lora", "--quiet").stdout.startswith("identical")
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "expo_search", *arguments], cwd=folder, text=True, capture_output=True, check=True
-    )
+    run(tmp_path, "export", "--alpha", repr(alpha), "--out", "best-lora", "--as-adapter")
+    assert run(tmp_path, "reproduce", "best-lora", "--quiet")[0].startswith("identical")

@@ -139,3 +139,11 @@ def test_a_model_whose_head_is_not_in_its_file_is_refused_before_an_engine_start
     save_file(state, headless / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RewardError, match=r"no weights for score\.weight"):
         start_reward_engine(spec_of(folder, backend="vllm"), headless, None)
+
+
+def test_a_further_file_of_weights_is_refused_before_an_engine_starts(folder: Path, tmp_path: Path) -> None:
+    """Since vLLM would load it over the other."""
+    stale = shutil.copytree(folder / "reward", tmp_path / "stale")
+    shutil.copyfile(stale / "model.safetensors", stale / "old.safetensors")
+    with pytest.raises(RewardError, match=r"old\.safetensors beside model\.safetensors, which vLLM would read too"):
+        start_reward_engine(spec_of(folder, backend="vllm"), stale, None)

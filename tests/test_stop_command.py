@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from commands import Command
 from twins import write_prompts
 
 N_PROMPTS = 24
@@ -49,24 +47,21 @@ def n_answers(home: Path) -> int:
     return count(home, "SELECT count(*) FROM expo_completions")
 
 
-def stopped(home: Path, send: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str, str]:
+def stopped(home: Path, send: Callable[[Command], None]) -> tuple[int, str, str]:
     """Start or go on with the search, act once it has stored something new; exit code, output, errors."""
     before = n_answers(home)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "expo_search", *SEARCH],
-        cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | SECRETS,
-    )  # fmt: skip
+    process = Command(home, *SEARCH, environment=SECRETS)
     deadline = time.monotonic() + 300
     while n_answers(home) == before:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     send(process)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    out, err = process.communicate()
+    return process.wait(), out, err
 
 
-def twice(process: subprocess.Popen[str]) -> None:
+def twice(process: Command) -> None:
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)  # two of one kind may arrive as one
 

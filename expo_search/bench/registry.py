@@ -59,17 +59,36 @@ def load_tasks(
     check_limit(limit, options)
     _check_data(names, data, options)
     chosen: list[Benchmark] = []
+    asked: dict[str, str] = {}
     for name in names:
         if name.startswith((PREFIX, CHAT_PREFIX)):
-            chosen += load_harness(name, limit, options.tasks)
+            found = load_harness(name, limit, options.tasks)
+            for task in found:
+                _refuse_named_twice(task.name, asked.setdefault(task.name, name), name, options)
+            chosen += found
             continue
-        task = OwnTask(name, data) if is_own(name) else TASKS[name](data)
-        _refuse_repeated(task)
-        items = task.items[:limit]
-        if isinstance(task, Ifeval):
-            task.check(items)
-        chosen.append(Chosen(task, items))
+        own = OwnTask(name, data) if is_own(name) else TASKS[name](data)
+        _refuse_repeated(own)
+        items = own.items[:limit]
+        if isinstance(own, Ifeval):
+            own.check(items)
+        chosen.append(Chosen(own, items))
     return chosen
+
+
+def _refuse_named_twice(task: str, first: str, now: str, options: TaskOptions) -> None:
+    """Check that a task's name, under which its answers are kept, is asked for once: two files may share theirs.
+
+    Raises:
+        StudyError: it was asked for before.
+    """
+    if first != now:
+        raise StudyError(
+            where=options.tasks,
+            found=f"{first} and {now}, both of task {task}",
+            expected="each task once",
+            do="leave one out, or give a file another name",
+        )
 
 
 def _refuse_repeated(task: Task) -> None:

@@ -119,7 +119,8 @@ class Member(threading.Thread):
         self._board.put_back(self._run, self._mine, jobs, fault)
         self._forget()
         more = self._n_starts < _STARTS and not isinstance(fault, _NoPlace)
-        then = "it is started anew" if more else f"given up after {self._n_starts} starts"
+        starts = f"{self._n_starts} start{'s' * (self._n_starts > 1)}"
+        then = "it is started anew" if more else f"given up after {starts}"
         back = f"; its {n_prompts} prompts go back" if n_prompts else ""
         self._say(f"engine {self._index + 1} is lost: {fault}{back}; {then}")
         if not more:
