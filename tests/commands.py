@@ -91,14 +91,19 @@ class Command:
 
 def run(folder: Path, *words: str, code: int = 0, **how: Any) -> tuple[str, str]:
     """Standard output and standard error of a command that must end with `code`."""
+    done, log = ended(folder, *words, **how), folder / "expo-search.log"
+    assert done.returncode == code, done.stderr + (log.read_text()[-3000:] if log.exists() else "")
+    return done.stdout, done.stderr
+
+
+def ended(folder: Path, *words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A command that has ended."""
     command = Command(folder, *words, **how)
     try:
         out, err = command.communicate()
     finally:
         command.kill()
-    log = folder / "expo-search.log"
-    assert command.returncode == code, err + (log.read_text()[-3000:] if log.exists() else "")
-    return out, err
+    return subprocess.CompletedProcess(words, command.wait(), out, err)
 
 
 def _be_the_command(

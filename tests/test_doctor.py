@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import ended
 
 from expo_search.engine.machine import installed_version
 from expo_search.errors import EngineError
@@ -21,12 +21,13 @@ from expo_search.session.installation import TESTED, check_can_search, inspect_i
 
 
 def doctor(folder: Path, *arguments: str, without: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """As typed in a folder; `without`: a module that cannot be found."""
-    hide = f"import sys; sys.modules[{without!r}] = None\n" if without else ""
-    code = f"{hide}from expo_search.cli.main import main; main()"
+    """As typed in a folder; `without`: a module that cannot be found, by an interpreter that is started for it."""
+    if not without:
+        return ended(folder, "doctor", *arguments, environment=environment)
+    code = f"import sys; sys.modules[{without!r}] = None\nfrom expo_search.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, "doctor", *arguments],
-        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

@@ -37,9 +37,9 @@ class Hub(NamedTuple):
     asked: list[str]
     work: Path
 
-    def start(self, *arguments: str, offline: bool = False) -> str:
+    def start(self, *arguments: str) -> str:
         """What a command says on standard error, of an interpreter that is started for it."""
-        env = hub_environment(self.address, self.work / "home", offline=offline)
+        env = hub_environment(self.address, self.work / "home")
         command = [sys.executable, "-m", "expo_search", *arguments]
         found = subprocess.run(command, cwd=self.work, env=env, text=True, capture_output=True, timeout=300)
         assert found.returncode == 0, found.stderr
@@ -89,7 +89,7 @@ def test_a_search_fetches_what_it_needs_and_nothing_that_could_run(searched: Hub
 
 def test_what_was_fetched_is_enough_without_the_hub(searched: Hub) -> None:
     before = len(searched.asked)
-    assert "2 finished trials" in searched.start(*SEARCH, offline=True)
+    assert "2 finished trials" in searched.run(*SEARCH, offline=True)[1]
     assert len(searched.asked) == before
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ended
 from twins import edit, make_reward_model, write_prompts
 
 SEARCH = [
@@ -27,8 +28,7 @@ def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "expo_search", *SEARCH, *arguments]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300, check=False)
+    return ended(home, *SEARCH, *arguments)
 
 
 @pytest.mark.slow  # test_end_to_end.py has a quiet confirmation
