@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -138,14 +139,20 @@ def _preset_of(spec: StudySpec) -> tuple[str | None, StudySpec]:
     """The preset with this pair, and what it says; where there is none, the pair with all defaults."""
     same = ("aligned", "adapter", "sft", "parts", *(() if spec.rewards else ("reward_model",)))
     for stem in sorted({file.stem for file in preset_names().values()}, key=lambda stem: stem != spec.name):
-        try:
-            preset = load_study(preset=stem, trust_remote_code=True)
-        except ExpoError:  # a file that somebody changed
-            continue
-        if all(getattr(preset.pair, key) == getattr(spec.pair, key) for key in same):
+        preset = _preset(stem)
+        if preset is not None and all(getattr(preset.pair, key) == getattr(spec.pair, key) for key in same):
             return stem, preset
     pair = {key: value for key in same if (value := getattr(spec.pair, key)) is not None}
     return None, StudySpec.model_construct(name=spec.name, pair=PairSpec.model_validate(pair))
+
+
+@cache
+def _preset(stem: str) -> StudySpec | None:
+    """A preset; none where somebody changed its file. Read once: a search names its commands after each trial."""
+    try:
+        return load_study(preset=stem, trust_remote_code=True)
+    except ExpoError:
+        return None
 
 
 def _written(value: object) -> str:
