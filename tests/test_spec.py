@@ -252,6 +252,15 @@ def test_remote_code_needs_consent() -> None:
     assert load_study(overrides=pair, trust_remote_code=True).trust_remote_code
 
 
+def test_a_file_cannot_give_itself_consent(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('trust_remote_code = true\npreset = "zephyr"\n[reward]\nscorer = "evil.py:score"\n')
+    for trusts in (False, True):
+        fault = fault_of(file=file, trust_remote_code=trusts)
+        assert (fault.where, fault.found) == (str(file), "trust_remote_code")
+        assert "--trust-remote-code" in fault.do
+
+
 @pytest.mark.parametrize(("max_tokens", "fits"), [(63, True), (64, False), (65, False)])
 def test_answers_must_leave_room_for_a_prompt_in_the_context(max_tokens: int, fits: bool) -> None:
     tables: dict[str, dict[str, Any]] = {

@@ -90,6 +90,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of study files, with each key's meaning, default and range."""
     told = StudySpec.model_json_schema()
     several = told["properties"].pop("rewards")
+    del told["properties"]["trust_remote_code"]  # the command line's alone
     table, array = told["properties"]["reward"], {"type": "array", "items": several["items"], "minItems": 2}
     told["properties"]["reward"] = {"anyOf": [{"$ref": table["$ref"]}, array], "default": table["default"]}
     models = {field.annotation: table for table, field in StudySpec.model_fields.items()} | {RewardModelSpec: "reward"}

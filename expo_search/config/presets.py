@@ -53,14 +53,15 @@ def load_study(
 
     Raises:
         StudyError: values of the overrides that are not allowed, before a file is read; unknown preset; not TOML; every
-            value that is not allowed, in one message; a scorer that the file names, without consent to run it. One in
-            the overrides is the caller's own.
+            value that is not allowed, in one message; a scorer that the file names, without consent to run it (one in
+            the overrides is the caller's own); a file that gives itself consent.
     """
     check_given(overrides or {})
     where, data = "command line", dict[str, Any]()
     if file is not None:
         file = Path(file)
         where, data = str(file), _beside(file, apart(_read_toml(file)))
+        _refuse_own_consent(where, data)
         asked, preset = preset, data.pop("preset", preset)
         if asked not in (None, preset):
             raise StudyError(
@@ -127,6 +128,21 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise StudyError(
             where=str(file), found=str(fault), expected="a study file in TOML", do="fix the file"
         ) from None
+
+
+def _refuse_own_consent(where: str, data: Mapping[str, Any]) -> None:
+    """A file may come from anybody, and consent to run what it names from the user alone.
+
+    Raises:
+        StudyError: it has the key.
+    """
+    if "trust_remote_code" in data:
+        raise StudyError(
+            where=where,
+            found="trust_remote_code",
+            expected="consent to run remote code from the command line alone",
+            do="drop it, and give --trust-remote-code once you have looked at what the file names",
+        )
 
 
 def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
