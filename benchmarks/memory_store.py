@@ -29,6 +29,8 @@ class MemoryStore(Store):
 
     def close(self) -> None: ...
 
+    def check_owned(self) -> None: ...
+
     @contextmanager
     def owned(self) -> Iterator[None]:
         yield

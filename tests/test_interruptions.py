@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from expo_search.cli.main import main
 from expo_search.cli.signals import same_command, stop_on_signals, terminate_as_ctrl_c
 from expo_search.config.spec import SearchSpec
+from expo_search.contracts import Completion, Prompt
 from expo_search.errors import EngineDied, StoreError
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
@@ -180,6 +181,30 @@ class TestEngineThatDies:
         assert why_done(Store(url, "s").study, SPEC, 1, None) is None or n_answers > 40
         assert outcome(run(url, again)) == unbroken
         assert set(before).isdisjoint(again.asked)
+
+    def test_an_alpha_that_ends_every_engine_is_left_out_after_two_runs_or_where_the_range_has_no_more_of_it(
+        self, url: str
+    ) -> None:
+        class DiesFrom2(FakeModel):
+            def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+                if self.alphas[-1] >= 2:
+                    crash()
+                return super().generate(prompts, seed)
+
+        wide = SearchSpec(sampler="grid", alpha_min=0.0, alpha_max=4.0, racing=False)
+
+        def searched(spec: SearchSpec, n_trials: int) -> list[float]:
+            store = Store(url, "s")
+            objective = Objective(DiesFrom2(), FakeScorer(), store, PROMPTS, FakeWatcher())
+            return [e.alpha for e in search(store, objective, spec, n_trials)]
+
+        for told in ("look$", "look; the same command goes on without this alpha$"):
+            with pytest.raises(EngineDied, match=told):
+                searched(wide, 3)
+        with pytest.raises(EngineDied, match="look$"):
+            searched(wide, 3)  # the next one, 4.0, as 2.0 is left out
+        narrow = wide.model_copy(update={"alpha_max": 1.0})
+        assert searched(narrow, 3) == [0.0, 0.5, 1.0]
 
     def test_an_engine_that_dies_once_in_each_of_two_trials_ends_nothing(
         self, url: str, unbroken: list[tuple[object, ...]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expo_search.config.spec import SearchSpec
 
+ALPHA = "alpha"  # the parameter's name in a study
 N_START = 5
 WIDEST = (-1.0, 64.0)  # alpha = -1 is the sft model; published optima reach 25
 _DELTA_TIMES_ALPHA = 1e-3  # of the weights' norm: the first step when nothing is published

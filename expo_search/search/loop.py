@@ -15,7 +15,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
 from expo_search.evaluation.objective import Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.search.alpha_range import bounds, first_step, start_points
+from expo_search.search.alpha_range import ALPHA, bounds, first_step, start_points
 from expo_search.search.budget import Budget, more
 from expo_search.search.proposal import doubled, expected_regret, settled
 from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
@@ -27,7 +27,6 @@ from expo_search.store.study_store import Store
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-ALPHA = "alpha"
 _EXPLORE_SHARE, _EXPLORE_LEAST = 1 / 4, 32  # prompts of a bracketing trial
 
 
@@ -75,7 +74,7 @@ def search(
         while not stop() and why_done(study, spec, n_trials, published_alpha, budget, objective.n_prompts) is None:
             store.check_owned()
             evaluated = evaluations(study)
-            trial = _next_trial(study, spec, points, start, thorough)
+            trial = _next_trial(study, spec, published_alpha, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
             n_most = _n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough)
             brackets = n_most is not None and len(evaluated) + 1 < n_trials
@@ -120,13 +119,13 @@ def why_done(
     """
     from optuna.trial import TrialState
 
-    if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or to_repeat(study) is not None:
+    ends = bounds(spec, published_alpha)
+    if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) or to_repeat(study, *ends) is not None:
         return None
     evaluated = evaluations(study)
     if len(evaluated) >= n_trials:
         return f"{len(evaluated)} finished trials"
     start = StudyAttributes.of(study.user_attrs).first_step
-    ends = bounds(spec, published_alpha)
     if budget is not None:
         explores = spec.sampler == "expo" and spec.racing
         few = exploring(evaluated, *ends, start, spec.tolerance) if explores and evaluated else None
@@ -174,7 +173,14 @@ def _n_most(
     return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
 
 
-def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: float, thorough: float | None) -> Trial:
+def _next_trial(
+    study: Study,
+    spec: SearchSpec,
+    published_alpha: float | None,
+    points: Sequence[float],
+    start: float,
+    thorough: float | None,
+) -> Trial:
     """The next trial to evaluate.
 
     In this order: one that a killed process left running, a failed one to repeat, the next of the points that a study
@@ -189,7 +195,7 @@ def _next_trial(study: Study, spec: SearchSpec, points: Sequence[float], start: 
         return Trial(study, running[0]._trial_id)
     study.sampler = make_sampler(spec, n_first(study), start, thorough)
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        failed = to_repeat(study)
+        failed = to_repeat(study, *bounds(spec, published_alpha))
         asked = [t.params[ALPHA] for t in study.get_trials(deepcopy=False) if ALPHA in t.params]
         if failed is not None:
             enqueue_repetition(study, failed)

@@ -6,18 +6,23 @@ first one's number, by which this package knows both: nothing is generated twice
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from expo_search.errors import EngineDied, MaterializeError
 from expo_search.evaluation.objective import Objective, Stopped
 from expo_search.evaluation.result import CONTROL, Evaluation
+from expo_search.search.alpha_range import ALPHA
 from expo_search.store.attributes import engine_failure, keep_engine_failure, repeats, stands_for
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
+
+_ATTEMPTS = 4  # of one alpha, in two runs: what ends a new engine in another process, too, is the alpha
 
 
 class Attempts:
@@ -39,7 +44,7 @@ class Attempts:
 
         Raises:
             Stopped: `stop` said so.
-            EngineDied: the second time in one trial.
+            EngineDied: the second time in one trial; says where the next run leaves its alpha out.
             MaterializeError: the trial's weights cannot be made; it is not to be gone on with, but for alpha = 0.
         """
         from optuna.trial import TrialState
@@ -52,7 +57,14 @@ class Attempts:
             keep_engine_failure(trial, str(fault))
             self._store.tell(trial, state=TrialState.FAIL)
             if self._failed_once == stands_for(trial):
-                raise
+                if not _goes_on(trial, _n_failed(self._store.study)):
+                    fault = EngineDied(
+                        where=fault.where,
+                        found=f"{fault.found}, at alpha = {trial.params[ALPHA]:g} for the {_ATTEMPTS}th time",
+                        expected=fault.expected,
+                        do=f"{fault.do}; the same command goes on without this alpha",
+                    )
+                raise fault
             self._failed_once = stands_for(trial)
             if self._on_failure is not None:
                 self._on_failure(fault)
@@ -87,14 +99,34 @@ def with_one_restart(
         return evaluate()
 
 
-def to_repeat(study: Study) -> FrozenTrial | None:
-    """The failed trial that nothing has repeated yet, if there is one."""
+def to_repeat(study: Study, low: float = -math.inf, high: float = math.inf) -> FrozenTrial | None:
+    """The failed trial that nothing has repeated yet, if there is one.
+
+    Not one whose alpha is beyond low .. high, the range as it is now, or ended as many engines as two runs have; but
+    alpha = 0, which every trial is compared with, always.
+    """
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
     there = {stands_for(t) for t in trials if t.state != TrialState.FAIL}
-    failed = [t for t in trials if t.state == TrialState.FAIL and engine_failure(t) is not None]
-    return next((t for t in failed if stands_for(t) not in there), None)
+    failed, n_failed = [t for t in trials if t.state == TrialState.FAIL], _n_failed(study)
+    for trial in failed:
+        is_in = stands_for(trial) == CONTROL or low <= trial.params.get(ALPHA, low) <= high
+        if engine_failure(trial) is not None and stands_for(trial) not in there and is_in and _goes_on(trial, n_failed):
+            return trial
+    return None
+
+
+def _n_failed(study: Study) -> Counter[int]:
+    """How often the engine failed at each trial, by the number that its repetitions stand for."""
+    from optuna.trial import TrialState
+
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return Counter(stands_for(t) for t in failed if engine_failure(t) is not None)
+
+
+def _goes_on(trial: Trial | FrozenTrial, n_failed: Mapping[int, int]) -> bool:
+    return stands_for(trial) == CONTROL or n_failed.get(stands_for(trial), 0) < _ATTEMPTS
 
 
 def n_first(study: Study) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from expo_search.config.spec import SearchSpec
-from expo_search.search.loop import ALPHA, evaluations, why_done
+from expo_search.search.alpha_range import ALPHA
+from expo_search.search.loop import evaluations, why_done
 from expo_search.store.attributes import stands_for
 from expo_search.store.study_store import Store
 
