@@ -198,10 +198,10 @@ class TestEngineThatDies:
             objective = Objective(DiesFrom2(), FakeScorer(), store, PROMPTS, FakeWatcher())
             return [e.alpha for e in search(store, objective, spec, n_trials)]
 
-        for told in ("look$", "look; the same command goes on without this alpha$"):
+        for told in (r"look$", r"look; the same command goes on without this alpha$"):
             with pytest.raises(EngineDied, match=told):
                 searched(wide, 3)
-        with pytest.raises(EngineDied, match="look$"):
+        with pytest.raises(EngineDied, match=r"look$"):
             searched(wide, 3)  # the next one, 4.0, as 2.0 is left out
         narrow = wide.model_copy(update={"alpha_max": 1.0})
         assert searched(narrow, 3) == [0.0, 0.5, 1.0]

@@ -78,7 +78,7 @@ def test_with_alpha_zero_alone_there_is_nothing_to_compare(found: list[Evaluatio
 
 def test_where_every_other_alpha_lost_the_advice_is_to_keep_alpha_0() -> None:
     lost = replace(make_evaluation(1, 0.3, -0.2, 0.05), outcome="hopeless")
-    broke = replace(make_evaluation(2, 0.6, 0.3, 0.05), broken=("length",))
+    broke = replace(make_evaluation(2, 0.6, 0.05, 0.05), broken=("length",))
     found = verdict([CONTROL, lost, broke])
     assert (found.best, found.word) == (None, "no evidence of a gain")
     assert found.sentence() == (
@@ -118,7 +118,15 @@ def test_trials_that_a_benchmark_rules_out_are_counted_among_those_that_were_tri
     assert (found.best, found.n_tried, found.n_able) == (JUST_BETTER, 2, 1)
     alone = verdict([CONTROL, ruled_out], lost=[0.6])
     assert (alone.best, alone.word, alone.n_tried) == (None, "no evidence of a gain", 1)
-    assert "the one tried lost clearly or broke a guardrail" in alone.sentence()
+    assert alone.sentence().startswith(
+        "Keep alpha = 0: alpha = 0.6 gained, and a guardrail or a benchmark rules it out; no other may win."
+    )
+    assert (alone.word, alone.alpha) == ("no evidence of a gain", 0.0)
+    both = verdict([CONTROL, JUST_BETTER, ruled_out], lost=[JUST_BETTER.alpha, 0.6])
+    assert (
+        f"2 alphas gained ({JUST_BETTER.alpha:.4g}, 0.6), and guardrails or a benchmark rule them out"
+        in both.sentence()
+    )
 
 
 def test_where_none_saw_all_prompts_the_sentence_says_so() -> None:

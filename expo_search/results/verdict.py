@@ -36,6 +36,7 @@ class Verdict:
         better: the alphas that the search shows to be better than 0, ascending; `best`'s is one of them or there is
             none. `favourite`: the alpha that looks best (`proposal.winner`).
         power: what so many prompts can tell; None where nothing was measured.
+        ruled_out: where none may win, the alphas that each by itself gained, ascending.
     """
 
     best: Evaluation | None
@@ -50,6 +51,7 @@ class Verdict:
     favourite: float | None = None
     n_able: int = 0
     power: Power | None = None
+    ruled_out: tuple[float, ...] = ()
 
     @property
     def judged_by(self) -> Literal["search", "confirmation"]:
@@ -78,6 +80,14 @@ class Verdict:
     def sentence(self) -> str:
         """For people: one sentence on the search and its confirmation, then what one has to know beside it."""
         if self.best is None and self.n_tried:
+            if self.ruled_out:
+                which = ", ".join(f"{alpha:.4g}" for alpha in self.ruled_out)
+                gained = f"alpha = {which} gained, and a guardrail or a benchmark rules it out"
+                if len(self.ruled_out) > 1:
+                    gained = (
+                        f"{len(self.ruled_out)} alphas gained ({which}), and guardrails or a benchmark rule them out"
+                    )
+                return f"Keep alpha = 0: {gained}; no other may win.{self._beyond()}"
             each = f"each of the {self.n_tried}" if self.n_tried > 1 else "the one"
             why = f"{each} tried lost clearly or broke a guardrail"
             return f"No evidence of a gain: keep alpha = 0. No other alpha may win: {why}.{self._beyond()}"
@@ -164,7 +174,8 @@ def verdict(
     if found is None:
         word = _judge(0, 0) if n_tried else "nothing to compare"
         edge = _edge(0.0, search, published_alpha) if n_tried else None
-        return Verdict(None, word, n_tried=n_tried, objective=kind, edge=edge)
+        gained = tuple(sorted(e.alpha for e in evaluations if e.alpha != 0 and e.gain.low > 0))
+        return Verdict(None, word, n_tried=n_tried, objective=kind, edge=edge, ruled_out=gained)
     best = found.best
     measured = (confirmed or {}).get(best.trial)
     word = _judge(*found.interval) if measured is None else confirmed_word(measured)
