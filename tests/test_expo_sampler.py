@@ -369,6 +369,35 @@ def test_a_cliff_is_approached_from_below(cliff: float, place: float) -> None:
     assert sum(e.outcome == "degenerate" for e in found) < 6
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "cliff", "best"),
+    [
+        (1.0, 8.0, 2.0, 1.3),
+        (0.7, 8.0, 1.2, 0.9),
+        (0.7, 8.0, 0.1, None),
+        (-4.0, -1.0, 1.5, -1.2),
+        (-1.0, -0.5, 0.9, -0.7),
+        (-1.0, -0.5, 0.1, None),
+    ],
+)
+@pytest.mark.parametrize("tolerance", [0.0, 0.02])
+def test_a_range_without_0_is_searched_up_to_its_near_end(
+    low: float, high: float, cliff: float, best: float | None, tolerance: float
+) -> None:
+    """The first step lies beyond the cliff."""
+    trials, start = [trial(0, 0.0, 0.0)], 2.75 if low > 0 else None
+    while len(trials) < 12 and not settled(trials, low, high, start, tolerance):
+        alpha = propose(trials, low, high, start)
+        assert low <= alpha <= high
+        fell = abs(alpha) >= cliff
+        gain = -3.0 if fell else 0.3 - 0.1 * abs(alpha - (best or 0.0))
+        trials.append(trial(len(trials), alpha, gain, "degenerate" if fell else "complete"))
+    assert len(trials) == 12 or tolerance > 0
+    assert any(t.outcome == "complete" for t in trials[1:]) == (best is not None)
+    if best is not None:
+        assert min(abs(t.alpha - best) for t in trials) < 0.3
+
+
 class TestWinner:
     NEIGHBOURS = tuple(trial(i, a, 0.3, se=0.05) for i, a in enumerate((0.8, 0.9, 1.0, 1.1, 1.2), 1))
     LONER = trial(9, 0.25, 0.34, se=0.05)  # a little better by its own number; it stands alone

@@ -104,7 +104,7 @@ def test_what_the_imports_left_stays_frozen_while_an_engine_comes_and_goes() -> 
     with start.imports_stay_frozen():
         gc.unfreeze()
         gc.freeze()
-        assert gc.get_freeze_count() == frozen > 0
+        assert 0 < frozen - 1000 < gc.get_freeze_count() <= frozen, "but for what other threads let go"
     gc.unfreeze()
     assert gc.get_freeze_count() == 0
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expo_search.checkpoint.folder import INDEX, SINGLE
 from expo_search.engine.start import INSTALL
 from expo_search.engine.vllm_version import check_vllm
 from expo_search.engine.watchdog import Watchdog
 from expo_search.errors import EngineDied, EngineError, RewardError
+from expo_search.text import first_of
 
 _CLOSE_S = 20.0
 
@@ -119,6 +121,22 @@ class PoolingEngine:
             ) from fault
 
 
+def _refuse_further_files(path: Path) -> None:
+    """Without an index vLLM reads every safetensors file of a folder; transformers and our checks read one.
+
+    Raises:
+        RewardError: there are others.
+    """
+    others = sorted(file.name for file in path.glob("*.safetensors") if file.name != SINGLE)
+    if others and (path / SINGLE).is_file() and not (path / INDEX).is_file():
+        raise RewardError(
+            where=f"reward model {path}",
+            found=f"{first_of(others, between=', ')} beside {SINGLE}, which vLLM would read too",
+            expected="one file of weights, or an index of several",
+            do='move the others elsewhere, or take the reward backend "transformers"',
+        )
+
+
 def _params() -> Any:
     from vllm import PoolingParams
 
@@ -126,6 +144,7 @@ def _params() -> Any:
 
 
 def _start(spec: PoolingSpec) -> Any:
+    _refuse_further_files(spec.path)
     share = spec.gpu_memory_utilization
     with _started_with({**spec.environment, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}) as names:
         try:

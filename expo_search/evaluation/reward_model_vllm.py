@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from expo_search.checkpoint.folder import INDEX, SINGLE
 from expo_search.config.spec import RewardSpec
 from expo_search.dtypes import reward_arithmetic
-from expo_search.errors import RewardError
 from expo_search.evaluation.conversation_scorer import ConversationScorer
 from expo_search.evaluation.reward_model import load_classifier
-from expo_search.text import first_of
 
 
 class Rater(Protocol):
@@ -32,7 +29,7 @@ class VllmRewardModel(ConversationScorer):
     """As `SequenceRewardModel`, served by vLLM. `close` ends its process.
 
     Raises (on construction):
-        RewardError: more than one label, weights that are missing, files that no index names, or what `start` raises.
+        RewardError: more than one label, weights that are missing, or what `start` raises.
     """
 
     def __init__(
@@ -42,7 +39,6 @@ class VllmRewardModel(ConversationScorer):
         import torch
 
         super().__init__(path, spec, trust_remote_code=trust_remote_code)
-        _refuse_further_files(path)
         # vLLM 0.32 also starts where a file lacks the head; transformers reads the header of the file alone here
         config = load_classifier(path, trust_remote_code=trust_remote_code, device_map="meta").config
         self._keep_within(getattr(config.get_text_config(), "max_position_embeddings", None))
@@ -63,15 +59,3 @@ class VllmRewardModel(ConversationScorer):
         while end > 1 and sequence[end - 1] == self._pad:
             end -= 1
         return sequence[:end]
-
-
-def _refuse_further_files(path: Path) -> None:
-    """Without an index vLLM reads every safetensors file of a folder; transformers and our checks read one."""
-    others = sorted(file.name for file in path.glob("*.safetensors") if file.name != SINGLE)
-    if others and (path / SINGLE).is_file() and not (path / INDEX).is_file():
-        raise RewardError(
-            where=f"reward model {path}",
-            found=f"{first_of(others, between=', ')} beside {SINGLE}, which vLLM would read too",
-            expected="one file of weights, or an index of several",
-            do='move the others elsewhere, or take the reward backend "transformers"',
-        )

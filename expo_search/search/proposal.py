@@ -70,7 +70,7 @@ def bracketing(trials: Sequence[Finished], low: float, high: float, start: float
 def _bracketing_step(trials: Sequence[Finished], low: float, high: float, start: float | None) -> float | None:
     above = sorted((t for t in trials if t.alpha > 0), key=lambda t: t.alpha)
     if not above:
-        return min(high, max(low, start if start else high / 4)) if high > 0 else None
+        return min(high, max(low, start if start else high / 4)) if high > 0 else _step_back(trials, high)
     best, gains = _front_runner(trials), _gains_above_0(trials)
     top = above[-1]
     if not _is_past(above, trials) and top.alpha < high * (1 - 1e-9):
@@ -83,13 +83,31 @@ def _bracketing_step(trials: Sequence[Finished], low: float, high: float, start:
     worse = [t for t in above if _is_worse(t, None, trials)]
     first = start if start else high / 4
     too_far = len(worse) == len(above) or (not gains and above[0].alpha >= first and above[0].gain.mean < 0)
-    if too_far and above[0].alpha / 4 >= max(low, _LEAST_ALPHA):  # perhaps even the smallest step is one too far
-        return above[0].alpha / 4
+    if too_far:  # perhaps even the smallest step is one too far
+        nearer = _nearer(above[0].alpha, low)
+        if nearer is not None:
+            return nearer
     if low < 0 and worse and not gains and not any(t.alpha < 0 for t in trials):
         lost = [t.alpha for t in worse if t.outcome != "degenerate" and not t.broken]
         if lost or len(worse) == len(above):
             return max(low, -min([0.5, *lost]))
     return None
+
+
+def _step_back(trials: Sequence[Finished], high: float) -> float | None:
+    """In a range below 0, what is nearer to it than those that all collapsed."""
+    below = [t for t in trials if t.alpha < 0]
+    if not below or not all(collapsed(t, trials) for t in below):
+        return None
+    nearer = _nearer(min(-t.alpha for t in below), -high)
+    return None if nearer is None else -nearer
+
+
+def _nearer(nearest: float, near: float) -> float | None:
+    """A step back from an alpha in a range that begins at `near`, both > 0 as one side sees them; None: too small."""
+    if nearest / 4 >= max(near, _LEAST_ALPHA):
+        return nearest / 4
+    return math.sqrt(near * nearest) if near > 0 and nearest > _CLIFF_RATIO * near else None
 
 
 def _is_past(above: Sequence[Finished], trials: Sequence[Finished]) -> bool:
@@ -110,6 +128,8 @@ def refine(trials: Sequence[Finished], low: float, high: float) -> float:
     known = np.array(_known_places(trials, curve))
     inside, new = _places(trials, curve, low, high)
     places = np.flatnonzero(new if new.any() else inside)
+    if not places.size:  # all collapsed, up to the range's end
+        return min(max(float(curve.alphas[0]), low), high)
     worth = curve.worth(places, known, _trial_noise(trials))
     # the mean breaks ties where everything that could be learnt is known
     return float(curve.alphas[places[int(np.argmax(worth + 1e-9 * curve.mean[places]))]])
@@ -143,14 +163,18 @@ def posterior(trials: Sequence[Finished], low: float, high: float) -> Fit:
     open_below = not _gains_above_0(trials) and any(t.alpha < 0 and not _is_worse(t, None, trials) for t in trials)
     if low < 0 < high and not open_below and not (positive and all(t.gain.mean + t.gain.se < 0 for t in positive)):
         low = 0.0
-    high = min([high, max([t.alpha for t in positive], default=high), *_before_the_cliff(trials, 1)])
-    low = max([low, *(-a for a in _before_the_cliff(trials, -1))])
+    above, below = _before_the_cliff(trials, 1, max(low, 0.0)), _before_the_cliff(trials, -1, max(-high, 0.0))
+    high = min([high, max([t.alpha for t in positive], default=high), *above])
+    low = max([low, *(-a for a in below)])
     return fit(trials, low, max(high, low + 1e-9))
 
 
-def _before_the_cliff(trials: Sequence[Finished], side: int) -> list[float]:
-    """Half way, as a ratio, from a side's last good alpha to the collapsed one beyond it, if there is one; > 0."""
-    top = max([0.0, *(side * t.alpha for t in trials if not collapsed(t, trials))])
+def _before_the_cliff(trials: Sequence[Finished], side: int, near: float) -> list[float]:
+    """Half way, as a ratio, from a side's last good alpha to the collapsed one beyond it, if there is one; > 0.
+
+    `near`: where the range begins on that side, which is as good a place as any to look from.
+    """
+    top = max([near, *(side * t.alpha for t in trials if not collapsed(t, trials))])
     beyond = [side * t.alpha for t in trials if side * t.alpha > top and collapsed(t, trials)]
     return [math.sqrt(max(top, min(beyond) / 16) * min(beyond))] if beyond else []
 
