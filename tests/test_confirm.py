@@ -120,7 +120,16 @@ def test_an_old_confirmation_stays_until_the_new_one_is_measured(store: Store) -
             confirm(store, objective(store, FakeModel(dies_after=2), prompts), 7, 0.5, prompts)
         assert confirmations(store) == {4: old}
     new = confirm(store, objective(store, FakeModel(), PROMPTS), 7, 0.5, PROMPTS)
-    assert confirmations(store) == {7: new}, "all on the same prompts"
+    assert confirmations(store) == {7: new}, "the old one's answers were forgotten"
+
+
+def test_confirmations_on_other_numbers_of_the_same_prompts_stand_beside_each_other(store: Store) -> None:
+    whole = confirm(store, objective(store, FakeModel(), PROMPTS), 4, 0.3, PROMPTS)
+    few = confirm(store, objective(store, FakeModel(), PROMPTS[:3]), 7, 0.5, PROMPTS[:3])
+    assert confirmations(store) == {4: whole, 7: few}
+    assert (whole.n, few.n) == (len(PROMPTS), 3)
+    other = confirm(store, objective(store, FakeModel(), PROMPTS[::-1]), 7, 0.5, PROMPTS[::-1])
+    assert confirmations(store) == {7: other}
 
 
 def test_prompts_that_were_put_before_they_were_looked_at_do_no_harm(store: Store) -> None:

@@ -221,13 +221,15 @@ class TestWeights:
 class TestBeside:
     def test_pythons_files_are_copied_only_when_allowed_and_other_weights_never(self, tmp_path: Path) -> None:
         pair = make_pair(tmp_path / "pair", "llama-untied")
-        for name in ("modeling.py", "pytorch_model.bin", "README.md", ".hidden", "LICENSE"):
+        for name in ("modeling.py", "pytorch_model.bin", "README.md", ".hidden", "LICENSE", "adapter_config.json"):
             (pair[0] / name).write_text("x")
         plain = write(*pair, 0.7, tmp_path / "plain")
         assert {"LICENSE", "config.json", "tokenizer.json", "generation_config.json"} <= {
             p.name for p in plain.iterdir()
         }
-        assert not {"modeling.py", "pytorch_model.bin", "README.md", ".hidden"} & {p.name for p in plain.iterdir()}
+        assert not {"modeling.py", "pytorch_model.bin", "README.md", ".hidden", "adapter_config.json"} & {
+            p.name for p in plain.iterdir()
+        }
         assert (write(*pair, 0.7, tmp_path / "code", Format(code=True)) / "modeling.py").is_file()
 
     def test_a_config_names_no_code_that_is_not_there(self, tmp_path: Path) -> None:

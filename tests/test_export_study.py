@@ -34,6 +34,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.provenance import read_provenance
 from expo_search.exporting.study import Wanted, export_study
+from expo_search.exporting.verify import engine_dtype
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.source import Pair
 from expo_search.search.loop import evaluations
@@ -354,6 +355,37 @@ def test_weights_are_exported_in_the_dtype_in_which_they_were_evaluated(
     export_study(url, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
     assert {t.dtype for t in open_checkpoint(tmp_path / "out", role="x").tensors.values()} == {expected}
     assert (f"written in {asked}, in which the trials were evaluated" in said) == (asked != "auto")
+
+
+@pytest.mark.parametrize(
+    ("config", "stored", "expected"),
+    [("float16", torch.bfloat16, "F16"), ("bfloat16", torch.float16, "BF16"), ("float32", torch.float16, "BF16")],
+    ids=str,
+)
+def test_where_the_files_have_another_dtype_than_the_config_they_are_rounded_once_as_the_engine_does(
+    tmp_path: Path, config: str, stored: torch.dtype, expected: str
+) -> None:
+    make_pair(tmp_path, "llama-untied")
+    make_reward_model(tmp_path / "reward")
+    for role in ("aligned", "sft"):
+        edit(tmp_path / role, lambda _, t: t.to(stored))
+        file = tmp_path / role / "config.json"
+        told = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("dtype", "torch_dtype")}
+        file.write_text(json.dumps(told | {"dtype": config}))
+    url, said = f"sqlite:///{tmp_path / 'study.db'}", list[str]()
+    make_study(tmp_path, url)
+    export_study(url, "mine", Wanted(tmp_path / "out"), said.append, lambda *_: None)
+    out = open_checkpoint(tmp_path / "out", role="x")
+    assert out.dtypes == {expected}
+    dtype = {"F16": "float16", "BF16": "bfloat16"}[expected]
+    assert out.config["dtype"] == dtype
+    assert f"written in {dtype}, in which the trials were evaluated" in said
+    aligned, sft = (read_all(tmp_path / role) for role in ("aligned", "sft"))
+    for name, tensor in read_all(tmp_path / "out").items():
+        theta = 2 * aligned[name].float() - sft[name].float()  # at alpha = 1
+        assert torch.equal(tensor, theta.to(tensor.dtype)), name
+    dtypes = open_checkpoint(tmp_path / "aligned", role="aligned").dtypes
+    assert engine_dtype("auto", {"dtype": config}, dtype, dtypes) == dtype
 
 
 def test_an_export_says_that_it_was_not_verified_and_what_does_so(study: str, tmp_path: Path) -> None:

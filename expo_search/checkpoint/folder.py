@@ -57,6 +57,11 @@ class Checkpoint:
         return sum(t.n_bytes for t in self.tensors.values())
 
     @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """Those of its tensors, as safetensors spells them."""
+        return frozenset(t.dtype for t in self.tensors.values())
+
+    @cached_property
     def header_hash(self) -> str:
         """16 hex digits over names, dtypes, shapes and file sizes: cheap, and enough to notice another checkpoint.
 

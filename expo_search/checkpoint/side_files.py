@@ -21,6 +21,7 @@ CARD = "README.md"
 RECIPE = "mergekit.yaml"
 TRAINED_ON = "trained_on.txt"  # of a reward model: see inputs/trained_on.py
 _NOT_COPIED = {INDEX, "pytorch_model.bin.index.json", PROVENANCE, CARD, RECIPE}
+_NOT_COPIED |= {"adapter_config.json"}  # left over beside merged weights: libraries would look for the adapter's
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx")
 _TOKENIZER, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -167,7 +167,7 @@ def dtypes_of(engine: EngineSpec, reward: RewardSpec, aligned: Checkpoint) -> Dt
     Raises:
         StudyError: an arithmetic that cannot hold the weights.
     """
-    weights = weights_dtype(engine.dtype, aligned.config, {t.dtype for t in aligned.tensors.values()})
+    weights = weights_dtype(engine.dtype, aligned.config, aligned.dtypes)
     native, where = multiplies_in(weights), f"weights of {aligned.path}"
     computed = arithmetic(engine.arithmetic, weights, native=native, where=where)
     return Dtypes(weights, computed, reward_arithmetic(reward.arithmetic, cuda=has_gpu()))

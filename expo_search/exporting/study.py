@@ -36,7 +36,7 @@ from expo_search.exporting.checkpoint import (
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
-from expo_search.exporting.verify import engine_dtype, trial_dtype, verify
+from expo_search.exporting.verify import engine_dtype, is_rounded_otherwise, trial_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses
@@ -194,8 +194,9 @@ def _origin(
     gains = read_model_gains(store, calibration, trial, fresh) if found is None else []
     _check_contents(kept.contents or {}, name, aligned=aligned, sft=sft)
     own = own_dtype(aligned.config)
-    trials = trial_dtype(spec.engine.dtype, aligned.config)
-    dtype = wanted.dtype or (trials if trials != own and not wanted.as_adapter else None)
+    trials = trial_dtype(spec.engine.dtype, aligned.config, aligned.dtypes)
+    is_own = trials is None or (trials == own and not is_rounded_otherwise(trials, aligned.dtypes))
+    dtype = wanted.dtype or (None if is_own or wanted.as_adapter else trials)
     origin = Origin(
         study=name,
         spec=spec,
@@ -318,7 +319,7 @@ def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
         refuse(
             "--verify", f"alpha {origin.alpha:g}, which was not evaluated", "a trial to compare with", "leave it out"
         )
-    if wanted.verify and engine_dtype(origin.spec.engine.dtype, aligned.config, origin.dtype) is None:
+    if wanted.verify and engine_dtype(origin.spec.engine.dtype, aligned.config, origin.dtype, aligned.dtypes) is None:
         refuse(
             f"--verify with --dtype {origin.dtype}", "another rounding than the trial's", "the trial's weights",
             "leave one of the two out",
@@ -420,7 +421,7 @@ def _verifying_engine(
     """
     spec, (aligned, sft) = computing_as(origin.spec, origin.settings), pair
     written = open_checkpoint(folder, role="aligned")
-    dtype = engine_dtype(spec.engine.dtype, aligned.config, origin.dtype)
+    dtype = engine_dtype(spec.engine.dtype, aligned.config, origin.dtype, aligned.dtypes)
     engine = spec.engine.model_copy(update={"dtype": dtype})
     # an engine wants a pair of different checkpoints; near alpha = -1 the one written is sft itself
     other = sft if origin.alpha > -0.5 else aligned

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from expo_search.contracts import Completion
-from expo_search.dtypes import own_dtype
+from expo_search.dtypes import STORED, Asked, own_dtype, weights_dtype
 from expo_search.engine.model import VllmModel
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, EngineDied
@@ -58,20 +58,32 @@ def verify(
     return f"fingerprint {fingerprint} and {len(few)} of the trial's {len(stored)} answers, the same"
 
 
-def trial_dtype(asked: str, config: Mapping[str, Any]) -> str | None:
-    """The dtype of the weights that were evaluated; None where vLLM chose it: it rounds float32 to a smaller one."""
+def trial_dtype(asked: Asked, config: Mapping[str, Any], stored: Collection[str] = ()) -> str | None:
+    """The dtype of the weights that were evaluated; None where vLLM chose it: it rounds float32 to a smaller one.
+
+    `stored`: the dtypes of the aligned checkpoint's tensors, as safetensors spells them.
+    """
     own = own_dtype(config)
     if asked != "auto":
         return asked
-    return None if own in (None, "float32") else own
+    live = weights_dtype("auto", config, stored)
+    return live if is_rounded_otherwise(live, stored) else None if own in (None, "float32") else own
 
 
-def engine_dtype(asked: str, config: Mapping[str, Any], written: str | None) -> str | None:
+def is_rounded_otherwise(dtype: str, stored: Collection[str]) -> bool:
+    """Whether a checkpoint has weights in a 16-bit dtype that is not this one: as stored, theta(alpha) is another."""
+    return bool({STORED["bfloat16"], STORED["float16"]} & set(stored) - {STORED[dtype]})
+
+
+def engine_dtype(
+    asked: Asked, config: Mapping[str, Any], written: str | None, stored: Collection[str] = ()
+) -> str | None:
     """The dtype in which the engine must load what was written to have the trial's weights; None if it cannot.
 
     A checkpoint in float32 holds theta(alpha) before its last rounding, so the engine can round it as it did live.
+    `stored`: see `trial_dtype`.
     """
-    trial, own = trial_dtype(asked, config), own_dtype(config)
+    trial, own = trial_dtype(asked, config, stored), own_dtype(config)
     if trial is None:
         return "auto" if written in (None, own) else None
     return trial if (written or own) in (trial, "float32") else None

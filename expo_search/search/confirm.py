@@ -5,7 +5,7 @@ The best of N noisy numbers overstates its own gain; this measurement was used f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ def confirm(
 
     Goes on from stored answers to those prompts. Fewer prompts than before, or more, in the same order share them;
     answers to other prompts are forgotten. What earlier confirmations found stays until this one is measured, and
-    beyond it where their prompts are the same. An engine that dies is started anew, once for each of the two;
+    beyond it unless their answers are forgotten. An engine that dies is started anew, once for each of the two;
     `on_failure` gets the reason before that.
 
     Raises:
@@ -94,12 +94,19 @@ def confirm(
             control.reward.mean,
             list(winner.broken),
         )
-        others = {t: c for t, c in (store.attributes.confirmed or {}).items() if c["prompts"] == key}
+        others = {t: c for t, c in (store.attributes.confirmed or {}).items() if _has_answers(store, int(t), c)}
         store.keep(StudyAttributes(confirmed=others | {str(trial): confirmation.attributes()}))
     return confirmation
 
 
+def _has_answers(store: Store, trial: int, confirmed: Mapping[str, Any]) -> bool:
+    """Whether a confirmation's answers are still there, which a second judge may be asked to rate."""
+    prompts = store.prompts("confirm")[: confirmed["n"]]
+    is_same = confirmed["prompts"] == prompts_hash(prompts)
+    return is_same and len(store.completions(trial, "confirm", prompts)) == len(prompts)
+
+
 def confirmations(store: Store) -> dict[int, Confirmation]:
-    """The study's confirmations, all on the same prompts, by trial."""
+    """The study's confirmations, by trial: each on its own number of the same prompts."""
     stored = store.attributes.confirmed or {}
     return {int(trial): Confirmation(**attributes) for trial, attributes in stored.items()}
