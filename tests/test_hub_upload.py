@@ -167,6 +167,15 @@ class TestRefusals:
         assert asked
         assert all(" bytes 0-" in request for request in asked)
 
+    def test_a_data_set_without_the_split_names_those_it_has(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        line = self.refused(monkeypatch, capfd, *IDS, "--prompts-split", "train", "--dry-run")
+        assert line.endswith(
+            "data set me/prompts: no split 'train'; expected one of test_gen; "
+            "give --prompts-split test_gen, or a local .jsonl file: --prompts FILE"
+        )
+
     def test_all_of_a_pair_is_found_before_the_first_weights_are_fetched(
         self, hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:

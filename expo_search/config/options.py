@@ -87,6 +87,7 @@ OPTIONS = (
     ),
     Option("pair", "check_reward_model", str, "A second judge: another reward model, for the winner.", _MODEL),
     Option("prompts", "source", str, "JSONL or Parquet file, or Hub data set.", "FILE_OR_DATASET", "prompts"),
+    Option("prompts", "split", str, "Of a Hub data set, the split.", "SPLIT", "prompts_split"),
     Option("prompts", "n", int, "Prompts of the search.", None, "n_prompts"),
     Option("sampling", "max_tokens", int, "New tokens of an answer at most."),
     Option("sampling", "temperature", float, "Sampling temperature."),

@@ -55,7 +55,11 @@ def load_prompts(
             expected=_EXPECTED,
             do="check the path",
         )
-    rows = file_rows(path, _COLUMNS) if local else hub_rows(source, split, columns=_COLUMNS)
+    rows = (
+        file_rows(path, _COLUMNS)
+        if local
+        else hub_rows(source, split, columns=_COLUMNS, split_option="--prompts-split")
+    )
     prompts: dict[str, Prompt] = {}
     ids: set[str] = set()
     left_out: list[str] = []

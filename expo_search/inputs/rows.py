@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_search.errors import PromptsError
-from expo_search.text import shortened
+from expo_search.text import first_of, shortened
 
 _BATCH_ROWS = 1000
 SUFFIXES = frozenset({".jsonl", ".json", ".parquet"})
@@ -85,13 +85,14 @@ def hub_rows(
     name: str | None = None,
     columns: Collection[str] | None = None,
     option: str = "--prompts FILE",
+    split_option: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """(where, row) of a split of a Hub data set; `name` of its configuration, `columns` those that are wanted.
 
-    `option`: what takes a file in its place, for messages.
+    `option`: what takes a file in its place, for messages; `split_option`: what takes another split, if anything does.
 
     Raises:
-        PromptsError: it is not reached, or not there.
+        PromptsError: it is not reached, or not there, or has no such split, and then says which it has.
     """
     import datasets
 
@@ -99,6 +100,15 @@ def hub_rows(
     try:
         data = datasets.load_dataset(source, name, split=split)
     except Exception as error:  # datasets raises its own, the Hub's, and the network's errors
+        splits = _splits(source, name) if isinstance(error, ValueError) else []  # it was reached: ask it once more
+        if splits and split not in splits:
+            other = f"{split_option} {splits[0]}, or " if split_option else ""
+            raise PromptsError(
+                where=f"data set {source}",
+                found=f"no split {split!r}",
+                expected=f"one of {first_of(splits, between=', ')}",
+                do=f"give {other}a local .jsonl file: {option}",
+            ) from None
         raise PromptsError(
             where=f"data set {source}, split {split}",
             found=f"{type(error).__name__}: {shortened(str(error))}",
@@ -107,3 +117,13 @@ def hub_rows(
         ) from None
     wanted = [c for c in (data.column_names if columns is None else columns) if c in data.column_names]
     yield from ((f"data set {source}, row {i}", row) for i, row in enumerate(data.select_columns(wanted), 1))
+
+
+def _splits(source: str, name: str | None) -> list[str]:
+    """The splits of a Hub data set; none where it does not say."""
+    import datasets
+
+    try:
+        return [str(split) for split in datasets.get_dataset_split_names(source, name)]
+    except Exception:  # as above: what kept the rows from being loaded is then the fault to tell of
+        return []
