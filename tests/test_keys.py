@@ -88,6 +88,14 @@ def test_init_writes_a_new_file_alone_and_names_what_is_missing(
     assert [file.name for file in tmp_path.iterdir()] == ["a.toml"]
 
 
+def test_the_study_of_a_new_file_is_named_after_it_where_a_study_can_be(tmp_path: Path) -> None:
+    init(tmp_path / "mine.toml", "zephyr")
+    init(tmp_path / "own.toml", None, "sft", "aligned", "org/judge")
+    init(tmp_path / "mine, too.toml", "zephyr")
+    names = [load_study(file=tmp_path / name).name for name in ("mine.toml", "own.toml", "mine, too.toml")]
+    assert names == ["mine", "own", "zephyr"]
+
+
 def test_init_takes_an_adapter_and_names_the_consent_that_a_preset_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

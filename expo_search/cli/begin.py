@@ -47,7 +47,7 @@ def init(
     given = {"aligned": aligned, "adapter": adapter, "sft": sft, "reward_model": reward_model, "prompts": prompts}
     if pair is None and reward_model is None:
         given["reward_model"] = "PATH_OR_ID"
-    text = study_file(pair, {key: _from(file, value) for key, value in given.items() if value is not None})
+    text = study_file(pair, {key: _from(file, value) for key, value in given.items() if value is not None}, file.stem)
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from expo_search.config.faults import NAME
 from expo_search.config.options import option_of
 from expo_search.config.presets import load_study, preset_names
 from expo_search.config.spec import RewardModelSpec, StudySpec
@@ -38,8 +39,10 @@ def meaning(table: str, key: str, model: type[BaseModel]) -> str:
     return option.help if option else ""
 
 
-def study_file(preset: str | None, pair: Mapping[str, str]) -> str:
+def study_file(preset: str | None, pair: Mapping[str, str], name: str | None = None) -> str:
     """A study file in TOML, on a preset or with a pair's own paths; every other key commented out, with its value.
+
+    `name`: of its study, where that is one that a study may have; else it is the preset's or the file's.
 
     Raises:
         StudyError: an unknown preset, or a pair that lacks a part.
@@ -48,11 +51,13 @@ def study_file(preset: str | None, pair: Mapping[str, str]) -> str:
     if "prompts" in pair:
         given["prompts"] = {"source": pair["prompts"]}
     spec = load_study(preset=preset, overrides=given, name="mine", trust_remote_code=True)
+    own = name is not None and re.fullmatch(NAME, name) is not None
     lines = [
         "# A study of expo-search: `expo-search --study FILE`. Paths are relative to this file.",
         "# A key behind # has the value that it shows; take the # away to change it. `expo-search schema > FILE.json`",
         "# writes what editors complete keys with: `#:schema ./FILE.json` as the first line here.",
         "",
+        *(["# By this name commands find the study.", f"name = {_toml(name)}", ""] if own else []),
         *([f"preset = {_toml(preset)}", ""] if preset else []),
     ]
     for table, field in StudySpec.model_fields.items():
