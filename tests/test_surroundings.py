@@ -61,6 +61,23 @@ def test_one_that_is_broken_or_away_is_a_remark(server: str, monkeypatch: pytest
     assert "refused" in away.text
 
 
+@pytest.mark.parametrize("user", ["me:hunter2", "hunter2", "me:hun/ter2@", "me:hunter 2"])
+def test_who_one_is_at_a_mirror_is_not_told_and_no_reason_to_take_it_for_away(
+    user: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub_at(monkeypatch, server.replace("://", f"://{user}@")) == Fact("Hub", f"{server} answers")
+    away = hub_at(monkeypatch, f"http://{user}@127.0.0.1:9/?token=hunter2")
+    assert away.text.startswith("http://127.0.0.1:9/?token=*** does not answer (")
+
+
+def test_an_address_that_is_none_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("http://mirror:port", "http://mirror/a b", "mirror", "me:hunter2@mirror"):
+        found = hub_at(monkeypatch, address)
+        assert found.status == "remark"
+        assert "hunter" not in found.text
+        assert "nothing within" not in found.text, "the thread that asks has ended in an error of its own"
+
+
 def test_one_that_does_not_answer_is_waited_for_three_seconds(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     found = hub_at(monkeypatch, f"{server}/slow")

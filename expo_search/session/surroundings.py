@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -22,6 +23,7 @@ from expo_search.text import shown
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _HUB_TIMEOUT_S = 3.0
+_USER = re.compile(r"^(\w+://)?.*@")  # of an address, with the password, which may have an @ or a slash
 _LITTLE_DISK_BYTES = 5 << 30  # less than most checkpoints have
 
 
@@ -82,10 +84,11 @@ def hub() -> Fact:
         return Fact("Hub", f"not asked ({short(missing)})", "remark", "install what is missing")
     if HF_HUB_OFFLINE:
         return Fact("Hub", "not asked, since HF_HUB_OFFLINE is set: what is in its cache can be used")
-    fault = _hub_fault(ENDPOINT)
+    asked = _USER.sub(r"\1", ENDPOINT)  # a mirror's may have a password, which urllib would take for a port
+    fault, address = _hub_fault(asked), shown(asked)
     if fault is None:
-        return Fact("Hub", f"{ENDPOINT} answers")
-    text = f"{ENDPOINT} does not answer ({fault}): only local folders and what is in its cache can be used"
+        return Fact("Hub", f"{address} answers")
+    text = f"{address} does not answer ({fault}): only local folders and what is in its cache can be used"
     return Fact("Hub", text, "remark", "see to the network or a proxy (HTTPS_PROXY), or name a mirror in HF_ENDPOINT")
 
 
@@ -99,8 +102,8 @@ def _hub_fault(address: str) -> str | None:
                 answers.append(None)
         except HTTPError as answer:  # also an answer: the Hub was reached
             answers.append(None if answer.code < 500 else short(answer))
-        except (OSError, ValueError) as fault:
-            answers.append(short(fault))
+        except (OSError, ValueError, HTTPException) as fault:
+            answers.append(shown(short(fault)))
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
