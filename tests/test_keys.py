@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -86,6 +87,22 @@ def test_init_writes_a_new_file_alone_and_names_what_is_missing(
     with pytest.raises(StudyError, match="unknown preset"):
         init(tmp_path / "b.toml", "zefyr", None, None, None, None)
     assert [file.name for file in tmp_path.iterdir()] == ["a.toml"]
+
+
+def test_init_leaves_nothing_behind_where_it_cannot_write_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StudyError, match="--reward-model r\udcff: bytes that are not UTF-8; expected text"):
+        init(tmp_path / "a.toml", None, "sft", "aligned", "r\udcff")
+
+    def full(file: Path, text: str, **_: str) -> None:
+        file.write_bytes(text.encode()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StudyError, match=r"a\.toml: No space left on device; expected a new file"):
+        init(tmp_path / "a.toml", "zephyr")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_study_of_a_new_file_is_named_after_it_where_a_study_can_be(tmp_path: Path) -> None:

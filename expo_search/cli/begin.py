@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from expo_search.cli.completion import presets
 from expo_search.cli.console import console_on
 from expo_search.config.presets import load_study
 from expo_search.errors import StudyError
+from expo_search.results.atomic_file import written_whole
 from expo_search.text import clean
 
 _MODEL = "PATH_OR_ID"
@@ -47,10 +49,14 @@ def init(
     given = {"aligned": aligned, "adapter": adapter, "sft": sft, "reward_model": reward_model, "prompts": prompts}
     if pair is None and reward_model is None:
         given["reward_model"] = "PATH_OR_ID"
-    text = study_file(pair, {key: _from(file, value) for key, value in given.items() if value is not None}, file.stem)
+    values = {key: _from(file, value) for key, value in given.items() if value is not None}
+    _check_text(values)
+    text = study_file(pair, values, file.stem)
     try:
-        with file.open("x", encoding="utf-8") as out:
-            out.write(text)
+        if os.path.lexists(file):
+            raise FileExistsError
+        with written_whole(file) as fresh:  # no part of a file is left where the disk is full
+            fresh.write_text(text, encoding="utf-8")
     except OSError as fault:
         raise StudyError(
             where=str(file),
@@ -63,6 +69,24 @@ def init(
     asks = pair is not None and load_study(preset=pair, trust_remote_code=True).pair.needs_remote_code
     then = f"expo-search --study {shlex.quote(str(file))} --dry-run{' --trust-remote-code' if asks else ''}"
     err.print(Text(clean(f"written to {file}{todo}. Then:\n  {then}")), soft_wrap=True)
+
+
+def _check_text(values: Mapping[str, str]) -> None:
+    """Check that a study file can hold these values, by key: a name of a file may be bytes that are no text.
+
+    Raises:
+        StudyError: one of them is none; names its option.
+    """
+    for key, value in values.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise StudyError(
+                where=f"--{key.replace('_', '-')} {value}",
+                found="bytes that are not UTF-8",
+                expected="text, as a study file is",
+                do="rename it",
+            ) from None
 
 
 def _from(file: Path, value: str) -> str:
