@@ -250,6 +250,8 @@ class TestChoice:
         make_study(home, url, trials=[make_evaluation(0, 0.0, 0.0, 0.1), make_evaluation(1, 0.5, 0.01, 0.1)])
         with pytest.raises(StudyError, match=r"No evidence of a gain.*expected a gain to export; give --alpha"):
             export(url, tmp_path / "out")
+        with pytest.raises(StudyError, match=r"give --alpha to export it all the same, without --shape$"):
+            export(url, tmp_path / "out", shape="depth")
         assert export(url, tmp_path / "out", alpha=0.5) == 0.5
 
     def test_an_alpha_that_was_not_evaluated_lists_the_nearest_and_is_exported_by_force(

@@ -336,7 +336,7 @@ def test_smaller_batches_of_the_reward_model_are_named_where_they_would_fit() ->
     needs = replace(NEEDS, reward_activations=8 * GIB)
     with pytest.raises(EngineError) as fault:
         plan(Machine(64 * GIB), needs, kv_cache_gib=1)
-    assert fault.value.do == "1/4 of batch_tokens in [reward] would fit"
+    assert fault.value.do == "a search with 1/4 of batch_tokens in [reward] would fit"
 
 
 def test_sources_on_a_gpu_that_is_not_there_are_refused() -> None:

@@ -18,7 +18,7 @@ from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
 from expo_search.engine import ranks, start
 from expo_search.engine.machine import Machine
-from expo_search.errors import SettingsChanged, StudyError
+from expo_search.errors import ExpoError, SettingsChanged, StudyError
 from expo_search.inputs.source import Pair, Source
 from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
@@ -82,6 +82,20 @@ class TestPrompts:
 
     def test_the_study_goes_on_with_as_many_when_their_number_is_given(self) -> None:
         assert differing(checked(), checked(15)) == set()
+
+    @pytest.mark.parametrize("rows", [N_ROWS - 10, N_ROWS + 10])
+    def test_others_than_a_stored_study_has_are_to_be_put_back_and_no_option_of_a_search_is_named(
+        self, rows: int, home: Path
+    ) -> None:
+        store = Store("sqlite:///test.db", "custom")
+        pin(store, checked(15))
+        store.close()
+        write_prompts(home / "prompts.jsonl", rows)
+        with pytest.raises(ExpoError) as fault:
+            check_stored("sqlite:///test.db", "custom", lambda _: None, trust_remote_code=False)
+        assert fault.value.do == (
+            "put back what was searched, or search again with what changed under another --study-name"
+        )
 
     def test_all_of_them_can_be_asked_for(self) -> None:
         assert len(checked(N_ROWS).search_prompts) == N_ROWS

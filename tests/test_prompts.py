@@ -39,6 +39,16 @@ def fault_of(source: str) -> PromptsError:
     return fault.value
 
 
+def test_where_they_must_be_a_stored_studys_the_advice_is_the_callers(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    few = write(folder, ROWS[:2])
+    for source, at_least in ((str(folder), 1), (few, 3)):
+        with pytest.raises(PromptsError) as fault:
+            load_prompts(source, "any", 1, at_least=at_least, do="put them back")
+        assert fault.value.do == "put them back"
+
+
 def test_all_kinds_of_file_give_the_same_prompts_in_the_same_order(tmp_path: Path) -> None:
     lines = write(tmp_path, ROWS)
     whole = tmp_path / "prompts.json"

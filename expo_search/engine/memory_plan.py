@@ -233,7 +233,7 @@ def _places(engine: EngineSpec, machine: Machine) -> tuple[Where, ...]:
 
 
 def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
-    """Changes, one at a time, with which the plan would fit."""
+    """Changes, one at a time, with which the plan would fit; said of a search, since no other command has options."""
 
     def fits(**changes: Any) -> bool:
         changed = engine.model_copy(update=changes)
@@ -262,7 +262,7 @@ def _what_fits(needs: Needs, engine: EngineSpec, machine: Machine) -> str:
         options.append(f"1/{part} of batch_tokens in [reward]")
     if not options and fits_beside(0, 0):
         options.append("a smaller reward model" if needs.n_reward_models < 2 else "fewer or smaller reward models")
-    return f"{' or '.join(options)} would fit" if options else "free memory, or take a smaller pair"
+    return f"a search with {' or '.join(options)} would fit" if options else "free memory, or take a smaller pair"
 
 
 def _sum(parts: Mapping[str, int]) -> str:

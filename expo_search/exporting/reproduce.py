@@ -28,6 +28,7 @@ from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
 from expo_search.weights.shape import Shape, shaped
 
+_AS_MADE = "give what it was made with: sources, prompts and what rates the answers, where they were"
 Grade = Literal["identical", "same weights, other environment", "different"]
 
 
@@ -133,12 +134,12 @@ def reproduce(
     spec = computing_as(spec, settings)
     with TemporaryDirectory(prefix="expo-search-") as folder:
         with working("checking prompts, checkpoints and settings") as doing:
-            checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say, doing=doing)
+            checked = check(spec, f"sqlite:///{Path(folder) / 'again.db'}", say, doing=doing, do=_AS_MADE)
         compare_settings(
             settings,
             checked.settings,
             name=f"{exported['study']} in expo.json",
-            do="give what it was made with: sources, prompts and what rates the answers, where they were",
+            do=_AS_MADE,
         )
         with working("starting vLLM and its canary, loading the reward model"):
             running = start(checked, say, give_up)

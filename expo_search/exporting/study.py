@@ -280,7 +280,7 @@ def _choose(finished: list[Evaluation], judged: Verdict, wanted: Wanted, name: s
                 where=f"study {name}",
                 found=judged.sentence(),
                 expected="a gain to export",
-                do="give --alpha to export it all the same",
+                do="give --alpha to export it all the same" + ("" if wanted.shape is None else ", without --shape"),
             )
         return judged.alpha, judged.recommended
     if not is_alpha(wanted.alpha):

@@ -34,12 +34,19 @@ def path_of(source: str) -> Path:
 
 
 def load_prompts(
-    source: str, split: str, seed: int, say: Callable[[str], None] = lambda _: None, *, at_least: int = 1
+    source: str,
+    split: str,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    at_least: int = 1,
+    do: str | None = None,
 ) -> list[Prompt]:
     """All distinct prompts of a `.jsonl`, `.json` or `.parquet` file, or of a Hub data set's split, shuffled by `seed`.
 
     Rows whose prompt is blank, or no text that can be stored, are left out, and `say` gets a line with their number. A
-    row of another form (not JSON, other columns) is an error.
+    row of another form (not JSON, other columns) is an error. `do`: the advice where they must be those of a study that
+    is stored; None: a search is begun, whose options are named.
 
     Raises:
         PromptsError: missing, empty, not readable (with the line), rows without a prompt, or fewer than `at_least`.
@@ -47,7 +54,7 @@ def load_prompts(
     path = path_of(source)
     local = path.suffix in SUFFIXES
     if path.is_dir():
-        raise _is_folder(source, path)
+        raise _is_folder(source, path, do)
     if path.is_file() != local:
         raise PromptsError(
             where=f"prompts {source}",
@@ -55,10 +62,11 @@ def load_prompts(
             expected=_EXPECTED,
             do="check the path",
         )
+    option, split_option = ("--prompts FILE", "--prompts-split") if do is None else (None, None)
     rows = (
         file_rows(path, _COLUMNS)
         if local
-        else hub_rows(source, split, columns=_COLUMNS, split_option="--prompts-split")
+        else hub_rows(source, split, columns=_COLUMNS, option=option, split_option=split_option)
     )
     prompts: dict[str, Prompt] = {}
     ids: set[str] = set()
@@ -88,7 +96,7 @@ def load_prompts(
             where=f"prompts {source}",
             found=" and ".join([f"{len(prompts)} different prompt{'s' * (len(prompts) > 1)}", *filter(None, more)]),
             expected=f"at least {at_least}",
-            do=_fewer(len(prompts)),
+            do=do or _fewer(len(prompts)),
         )
     if left_out:
         say(f"{len(left_out)} rows of the prompts left out ({few})")
@@ -96,11 +104,18 @@ def load_prompts(
 
 
 def search_part(
-    prompts: Sequence[Prompt], n: int, *, where: str, exact: bool = True, fits: Callable[[Prompt], bool] | None = None
+    prompts: Sequence[Prompt],
+    n: int,
+    *,
+    where: str,
+    exact: bool = True,
+    fits: Callable[[Prompt], bool] | None = None,
+    do: str | None = None,
 ) -> tuple[list[Prompt], int]:
     """The first n prompts of the order that fit the model's context, and how far into the order they reach.
 
-    Fewer than n are enough unless `exact`: a data set that holds just n rows falls short by its duplicates.
+    Fewer than n are enough unless `exact`: a data set that holds just n rows falls short by its duplicates. `do`: see
+    `load_prompts`.
 
     Raises:
         PromptsError: there are fewer than n, or none at all.
@@ -119,7 +134,7 @@ def search_part(
             where=where,
             found=f"{len(kept)} prompts{left_out}",
             expected=f"at least {n if exact else 2}",
-            do=_fewer(len(kept)),
+            do=do or _fewer(len(kept)),
         )
     return kept, reach
 
@@ -128,7 +143,7 @@ def _fewer(n: int) -> str:
     return f"give more prompts, or --n-prompts {n}" if n > 1 else "give more prompts"
 
 
-def _is_folder(source: str, path: Path) -> PromptsError:
+def _is_folder(source: str, path: Path, do: str | None) -> PromptsError:
     try:
         first = next((f for f in sorted(path.iterdir()) if f.suffix in SUFFIXES and f.is_file()), None)
     except OSError:
@@ -137,7 +152,7 @@ def _is_folder(source: str, path: Path) -> PromptsError:
         where=f"prompts {source}",
         found="a folder",
         expected=_EXPECTED,
-        do=f"give the file: --prompts {first}" if first else "give a file",
+        do=do or (f"give the file: --prompts {first}" if first else "give a file"),
     )
 
 

@@ -84,12 +84,12 @@ def hub_rows(
     *,
     name: str | None = None,
     columns: Collection[str] | None = None,
-    option: str = "--prompts FILE",
+    option: str | None = "--prompts FILE",
     split_option: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """(where, row) of a split of a Hub data set; `name` of its configuration, `columns` those that are wanted.
 
-    `option`: what takes a file in its place, for messages; `split_option`: what takes another split, if anything does.
+    For messages, if there is one, `option`: what takes a file in its place; `split_option`: what takes another split.
 
     Raises:
         PromptsError: it is not reached, or not there, or has no such split, and then says which it has.
@@ -102,18 +102,19 @@ def hub_rows(
     except Exception as error:  # datasets raises its own, the Hub's, and the network's errors
         splits = _splits(source, name) if isinstance(error, ValueError) else []  # it was reached: ask it once more
         if splits and split not in splits:
-            other = f"{split_option} {splits[0]}, or " if split_option else ""
+            others = [f"{split_option} {splits[0]}"] if split_option else []
+            others += [f"a local .jsonl file: {option}"] if option else []
             raise PromptsError(
                 where=f"data set {source}",
                 found=f"no split {split!r}",
                 expected=f"one of {first_of(splits, between=', ')}",
-                do=f"give {other}a local .jsonl file: {option}",
+                do=f"give {', or '.join(others)}" if others else "check the data set",
             ) from None
         raise PromptsError(
             where=f"data set {source}, split {split}",
             found=f"{type(error).__name__}: {shortened(str(error))}",
             expected="a data set on the Hub, or in the local cache",
-            do=f"check the id and the network; a local .jsonl file works too: {option}",
+            do="check the id and the network" + (f"; a local .jsonl file works too: {option}" if option else ""),
         ) from None
     wanted = [c for c in (data.column_names if columns is None else columns) if c in data.column_names]
     yield from ((f"data set {source}, row {i}", row) for i, row in enumerate(data.select_columns(wanted), 1))

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from expo_search.evaluation.ensemble import Members
 
 SEARCH_SHARE = 0.75  # of a small source's prompts, where nobody said how many: the rest are for a confirmation
+_AS_SEARCHED = "put back what was searched, or search again with what changed under another --study-name"
 _LENGTHS_FROM = 64  # prompts whose lengths are measured for the memory plan
 
 
@@ -100,6 +101,7 @@ def check(
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
     with_judge: bool = False,
+    do: str | None = None,
 ) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
 
@@ -111,6 +113,8 @@ def check(
         own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
             their place nothing is checked, and the spec's names of checkpoints are names alone.
         sites: where many engines of ours are to run, which are then asked for what this machine would be.
+        do: the advice where prompts or settings are not those of a study that is stored, to who cannot give others;
+            None: a search is begun or gone on with, whose options are named.
 
     Raises:
         ExpoError: the first stage that finds a fault, naming all of that stage's faults.
@@ -137,7 +141,7 @@ def check(
     has_reward = own_scorer and scorer is None
     wanted = spec.prompts.n if "n" in spec.prompts.model_fields_set else MIN_PROMPTS
     prompts = load_prompts(
-        _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted
+        _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted, do=do
     )
     _check_database(storage, adds=adds)
     pair = resolve_pair(  # which may have to fetch it
@@ -172,7 +176,7 @@ def check(
     tokenizer = _tokenizer(pair.aligned, spec, spec.pair.chat_template) if own_model else None
     reward_tokenizers = [_tokenizer(judge, spec, None) for judge in judges]
     fits = _room_for_answers(spec, prompts, tokenizer)
-    chosen, reach = _search_prompts(spec, prompts, fits, say)
+    chosen, reach = _search_prompts(spec, prompts, fits, say, do)
     work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
     if sites is not None:
         work = replace(work, n_prompts=-(-work.n_prompts // sites.n_engines))  # an engine's part of a trial
@@ -203,7 +207,7 @@ def check(
     if stored is not None and stored.settings is not None:
         if pair.has_outlines:  # whose bytes are not known
             settings = settings.model_copy(update={"files": stored.settings.files})
-        advice = advice_on_changes(stored.settings, settings)
+        advice = do or advice_on_changes(stored.settings, settings)
         compare_settings(stored.settings, settings, name=spec.name, do=advice)
     if adds:  # before the memory is measured, which the other one has taken
         refuse_if_held(storage, spec.name)
@@ -335,13 +339,17 @@ def _room_for_answers(
 
 
 def _search_prompts(
-    spec: StudySpec, prompts: Sequence[Prompt], fits: Callable[[Prompt], bool], say: Callable[[str], None]
+    spec: StudySpec,
+    prompts: Sequence[Prompt],
+    fits: Callable[[Prompt], bool],
+    say: Callable[[str], None],
+    do: str | None,
 ) -> tuple[Sequence[Prompt], int]:
     """The prompts of the search, and how far into the order they reach."""
     is_given = "n" in spec.prompts.model_fields_set
     n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
     where = f"prompts {spec.prompts.source}"
-    chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits)
+    chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits, do=do)
     if n < spec.prompts.n:
         say(f"{len(chosen)} of {len(prompts)} prompts are for the search, the others for `confirm`")
     if len(chosen) < reach:
@@ -374,7 +382,16 @@ def check_stored(
         check_consent(kept, f"study {name}")
     spec = computing_as(kept, stored.settings or Settings())
     return check(
-        spec, storage, say, adds=adds, own_model=own_model, own_scorer=own_scorer, sites=sites, doing=doing, fetch=fetch
+        spec,
+        storage,
+        say,
+        adds=adds,
+        own_model=own_model,
+        own_scorer=own_scorer,
+        sites=sites,
+        doing=doing,
+        fetch=fetch,
+        do=_AS_SEARCHED,
     )
 
 

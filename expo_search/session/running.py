@@ -295,7 +295,8 @@ def _accept(
     """
     stored = stored_attributes(checked.storage, checked.spec.name)
     if stored is not None and stored.settings is not None:
-        compare_settings(stored.settings, _weights(sources), name=checked.spec.name)
+        do = "give the checkpoints it was made with, or search again under another --study-name"
+        compare_settings(stored.settings, _weights(sources), name=checked.spec.name, do=do)
     say(
         f"canary passed in {canary_s:.1f} s: a switch takes effect, {noise.sentence()}; "
         f"||delta|| / ||aligned|| = {sources.relative_delta:.2e}, {sources.changed_share:.1%} of the entries differ"

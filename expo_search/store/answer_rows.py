@@ -97,7 +97,7 @@ class AnswerTables:
                 where=f"study {self.name}, trial {trial}",
                 found=f"weights {fingerprint} at alpha {alpha:g}",
                 expected=f"{before[1]} at alpha {before[0]:g}, which made the stored answers",
-                do="give the checkpoints it was made with, or another --study-name",
+                do="give the checkpoints it was made with, or search again under another --study-name",
             )
 
     def add_completions(

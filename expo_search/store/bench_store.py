@@ -141,7 +141,7 @@ class BenchStore:
                     where=f"study {self._store.name}, benchmarks at alpha {alpha:g}",
                     found=f"weights {fingerprint}",
                     expected=f"{row.fingerprint}, which made the stored answers",
-                    do="give the checkpoints it was made with, or another --study-name",
+                    do="give the checkpoints it was made with, or search again under another --study-name",
                 )
 
         self._store.writing(put)
