@@ -24,6 +24,7 @@ from expo_search.search.alpha_range import WIDEST, bounds, first_step
 from expo_search.search.expo_sampler import ExpoSampler, record_gain
 from expo_search.search.proposal import bracketing, expected_regret, propose, settled, winner
 from expo_search.stats.paired import Estimate
+from expo_search.store.attributes import StudyAttributes
 
 SE = 0.02
 CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
@@ -154,6 +155,59 @@ class TestInOptuna:
         wanted = failing.suggest_float("alpha", 0, 1)
         study.tell(failing, state=TrialState.FAIL)
         assert study.ask().suggest_float("alpha", 0, 1) == wanted
+
+    @pytest.mark.parametrize("ending", ["pruned", "nan", "-inf"])
+    def test_alphas_that_give_no_value_are_a_cliff_which_it_closes_in_on(self, ending: str) -> None:
+        def value(t: optuna.Trial) -> float:
+            alpha = t.suggest_float("alpha", 0, 8)
+            if alpha < 1:
+                return hill(0.7)(alpha)
+            if ending == "pruned":
+                raise optuna.TrialPruned
+            return float(ending)
+
+        study = self.study(start=0.3)
+        study.optimize(value, n_trials=14)
+        asked = [t.params["alpha"] for t in study.trials]
+        lost = [a for a in asked if a >= 1]
+        assert asked[:4] == [0, 0.3, 0.6, 1.2]
+        assert max(lost) == 1.2
+        assert max(map(lost.count, lost)) == (2 if ending == "nan" else 1), "what failed once may have failed by chance"
+        assert hill(0.7)(max(study.best_trials, key=lambda t: t.values[0]).params["alpha"]) > 0.97 * 0.3
+
+    def test_a_range_without_0_of_which_nothing_gave_a_value_yet_is_gone_on_with_elsewhere(self) -> None:
+        study = self.study()
+        for n in range(1, 5):
+            trial = study.ask()
+            trial.suggest_float("alpha", 0.5, 1)
+            study.tell(trial, state=TrialState.PRUNED)
+            assert len({t.params["alpha"] for t in study.trials}) == n
+
+    def test_what_the_engine_did_not_survive_twice_is_no_cliff(self) -> None:
+        """In a study that the package's own loop searches, which repeats it."""
+        study = self.study()
+        StudyAttributes(first_step=0.3).keep_in(study)
+        study.optimize(lambda t: hill(0.4)(t.suggest_float("alpha", 0, 1)), n_trials=3)
+        asked = set()
+        for _ in range(3):
+            failing = study.ask()
+            asked.add(failing.suggest_float("alpha", 0, 1))
+            study.tell(failing, state=TrialState.FAIL)
+        assert len(asked) == 1
+
+    def test_an_alpha_that_failed_twice_and_was_measured_then_counts_as_measured(self) -> None:
+        def asked(*, fails: int) -> float:
+            study = self.study()
+            study.optimize(lambda t: hill(0.4)(t.suggest_float("alpha", 0, 1)), n_trials=2)
+            for _ in range(fails):
+                failing = study.ask()
+                failing.suggest_float("alpha", 0, 1)
+                study.enqueue_trial(failing.params)
+                study.tell(failing, state=TrialState.FAIL)
+            study.optimize(lambda t: hill(0.4)(t.suggest_float("alpha", 0, 1)), n_trials=1)
+            return study.ask().suggest_float("alpha", 0, 1)
+
+        assert asked(fails=2) == asked(fails=0)
 
     @pytest.mark.parametrize("n_at_a_time", [2, 4])
     def test_several_trials_at_a_time_are_at_different_alphas_and_find_the_optimum(self, n_at_a_time: int) -> None:

@@ -20,7 +20,7 @@ from expo_search.search.proposal import Known, believing, propose
 from expo_search.search.thorough import propose_thoroughly
 from expo_search.stats.gain_curve import Finished
 from expo_search.stats.paired import Estimate
-from expo_search.store.attributes import stands_for
+from expo_search.store.attributes import StudyAttributes, stands_for
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -43,6 +43,9 @@ class ExpoSampler(BaseSampler):
     trials give the same proposal: nothing is random, and nothing is kept between calls. Other parameters are drawn at
     random. Works in `study.optimize` and with ask/tell; what is asked for and not told yet is not proposed again, so
     several trials may run at a time.
+
+    An alpha other than 0 that was pruned, that failed twice, or whose value is not finite counts as one at which
+    answers degenerate; one that failed once is proposed again, since what it failed for may have passed.
 
     Args:
         start: the first alpha to try beside 0; a quarter of the range by default.
@@ -90,7 +93,8 @@ class ExpoSampler(BaseSampler):
         if param_name != self._parameter or not isinstance(param_distribution, FloatDistribution):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         d = param_distribution
-        trials = believing(self._history(study), self._waiting(study, trial))
+        known = self._history(study)
+        trials = believing([*known, *self._without_gain(study, known)], self._waiting(study, trial))
         if self._thorough is None:
             alpha = propose(trials, d.low, d.high, self._start)
         else:
@@ -119,6 +123,31 @@ class ExpoSampler(BaseSampler):
             *measured,
             *(Known(t.trial, 0.0, Estimate(0.0, 0.0, n)) for t in known if t.alpha == 0 and t not in measured),
         ]
+
+    def _without_gain(self, study: Study, known: Sequence[Finished]) -> list[Finished]:
+        """The alphas other than 0 that gave no gain and are not to be tried again, as degenerate ones.
+
+        None of a study that this package searches itself: what fails there is repeated, or ends the search.
+        """
+        if StudyAttributes.of(study.user_attrs).first_step is not None:
+            return []
+        n = max((t.gain.n for t in known), default=1)
+        outcome = "degenerate" if known else "enough"  # where nothing stands yet, nothing fell off from it
+        places, failed = [t.alpha for t in known], list[float]()
+        without: list[Finished] = []
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        for trial in study.get_trials(deepcopy=False, states=states):
+            alpha = trial.params.get(self._parameter)
+            if not isinstance(alpha, float | int) or alpha == 0 or _is_among(alpha, places):
+                continue
+            if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
+                continue
+            if trial.state == TrialState.FAIL and not _is_among(alpha, failed):
+                failed.append(alpha)
+                continue
+            places.append(alpha)
+            without.append(Known(trial.number, float(alpha), Estimate(0.0, 0.0, n), outcome))
+        return without
 
 
 def record_gain(
@@ -165,6 +194,10 @@ def _known(trial: FrozenTrial, alpha: float, value: float) -> Known:
         tuple(map(str, broken)) if isinstance(broken, list | tuple) else (),
         shared if isinstance(shared, dict) and all(isinstance(x, float | int) for x in shared.values()) else {},
     )
+
+
+def _is_among(alpha: float, alphas: Sequence[float]) -> bool:
+    return any(math.isclose(alpha, a, rel_tol=1e-9) for a in alphas)
 
 
 def _against_control(trials: Sequence[Finished]) -> list[Finished]:
