@@ -183,6 +183,25 @@ class TestInOptuna:
             study.tell(trial, state=TrialState.PRUNED)
             assert len({t.params["alpha"] for t in study.trials}) == n
 
+    @pytest.mark.parametrize(
+        ("low", "high", "step", "first"),
+        [(0, 8, 0.25, 0.0), (-0.3, 2.0, 0.1, 0.0), (0.5, 2.0, 0.5, 0.5), (-0.1, 1.9, 0.25, -0.1)],
+    )
+    def test_a_distribution_with_steps_gets_alphas_on_them_and_none_twice_while_others_are_left(
+        self, low: float, high: float, step: float, first: float
+    ) -> None:
+        study, other = self.study(start=0.3), optuna.create_study()
+        study.optimize(lambda t: hill(1.4)(t.suggest_float("alpha", low, high, step=step)), n_trials=14)
+        asked = self.told(study)
+        n_there = round((high - low) / step) + 1
+        assert asked[0] == first
+        assert len(set(asked)) == min(14, n_there)
+        other.add_trials(study.trials)  # which refuses what its distribution does not contain
+        within = [low + i * step for i in range(n_there)]
+        assert hill(1.4)(max(study.best_trials, key=lambda t: t.values[0]).params["alpha"]) > 0.98 * max(
+            map(hill(1.4), within)
+        )
+
     def test_what_the_engine_did_not_survive_twice_is_no_cliff(self) -> None:
         """In a study that the package's own loop searches, which repeats it."""
         study = self.study()

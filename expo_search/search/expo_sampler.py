@@ -86,7 +86,7 @@ class ExpoSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Optuna's: the next alpha, within its distribution; another parameter's value at random.
+        """Optuna's: the next alpha, within its distribution and on its steps; another parameter's value at random.
 
         Reads the study's finished and running trials, writes nothing.
         """
@@ -95,11 +95,16 @@ class ExpoSampler(BaseSampler):
         d = param_distribution
         known = self._history(study)
         trials = believing([*known, *self._without_gain(study, known)], self._waiting(study, trial))
+        tried = [t.alpha for t in trials]
+        if d.step is not None and tried and d.low <= 0 <= d.high and _on_steps(0.0, d, ()) != 0:
+            # the control would be asked for again and again, and no step is there
+            trials.append(Known(-1 - len(trials), 0.0, Estimate(0.0, 0.0, trials[0].gain.n)))
         if self._thorough is None:
             alpha = propose(trials, d.low, d.high, self._start)
         else:
             alpha = propose_thoroughly(trials, d.low, d.high, self._start, self._thorough)
-        return float(min(max(alpha, d.low), d.high))
+        alpha = float(min(max(alpha, d.low), d.high))
+        return alpha if d.step is None else _on_steps(alpha, d, tried)
 
     def _waiting(self, study: Study, trial: FrozenTrial) -> list[float]:
         """The alphas of other trials that were asked for and have not been told."""
@@ -194,6 +199,18 @@ def _known(trial: FrozenTrial, alpha: float, value: float) -> Known:
         tuple(map(str, broken)) if isinstance(broken, list | tuple) else (),
         shared if isinstance(shared, dict) and all(isinstance(x, float | int) for x in shared.values()) else {},
     )
+
+
+def _on_steps(alpha: float, d: FloatDistribution, tried: Sequence[float]) -> float:
+    """The step of a distribution that is nearest to alpha; one that was not tried, where there are any left."""
+    assert d.step is not None
+    place, last = (alpha - d.low) / d.step, round((d.high - d.low) / d.step)
+    taken = {round((a - d.low) / d.step) for a in tried}
+    near = min(max(round(place), 0), last)
+    around = range(max(near - len(taken), 0), min(near + len(taken), last) + 1)
+    nearest = min((i for i in around if i not in taken), key=lambda i: abs(i - place), default=near)
+    value = min(d.low + nearest * d.step, d.high)  # which rounding may miss by a last bit, as it may 0
+    return 0.0 if abs(value) < 1e-9 * d.step else value
 
 
 def _is_among(alpha: float, alphas: Sequence[float]) -> bool:
