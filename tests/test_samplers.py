@@ -75,3 +75,16 @@ def test_a_grid_spends_exactly_its_trials_and_reaches_both_ends(
         assert (min(inside), max(inside)) == (low, 2.0)
         steps = {round(b - a, 9) for a, b in pairwise(inside)}
         assert len(steps) == 1
+
+
+def test_a_grid_that_is_extended_fills_its_gaps_all_over_its_range(url: str) -> None:
+    spec = SearchSpec(sampler="grid", alpha_min=0.0, alpha_max=1.0, seed=1)
+    first, _ = run(url, 6, spec)
+    assert [e.alpha for e in first] == pytest.approx([i / 5 for i in range(6)]), "a grid of its own goes upwards"
+    extended, _ = run(url, 12, spec)
+    alphas = sorted(e.alpha for e in extended)
+    assert len({round(alpha, 9) for alpha in alphas}) == 12
+    # between any two of the six there are two of a grid of twelve, and six of these ten are asked
+    assert all(any(low < alpha < low + 0.2 for alpha in alphas) for low in (0.0, 0.2, 0.4, 0.6, 0.8))
+    new = [e.alpha for e in extended[6:]]
+    assert sorted(new[:2]) == pytest.approx([1 / 11, 10 / 11]), "those farthest from all that were asked come first"

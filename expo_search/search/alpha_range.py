@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from expo_search.config.spec import SearchSpec
 
 ALPHA = "alpha"  # the parameter's name in a study
@@ -67,3 +70,19 @@ def start_points(search: SearchSpec, published_alpha: float | None, n_trials: in
         if low <= alpha <= high and all(abs(alpha - p) > 1e-9 for p in points):
             points.append(alpha)
     return points if search.sampler == "grid" else points[:N_START]
+
+
+def next_point(search: SearchSpec, points: Sequence[float], asked: Sequence[float]) -> float | None:
+    """The next of the points that a study begins with which is not among the alphas asked already, if there is one.
+
+    In their order. Of a grid in which others than its points were asked, as it was made for fewer trials before, the
+    one farthest from all of these: not all of its points have a trial, and in their order the upper part had none.
+    """
+
+    def is_among(alpha: float, others: Sequence[float]) -> bool:
+        return any(math.isclose(alpha, other, rel_tol=1e-5) for other in others)
+
+    left = [p for p in points if not is_among(p, asked)]
+    if search.sampler == "grid" and not all(is_among(a, points) for a in asked):
+        return max(left, key=lambda p: min(abs(p - a) for a in asked), default=None)
+    return next(iter(left), None)

@@ -5,7 +5,6 @@ Trial 0 is always alpha = 0: the control with which every other trial is paired.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from expo_search.config.spec import SearchSpec
 from expo_search.errors import EngineDied, StoreError
 from expo_search.evaluation.objective import Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.search.alpha_range import ALPHA, bounds, first_step, start_points
+from expo_search.search.alpha_range import ALPHA, bounds, first_step, next_point, start_points
 from expo_search.search.budget import Budget, more
 from expo_search.search.proposal import doubled, expected_regret, settled
 from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
@@ -199,9 +198,7 @@ def _next_trial(
         asked = [t.params[ALPHA] for t in study.get_trials(deepcopy=False) if ALPHA in t.params]
         if failed is not None:
             enqueue_repetition(study, failed)
-        elif (
-            point := next((p for p in points if not any(math.isclose(p, a, rel_tol=1e-5) for a in asked)), None)
-        ) is not None:
+        elif (point := next_point(spec, points, asked)) is not None:
             study.enqueue_trial({ALPHA: point})
     return study.ask()
 
