@@ -163,6 +163,15 @@ def _lengths() -> list[float]:
     return [unit("length", p.id) for p in PROMPTS]
 
 
+def test_where_it_pays_for_alpha_0_alone_no_gain_of_going_on_is_told(tmp_path: Path) -> None:
+    """The fit has seen no gain then, and what it expected would be its prior, whatever the reward's unit is."""
+    store, [control], objective = run(tmp_path, narrow, Budget(tokens=1))
+    done = why_done(store.study, SPEC, 60, None, Budget(tokens=1), objective.n_prompts)
+    n = f"{control.n_tokens:,}"
+    assert done == f"budget: {n} of 1 tokens after 1 trial; going on costs {n} tokens a trial on all prompts"
+    store.close()
+
+
 def test_more_of_it_finds_a_peak_between_the_steps_of_the_doubling(tmp_path: Path) -> None:
     """Where a search without one is settled; what it finds is evaluated on all prompts, and so can be recommended."""
     (tmp_path / "without").mkdir()

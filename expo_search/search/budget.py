@@ -79,11 +79,12 @@ class Budget:
         return min(left, default=float("inf"))
 
 
-def more(evaluated: Sequence[Evaluation], gain: float) -> str:
+def more(evaluated: Sequence[Evaluation], gain: float | None) -> str:
     """What going on would bring, for people: the gain that the fit expects, and what one more whole trial costs.
 
     Args:
-        evaluated: at least one trial. `gain`: `proposal.expected_regret`.
+        evaluated: at least one trial. `gain`: `proposal.expected_regret`; None where nothing tells it.
     """
     whole = max(e.n_tokens for e in evaluated if not e.stopped_early)
-    return f"going on is expected to add {gain:.2g} to the gain, at {whole:,} tokens a trial on all prompts"
+    brings = "costs" if gain is None else f"is expected to add {gain:.2g} to the gain, at"
+    return f"going on {brings} {whole:,} tokens a trial on all prompts"

@@ -129,8 +129,10 @@ def why_done(
         explores = spec.sampler == "expo" and spec.racing
         few = exploring(evaluated, *ends, start, spec.tolerance) if explores and evaluated else None
         if not budget.fits(evaluated, n_prompts if few is None else n_explore(n_prompts)):
-            regret = expected_regret(evaluated, *ends)
-            return f"budget: {budget.spent(evaluated)} after {len(evaluated)} trials; {more(evaluated, regret)}"
+            # of alpha = 0 alone the fit knows nothing, not even the reward's unit
+            regret = expected_regret(evaluated, *ends) if any(e.alpha != 0 for e in evaluated) else None
+            after = f"{len(evaluated)} trial{'' if len(evaluated) == 1 else 's'}"
+            return f"budget: {budget.spent(evaluated)} after {after}; {more(evaluated, regret)}"
     if spec.sampler != "expo" or start is None:
         return None
     if budget is not None:
