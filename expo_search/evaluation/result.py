@@ -28,7 +28,8 @@ class Evaluation:
         broken: guardrails that it breaks; such a trial cannot win. `excess`: by how much over each limit, or under.
         mean_length: of the answers, in tokens; `length_ratio` is that over alpha = 0's on the same prompts.
         share_cut, share_repeating: of answers that ran to max_tokens, and that say the same over and over; 0..1.
-        n_reward_cut: conversations that were cut for the reward model.
+        n_reward_cut: conversations that were cut for the reward model, of those rated in the run that finished the
+            trial: how long a conversation is to the reward model is not kept with an answer.
         fingerprint: of the weights.
         switch_s, generate_s, score_s, other_s: seconds, of the run that finished the trial.
         n_tokens: generated for this trial, whichever run did; `n_generated` in the run that finished it.
