@@ -300,8 +300,10 @@ class Session:
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
         budget = self._with_spent(budget, running.store)
-        if budget is None:  # which pays for a number of trials that nobody knows before
-            running.store.keep(StudyAttributes(wanted=n_trials))
+        if budget is None:
+            running.store.keep(StudyAttributes(wanted=n_trials, budget={}))
+        else:  # which pays for a number of trials that nobody knows before
+            running.store.keep(StudyAttributes(budget=budget.kept(n_trials)))
         there = read_standing(running.store, None).there()
         if there:
             self.say(f"study {self.name}: {there}")
@@ -328,14 +330,14 @@ class Session:
                 stop=stop,
                 budget=budget,
             )
-        if stop():
-            dashboard.refresh(stopped=True)
-        else:
-            n_prompts = len(self.checked.search_prompts)
-            done = why_done(running.store.study, self.spec.search, n_trials, published, budget, n_prompts)
+        stopped, n_prompts = stop(), len(self.checked.search_prompts)
+        done = why_done(running.store.study, self.spec.search, n_trials, published, budget, n_prompts)
+        if done is not None and budget is not None:  # so many as it paid
+            running.store.keep(StudyAttributes(wanted=len(evaluations(running.store.study)), budget={}))
+        if stopped or budget is not None:  # the last trial's note could not tell yet
+            dashboard.refresh(stopped=stopped)
+        if not stopped:
             self.say(done or "")
-            if done is not None and budget is not None:  # so many as it paid
-                running.store.keep(StudyAttributes(wanted=len(evaluations(running.store.study))))
         return self.result()
 
     def n_fresh(self) -> int:
@@ -815,7 +817,7 @@ class Session:
         try:
             pin(store, self.checked)
             n = len(evaluations(store.study)) if n_trials is None else n_trials
-            store.keep(StudyAttributes(wanted=n))
+            store.keep(StudyAttributes(wanted=n, budget={}))
         finally:
             store.close()
 

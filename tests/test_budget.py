@@ -67,6 +67,21 @@ def test_what_is_no_amount_is_refused_with_an_example(text: str) -> None:
         amounts.seconds(text, where="--time")
 
 
+@pytest.mark.parametrize("typed", ["2h", "1h30m", "45s", "1d2h3m4s", "1.5s", "0.001s"])
+def test_a_time_is_written_as_it_is_read(typed: str) -> None:
+    assert amounts.as_time(amounts.seconds(typed, where="--time")) == typed
+
+
+@pytest.mark.parametrize("seconds", [0.1 * 3600, 1.1 * 3600, 59.9999, 1e-9, 3599.9996])
+def test_a_time_that_is_written_is_read_to_a_thousandth(seconds: float) -> None:
+    assert amounts.seconds(amounts.as_time(seconds), where="--time") == pytest.approx(seconds, abs=1e-3)
+
+
+@pytest.mark.parametrize("typed", ["3M", "250k", "1500M", "40001"])
+def test_tokens_are_written_as_they_are_read(typed: str) -> None:
+    assert amounts.as_tokens(amounts.tokens(typed, where="--tokens")) == typed
+
+
 class TestCounting:
     # 100 prompts of 12.5 tokens each, 1,250 in all; the longer answers of a whole trial are what the next may take
     CONTROL = make_evaluation(0, 0.0, 0.0, 0.0)
@@ -324,6 +339,36 @@ class TestCommand:
         command._search(spec, 5, None, storage=self.URL, artifacts=None, log=tmp_path / "log", **how, **shows)
         assert now[0] > 60
         assert es.open_study(self.URL, "mine").verdict.confirmed is not None
+
+    @pytest.mark.parametrize(
+        ("answered", "where"), [(5, "at 1 trial; trial 1 at alpha"), (64, "at 2 trials; to go on: `expo-search ")]
+    )
+    def test_a_stopped_one_says_so_and_names_the_command_with_its_budget(
+        self, spec: es.StudySpec, answered: int, where: str
+    ) -> None:
+        """In a trial, and in the last look at one, after which no trial is in the middle."""
+        model = FakeModel()
+
+        def stop() -> bool:
+            return len(model.asked) >= 64 + answered  # alpha = 0 and so many of the next
+
+        with es.open_session(spec, self.URL, model=model, scorer=FakeScorer(noise=0.3), quiet=True) as session:
+            result = session.search(200, budget=Budget(tokens=self.TOKENS, seconds=5400, n_confirm=32), stop=stop)
+        assert not result.standing.is_done
+        assert f"--tokens {self.TOKENS} --time 1h30m --study-name mine" in result.goes_on
+        assert "--trials" not in result.goes_on
+        assert any(remark.startswith(f"Stopped {where}") for remark in result.remarks)
+        self.run(spec, FakeModel())
+        result = es.open_study(self.URL, "mine")
+        assert (result.standing.is_done, result.goes_on) == (True, "")
+
+    def test_one_that_a_search_without_a_budget_goes_on_with_has_none_any_more(self, spec: es.StudySpec) -> None:
+        with es.open_session(spec, self.URL, model=FakeModel(), scorer=FakeScorer(), quiet=True) as session:
+            session.search(9, budget=Budget(tokens=10**9), stop=iter([False] * 3 + [True] * 9).__next__)
+            assert "--tokens 1000M --trials 9" in session.result().goes_on
+            session.search(12, stop=lambda: True)
+            assert "--trials 12" in session.result().goes_on
+            assert "--tokens" not in session.result().goes_on
 
     def test_a_finished_one_is_finished_also_when_it_is_run_again(self, spec: es.StudySpec) -> None:
         self.run(spec, FakeModel())

@@ -48,6 +48,7 @@ from expo_search.config.options import (
     OF_SEARCH,
     OPTIONS,
     PANELS,
+    TRIALS_OF_A_BUDGET,
     overrides,
 )
 from expo_search.config.presets import load_study
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from expo_search.evaluation.result import Evaluation
     from expo_search.search.budget import Budget
 
-_TRIALS_OF_A_BUDGET = 200
 _LEAST_CONFIRMED = 16  # prompts on which a confirmation tells anything
 
 
@@ -110,7 +110,7 @@ def search(
         int,
         typer.Option(
             min=1,
-            help=f"Go on until the study has this many finished trials; {_TRIALS_OF_A_BUDGET} with --time or --tokens.",
+            help=f"Go on until the study has this many finished trials; {TRIALS_OF_A_BUDGET} with --time or --tokens.",
             rich_help_panel="Search",
         ),
     ] = DEFAULT_TRIALS,
@@ -218,7 +218,7 @@ def search(
         return
     budget = _budget(time_limit, tokens)
     if budget is not None and not _is_typed(context, "trials"):
-        trials = _TRIALS_OF_A_BUDGET
+        trials = TRIALS_OF_A_BUDGET
     # what the command line alone says is checked before any file is read
     where: _Where = {"engines": n_engines(engines), "ray_address": ray_address}
     trackers = [] if track is None else _tracker_names(track)

@@ -1,4 +1,4 @@
-"""Amounts as people type them -> numbers: a time ("2h", "1h30m", "90s") in seconds, tokens ("3M", "250k")."""
+"""Amounts as people type them <-> numbers: a time ("2h", "1h30m", "90s") in seconds, tokens ("3M", "250k")."""
 
 from __future__ import annotations
 
@@ -40,3 +40,19 @@ def tokens(text: str, *, where: str) -> int:
             where=where, found=text or "nothing", expected="a number of tokens above 0", do="write 3M, 250k or 40000"
         )
     return round(total)
+
+
+def as_time(seconds: float) -> str:
+    """Seconds above 0 as `seconds` reads them, to a thousandth."""
+    left, parts = max(round(seconds, 3), 0.001), ""
+    for unit, length in _UNIT_S.items():
+        n = left if unit == "s" else left // length
+        left -= n * length
+        parts += f"{f'{n:.3f}'.rstrip('0').rstrip('.')}{unit}" if round(n, 3) else ""
+    return parts
+
+
+def as_tokens(n: int) -> str:
+    """A number of tokens as `tokens` reads it."""
+    factor, unit = next(((f, u) for f, u in ((10**6, "M"), (10**3, "k")) if n % f == 0), (1, ""))
+    return f"{n // factor}{unit}"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 DEFAULT_STORAGE = "sqlite:///expo-search.db"
 DEFAULT_SHAPES = 12
 DEFAULT_TRIALS = 20
+TRIALS_OF_A_BUDGET = 200  # which ends before, as a rule
 MIN_PROMPTS = 2  # of anything that is measured: one prompt has no standard error
 
 

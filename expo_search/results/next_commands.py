@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, option_of
+from expo_search.config.amounts import as_time, as_tokens
+from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, TRIALS_OF_A_BUDGET, option_of
 from expo_search.config.presets import load_study, preset_names
 from expo_search.config.spec import PairSpec, StudySpec
 from expo_search.errors import ExpoError
@@ -48,8 +49,17 @@ def search_again(stored: Mapping[str, Any] | None, name: str, url: str, edge: fl
     return shlex.join(["expo-search", *_settings(spec), *_last(end, value, spec), *options])
 
 
-def go_on(stored: Mapping[str, Any] | None, name: str, url: str, n_trials: int | None) -> str:
-    """The command that goes on with a study until it has n_trials; empty where its spec is none that can be read."""
+def go_on(
+    stored: Mapping[str, Any] | None,
+    name: str,
+    url: str,
+    n_trials: int | None,
+    budget: Mapping[str, float | None] | None = None,
+) -> str:
+    """The command that goes on with a study until it has n_trials; empty where its spec is none that can be read.
+
+    `budget`: of a search that has one (see `StudyAttributes`), which says how many trials it may have.
+    """
     try:
         spec = None if stored is None else StudySpec.model_validate(stored)
     except ValidationError:
@@ -58,14 +68,25 @@ def go_on(stored: Mapping[str, Any] | None, name: str, url: str, n_trials: int |
         return ""
     ends = [(end, getattr(spec.search, end)) for end in ("alpha_min", "alpha_max")]
     given = [word for end, value in ends if value != "auto" for word in _given("search", end, value)]
-    trials = DEFAULT_TRIALS if n_trials is None else n_trials
-    options = ["--trials", str(trials)] if trials != DEFAULT_TRIALS else []
+    options = _limits(budget) if budget else []
+    if not budget and n_trials not in (None, DEFAULT_TRIALS):
+        options = ["--trials", str(n_trials)]
     settings = _settings(spec)
     if "FILE" in settings or name != (_preset_of(spec)[0] or "custom"):
         options += ["--study-name", name]
     options += ["--trust-remote-code"] if spec.trust_remote_code else []
     options += ["--storage", shown(url)] if url != DEFAULT_STORAGE else []
     return shlex.join(["expo-search", *settings, *given, *options])
+
+
+def _limits(budget: Mapping[str, float | None]) -> list[str]:
+    """The options that give a search this budget; of --time the whole, which is of one run."""
+    tokens, seconds, trials = (budget.get(key) for key in ("tokens", "seconds", "trials"))
+    return [
+        *([] if tokens is None else ["--tokens", as_tokens(int(tokens))]),
+        *([] if seconds is None else ["--time", as_time(seconds)]),
+        *([] if trials in (None, TRIALS_OF_A_BUDGET) else ["--trials", str(trials)]),
+    ]
 
 
 def _past(spec: StudySpec, edge: float) -> tuple[str, float | str]:

@@ -182,7 +182,7 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     judged = verdict(known, confirmed, search=search, published_alpha=published, lost=lost)
     again = search_again(spec, store.name, store.url, judged.edge, len(known))
     standing = read_standing(store, spec, stopped=stopped)
-    on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted)
+    on = "" if standing.is_done else go_on(spec, store.name, store.url, standing.n_wanted, kept.budget)
     judged = replace(judged, again=again)
     scorer = "" if kept.settings is None else kept.settings.reward.scorer
     checks = read_checks(store, known, confirmed, judged.objective)

@@ -34,6 +34,10 @@ class Budget:
     clock: Callable[[], float] = time.monotonic
     began: float = field(default_factory=time.monotonic)
 
+    def kept(self, n_trials: int) -> dict[str, float | None]:
+        """What a study keeps of it while a search for at most n_trials is not at its end."""
+        return {"tokens": self.tokens, "seconds": self.seconds, "trials": n_trials}
+
     def fits(self, evaluated: Sequence[Evaluation], n_prompts: int) -> bool:
         """Whether a trial on n_prompts can be paid, and the confirmation after it. Before any trial one is tried."""
         to_confirm = AT_TWO_ALPHAS * self.n_confirm - min(self.n_answered, self.n_confirm)

@@ -36,7 +36,8 @@ class Standing:
     """How far a study is.
 
     Attributes:
-        n_finished, n_wanted: trials; wanted by the last search, None where an older version did not keep it.
+        n_finished, n_wanted: trials; wanted by the last search, None where a budget ends it, or where an older version
+            did not keep it.
         is_running: a live process searches it.
         is_done: the search has nothing left to do.
         left: trials in the middle.
@@ -52,7 +53,8 @@ class Standing:
         """For people, with the command that goes on; empty where the search is at its end."""
         if self.is_done:
             return ""
-        of = "trials" if self.n_wanted is None else f"of {self.n_wanted} trials"
+        trials = "trial" if self.n_finished == 1 else "trials"
+        of = trials if self.n_wanted is None else f"of {self.n_wanted} trials"
         on = f"; to go on: `{command}`" if command else ""
         middle = "".join(f"; {each.sentence()}" for each in self.left)
         if self.is_running:
@@ -75,7 +77,8 @@ def read_standing(store: Store, spec: Mapping[str, Any] | None, *, stopped: bool
     """How far a study is now; `spec` is the one that it keeps. `stopped`: this process searches it no more."""
     from optuna.trial import TrialState
 
-    study, n_wanted = store.study, store.attributes.wanted
+    study, kept = store.study, store.attributes
+    n_wanted = None if kept.budget else kept.wanted
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     n_prompts = len(store.prompts("search")) if running else 0
 
@@ -84,7 +87,7 @@ def read_standing(store: Store, spec: Mapping[str, Any] | None, *, stopped: bool
         n_answers = store.n_completions(number, "search", n_prompts)
         return Left(number, trial.params.get(ALPHA), n_answers, n_prompts)
 
-    is_done = not running
+    is_done = not running and not kept.budget
     if is_done and spec is not None and n_wanted is not None:
         published = spec.get("pair", {}).get("published_alpha")
         is_done = why_done(study, SearchSpec.model_validate(spec["search"]), n_wanted, published) is not None

@@ -29,7 +29,9 @@ class StudyAttributes:
         contents: by role, times, sizes and hashes of the checkpoints' files, as they were when last loaded.
         environment: versions and hardware of the machine that evaluated last.
         confirmed: by trial, what a confirmation measured.
-        wanted: finished trials that the last search was asked for.
+        wanted: finished trials that the last search was asked for; of one with a budget those that it paid.
+        budget: of the last search, where it had one and is not at its end: `tokens` and `seconds` that it may spend,
+            None where there is no such limit, and `trials` that it may have. Empty: it had none, or is at its end.
         first_step: the first alpha beside 0; kept, since the delta's norm differs in its last bits between machines.
         shapes: of a study of shapes, what they start from (see `search/shape_search.py`); None in any other.
         shaped: names of the studies of shapes that start from this one.
@@ -53,6 +55,7 @@ class StudyAttributes:
     calibration: Sequence[Mapping[str, Any]] | None = None
     artifacts: str | None = None
     wanted: int | None = None
+    budget: Mapping[str, float | None] | None = None
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
