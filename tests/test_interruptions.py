@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -149,6 +150,19 @@ class TestStop:
         assert set(answers(url)) == {*model.asked, *again.asked}
 
 
+class DiesFrom(FakeModel):
+    """Its engine dies at every alpha from this one on."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.least = alpha
+
+    def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
+        if self.alphas[-1] >= self.least:
+            crash()
+        return super().generate(prompts, seed)
+
+
 class TestEngineThatDies:
     @pytest.mark.parametrize("n_answers", [0, 40, 60])
     def test_the_trial_fails_with_the_reason_and_is_repeated_on_a_new_engine_without_generating_anything_twice(
@@ -185,17 +199,11 @@ class TestEngineThatDies:
     def test_an_alpha_that_ends_every_engine_is_left_out_after_two_runs_or_where_the_range_has_no_more_of_it(
         self, url: str
     ) -> None:
-        class DiesFrom2(FakeModel):
-            def generate(self, prompts: Sequence[Prompt], seed: int) -> Iterator[Completion | int]:
-                if self.alphas[-1] >= 2:
-                    crash()
-                return super().generate(prompts, seed)
-
         wide = SearchSpec(sampler="grid", alpha_min=0.0, alpha_max=4.0, racing=False)
 
         def searched(spec: SearchSpec, n_trials: int) -> list[float]:
             store = Store(url, "s")
-            objective = Objective(DiesFrom2(), FakeScorer(), store, PROMPTS, FakeWatcher())
+            objective = Objective(DiesFrom(2.0), FakeScorer(), store, PROMPTS, FakeWatcher())
             return [e.alpha for e in search(store, objective, spec, n_trials)]
 
         for told in (r"look$", r"look; the same command goes on without this alpha$"):
@@ -204,7 +212,19 @@ class TestEngineThatDies:
         with pytest.raises(EngineDied, match=r"look$"):
             searched(wide, 3)  # the next one, 4.0, as 2.0 is left out
         narrow = wide.model_copy(update={"alpha_max": 1.0})
-        assert searched(narrow, 3) == [0.0, 0.5, 1.0]
+        assert sorted(searched(narrow, 3)) == [0.0, 0.5, 1.0]
+
+    def test_expo_looks_beside_an_alpha_that_ends_every_engine(self, url: str) -> None:
+        store, spec = Store(url, "s"), SearchSpec(tolerance=0.0)
+        found: list[Evaluation] = []
+        for _ in range(12):
+            objective = Objective(DiesFrom(0.4), FakeScorer(), store, PROMPTS, FakeWatcher())
+            with contextlib.suppress(EngineDied):
+                found = search(store, objective, spec, 6)
+        failed = [t.params["alpha"] for t in store.study.get_trials(states=(TrialState.FAIL,))]
+        assert len(found) == 6
+        assert failed[:4] == [0.5] * 4
+        assert all(e.alpha < 0.4 <= alpha for e in found for alpha in failed)
 
     def test_an_engine_that_dies_once_in_each_of_two_trials_ends_nothing(
         self, url: str, unbroken: list[tuple[object, ...]]

@@ -132,10 +132,9 @@ class ExpoSampler(BaseSampler):
     def _without_gain(self, study: Study, known: Sequence[Finished]) -> list[Finished]:
         """The alphas other than 0 that gave no gain and are not to be tried again, as degenerate ones.
 
-        None of a study that this package searches itself: what fails there is repeated, or ends the search.
+        In a study that this package searches itself one failure is enough: what is worth it is repeated before.
         """
-        if StudyAttributes.of(study.user_attrs).first_step is not None:
-            return []
+        is_ours = StudyAttributes.of(study.user_attrs).first_step is not None
         n = max((t.gain.n for t in known), default=1)
         outcome = "degenerate" if known else "enough"  # where nothing stands yet, nothing fell off from it
         places, failed = [t.alpha for t in known], list[float]()
@@ -147,7 +146,7 @@ class ExpoSampler(BaseSampler):
                 continue
             if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
                 continue
-            if trial.state == TrialState.FAIL and not _is_among(alpha, failed):
+            if trial.state == TrialState.FAIL and not is_ours and not _is_among(alpha, failed):
                 failed.append(alpha)
                 continue
             places.append(alpha)
