@@ -27,6 +27,7 @@ from expo_search.config.options import (
 )
 from expo_search.contracts import Model, PairwiseScorer, Part, Prompt, Scorer
 from expo_search.errors import EngineDied, PromptsError, StudyError
+from expo_search.folders import user_path
 from expo_search.text import storable
 
 if TYPE_CHECKING:
@@ -682,10 +683,12 @@ class Session:
         alphas = [self._recommended().alpha] if alphas is None else [self._evaluated(alpha) for alpha in alphas]
         benchmarks = self._benchmarks(tasks, alphas, data, limit)
         if judge is not None:
+            judge = str(user_path(judge)) if judge.startswith("~") else judge
             benchmarks.check_judge(judge)
         if out is not None:
             benchmarks.check_written()
-            check_folder(Path(out), "--out")
+            out = user_path(out)
+            check_folder(out, "--out")
         if benchmarks.is_done(storage, name, again=again):
             self.say(f"study {name}: every item is answered at {len(benchmarks.alphas)} alphas")
         else:
@@ -703,7 +706,7 @@ class Session:
         stored = Store(storage, name, read_only=True)
         try:
             if out is not None:
-                write_files(benchmarks.files(stored), Path(out), "--out")
+                write_files(benchmarks.files(stored), user_path(out), "--out")
             return benchmarks.read(stored)
         finally:
             stored.close()
@@ -769,7 +772,7 @@ class Session:
     ) -> Benchmarks:
         from expo_search.session.benchmarks import prepare
 
-        files = {task: Path(file) for task, file in (data or {}).items()}
+        files = {task: user_path(file) for task, file in (data or {}).items()}
         own, say = self._own_model, self.say
         return prepare(self.checked, tasks, alphas, data=files, limit=limit, own_model=own, say=say, options=options)
 
@@ -913,7 +916,7 @@ def export(
     from expo_search.session.working import unseen
 
     wanted = Wanted(
-        out=Path(out),
+        out=user_path(out),
         alpha=alpha,
         shape=shape,
         dtype=dtype,

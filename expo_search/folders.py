@@ -30,7 +30,7 @@ def is_there(path: Path, error: type[ExpoError], *, where: str, expected: str, d
     return True
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """A path as people type it, with ~ for a home; that of an unknown user stays as it is."""
     return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for an unknown user
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import expo_search as es
+from expo_search.cli.main import app
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import ExpoError, PairError, PromptsError, StoreError, StudyError
@@ -122,3 +124,38 @@ def test_an_export_to_a_name_too_long_is_one_line() -> None:
     with pytest.raises(StudyError) as fault:
         check_is_free(Path(TOO_LONG), force=False)
     one_line(fault, f"--out {TOO_LONG}", "File name too long")
+
+
+class TestHome:
+    """`~` is a home also where the shell leaves it as it is: after `--out=`, in Python, in a study file."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        home, here = tmp_path / "home", tmp_path / "here"
+        home.mkdir()
+        here.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.chdir(here)
+        return home
+
+    @pytest.mark.parametrize(
+        ("typed", "where"),
+        [
+            ("--study=~/no.toml", "no.toml"),
+            ("reproduce ~/no", "no"),
+            ("doctor --log=~/no/where.log", "no/where.log"),
+        ],
+    )
+    def test_a_path_of_any_command_may_begin_with_it(self, typed: str, where: str, home: Path) -> None:
+        with pytest.raises(StudyError) as fault:
+            app(typed.split())
+        assert fault.value.where.split()[-1] == str(home / where)
+
+    def test_a_study_file_is_written_there_and_no_folder_of_that_name_is_made(self, home: Path) -> None:
+        app(["init", "~/mine.toml", "--pair", "zephyr"], standalone_mode=False)
+        assert es.load_study(file="~/mine.toml") == es.load_study(file=home / "mine.toml")
+        assert list(Path().iterdir()) == []
+
+    def test_one_of_nobody_stays_as_it_is(self) -> None:
+        with pytest.raises(StudyError, match=r"^~no-such-user/no.toml: no such file"):
+            es.load_study(file="~no-such-user/no.toml")

@@ -93,6 +93,16 @@ class TestNames:
         assert beside("./mine.py 'a b'", folder) == f"'{folder}/mine.py' 'a b'"
         assert beside("jq -n 'a  b'", folder) == "jq -n 'a  b'"
 
+    def test_a_file_in_a_home_is_found_from_a_study_file_too(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(home))
+        write(home / "rate.py", FUNCTION)
+        assert beside("~/rate.py:score", home / "sub") == f"{home}/rate.py:score"
+        assert FunctionScorer("~/rate.py:score").identity == FunctionScorer("rate.py:score").identity
+        command = "python3 ~/rate.py --fast"
+        assert beside(command, home / "sub") == command
+        assert CommandScorer(command, 60).identity == CommandScorer("python3 rate.py --fast", 60).identity
+        assert shortened(command) == "python3 ./rate.py --fast"
+
     def test_a_program_beside_the_working_folder_stays_a_path(self, home: Path) -> None:
         write(home / "rate", "")
         assert beside("./rate -x", Path()) == "./rate -x"

@@ -9,7 +9,10 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from functools import wraps
 from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -26,8 +29,20 @@ from expo_search.cli.signals import AGAIN, terminate_as_ctrl_c
 from expo_search.cli.talk import chat, compare
 from expo_search.cli.usage import Command, Commands
 from expo_search.errors import EngineError, ExpoError
+from expo_search.folders import user_path
 from expo_search.session.process_state import set_defaults_of_libraries
 from expo_search.text import one_line
+
+
+def _with_homes(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose paths begin in a home where `~` is typed: bash leaves it as it is in `--out=~/x`."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: user_path(value) if isinstance(value, Path) else value for name, value in given.items()})
+
+    return run
+
 
 app = typer.Typer(
     cls=Commands,
@@ -39,7 +54,7 @@ app = typer.Typer(
     help="Find the alpha of an ExPO extrapolation, aligned + alpha * (aligned - sft), on one running engine.",
     epilog="Example: expo-search --pair demo --trials 20",
 )
-app.callback(invoke_without_command=True)(search)
+app.callback(invoke_without_command=True)(_with_homes(search))
 _COMMANDS: dict[str, Callable[..., None]] = {
     "pairs": list_pairs,
     "init": init,
@@ -57,7 +72,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 for name, command in _COMMANDS.items():
-    app.command(name, cls=Command)(command)
+    app.command(name, cls=Command)(_with_homes(command))
 
 
 def main() -> None:

@@ -11,29 +11,36 @@ import shlex
 from pathlib import Path
 
 from expo_search.errors import StudyError
+from expo_search.folders import user_path
 
 FORMS = "module:function, FILE.py:function or a command"
 
 
 def function_of(named: str) -> tuple[str, str] | None:
-    """(module or file, function); None: it is a command."""
+    """(module or file, function), `~` in the file's path for a home; None: it is a command."""
     home, colon, name = named.rpartition(":")
-    is_home = home.endswith(".py") or all(part.isidentifier() for part in home.split("."))
-    return (home, name) if colon and name.isidentifier() and is_home else None
+    is_file = home.endswith(".py")
+    is_home = is_file or all(part.isidentifier() for part in home.split("."))
+    return (str(user_path(home)) if is_file else home, name) if colon and name.isidentifier() and is_home else None
 
 
 def words_of(command: str) -> list[str]:
-    """Program and arguments of a command.
+    """Program and arguments of a command, files in a home (`~/NAME`) by their whole paths.
 
     Raises:
         StudyError: a quotation mark that is not closed.
     """
     try:
-        return shlex.split(command)
+        return [_in_home(word) for word in shlex.split(command)]
     except ValueError as fault:
         raise StudyError(
             where=f"scorer {command}", found=str(fault).lower(), expected=FORMS, do="see to its quotation marks"
         ) from None
+
+
+def _in_home(word: str) -> str:
+    path = str(user_path(word)) if word.startswith("~") else word
+    return path if _is_file(path) else word
 
 
 def beside(named: str, folder: Path) -> str:

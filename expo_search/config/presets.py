@@ -18,6 +18,7 @@ from expo_search.config.own_scorer import beside
 from expo_search.config.several_rewards import apart, over
 from expo_search.config.spec import StudySpec, check_consent, check_given, check_spec
 from expo_search.errors import StudyError
+from expo_search.folders import user_path
 
 _MODELS = ("aligned", "sft", "adapter", "reward_model", "check_reward_model")
 _PATHS = {"pair": _MODELS, "prompts": ("source",)}  # settings that may be one
@@ -59,7 +60,7 @@ def load_study(
     check_given(overrides or {})
     where, data = "command line", dict[str, Any]()
     if file is not None:
-        file = Path(file)
+        file = user_path(file)
         where, data = str(file), _beside(file, apart(_read_toml(file)))
         _refuse_own_consent(where, data)
         asked, preset = preset, data.pop("preset", preset)
