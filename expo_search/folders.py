@@ -35,6 +35,14 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  Path.expanduser raises for an unknown user
 
 
+def path_in(folder: Path, path: str) -> str:
+    """A path as seen from a folder, as it is from the working folder; without `..` in it where that is the same."""
+    whole = folder / path
+    short, real = os.path.normpath(whole), os.path.realpath
+    # `link/..` is the folder above the one that the link leads to
+    return real(whole) if os.path.exists(whole) and real(whole) != real(short) else short  # noqa: PTH110
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists, as far as this user can tell."""
     above = (path, *path.absolute().parents)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from expo_search.cli.main import app
 from expo_search.config.presets import load_study, preset_names, studies_folder
 from expo_search.config.spec import StudySpec
 from expo_search.errors import StudyError
@@ -144,6 +145,28 @@ def test_paths_in_a_study_file_are_seen_from_its_folder_and_hub_ids_stay(
     assert load_study(file=there / "mine.toml", overrides={"pair": {"sft": "sft"}}).pair.sft == "sft"
     monkeypatch.chdir(there)
     assert load_study(file=Path("mine.toml")).pair.sft == "sft"
+
+
+def test_paths_in_a_study_file_of_a_linked_folder_are_seen_from_where_the_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "sft", there / "sft", there / "models" / "aligned", there / "studies" / "sft"):
+        folder.mkdir(parents=True)
+    (there / "rate.py").touch()
+    (here / "link").symlink_to(there / "studies")
+    (there / "studies" / "mine.toml").write_text(
+        '[pair]\nsft = "sft"\naligned = "../models/aligned"\nreward_model = "../../here/sft"\n'
+        '[reward]\nscorer = "python3 ../rate.py"\n'
+    )
+    monkeypatch.chdir(here)
+    spec = load_study(file=Path("link/mine.toml"), trust_remote_code=True)
+    assert (spec.pair.sft, spec.pair.aligned) == ("link/sft", str(there / "models" / "aligned"))
+    assert (spec.pair.reward_model, spec.reward.scorer) == ("../here/sft", f"python3 {there}/rate.py")
+    # one that `init` writes there names what was given
+    app(["init", "link/new.toml", "--sft", "sft", "--aligned", "link/sft"], standalone_mode=False)
+    pair = load_study(file=Path("link/new.toml")).pair
+    assert (pair.sft, pair.aligned) == ("../here/sft", "link/sft")
 
 
 def test_a_path_that_is_missing_is_named_as_it_lies_from_the_study_file(tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def _check_text(values: Mapping[str, str]) -> None:
 def _from(file: Path, value: str) -> str:
     """A relative path that is there, as it lies from the study file; anything else as it is."""
     is_here = not value.startswith(("/", "~")) and os.path.exists(value)  # noqa: PTH110  Path.exists may raise
-    return os.path.relpath(value, file.parent) if is_here else value
+    if not is_here:
+        return value
+    near, real = os.path.relpath(value, file.parent), os.path.realpath
+    # `..` of a folder that is a link is the one above where it leads
+    return near if real(file.parent / near) == real(value) else os.path.relpath(real(value), real(file.parent))
 
 
 def schema() -> None:

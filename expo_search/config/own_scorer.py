@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from expo_search.errors import StudyError
-from expo_search.folders import user_path
+from expo_search.folders import path_in, user_path
 
 FORMS = "module:function, FILE.py:function or a command"
 
@@ -48,7 +48,7 @@ def beside(named: str, folder: Path) -> str:
     function = function_of(named)
     if function is not None:
         home, name = function
-        return f"{os.path.normpath(folder / home)}:{name}" if home.endswith(".py") else named
+        return f"{path_in(folder, home)}:{name}" if home.endswith(".py") else named
     words = words_of(named)
     # a program without a slash is looked for on PATH, as in a shell
     placed = [_placed(word, folder) if i or "/" in word else word for i, word in enumerate(words)]
@@ -57,7 +57,7 @@ def beside(named: str, folder: Path) -> str:
 
 def _placed(word: str, folder: Path) -> str:
     is_there = _is_file(folder / word)
-    path = os.path.normpath(folder / word) if is_there else word
+    path = path_in(folder, word) if is_there else word
     return path if "/" in path or not is_there else f"./{path}"
 
 

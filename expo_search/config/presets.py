@@ -7,7 +7,6 @@ may build on a preset with `preset = "zephyr"` in its first lines.
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -18,7 +17,7 @@ from expo_search.config.own_scorer import beside
 from expo_search.config.several_rewards import apart, over
 from expo_search.config.spec import StudySpec, check_consent, check_given, check_spec
 from expo_search.errors import StudyError
-from expo_search.folders import user_path
+from expo_search.folders import path_in, user_path
 
 _MODELS = ("aligned", "sft", "adapter", "reward_model", "check_reward_model")
 _PATHS = {"pair": _MODELS, "prompts": ("source",)}  # settings that may be one
@@ -174,8 +173,8 @@ def _model_beside(folder: Path, entry: object) -> object:
 
 def _placed(folder: Path, value: str) -> str:
     if not value.startswith(("./", "../")):
-        return os.path.normpath(folder / value) if _exists(folder / value) else value
-    path = os.path.normpath(folder / value)
+        return path_in(folder, value) if _exists(folder / value) else value
+    path = path_in(folder, value)
     # a path that is not there is a mistake, and no Hub id
     return path if path.startswith(("/", "..")) or _exists(folder / value) else f"./{path}"
 
