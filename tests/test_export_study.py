@@ -103,6 +103,25 @@ def study(home: Path, tmp_path: Path) -> str:
     return url
 
 
+def test_a_study_of_relative_paths_is_exported_from_anywhere_and_names_its_sources_in_full(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPO_SEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(home)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    make_study(home, url, aligned="aligned", adapter="adapter", sft=None, reward_model="reward")
+    store = Store(url, "mine")
+    store.keep(StudyAttributes(folder=str(home)))
+    store.close()
+    for place in (home, tmp_path):
+        monkeypatch.chdir(place)
+        export(url, tmp_path / place.name, as_adapter=True)
+        config = json.loads((tmp_path / place.name / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(home / "aligned")
+        export(url, tmp_path / f"{place.name}-whole")
+        assert f'"{home / "aligned"}"' in (tmp_path / f"{place.name}-whole" / "mergekit.yaml").read_text()
+
+
 @pytest.fixture
 def adapted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A study of a base and its adapter."""

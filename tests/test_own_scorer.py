@@ -18,7 +18,7 @@ from twins import make_pair, write_prompts
 
 import expo_search as es
 from expo_search.cli.main import app
-from expo_search.config.own_scorer import beside, function_of, shortened
+from expo_search.config.own_scorer import beside, from_folder, function_of, shortened
 from expo_search.config.presets import load_study
 from expo_search.config.spec import RewardSpec
 from expo_search.contracts import Completion, Prompt
@@ -102,6 +102,15 @@ class TestNames:
         assert beside(command, home / "sub") == command
         assert CommandScorer(command, 60).identity == CommandScorer("python3 rate.py --fast", 60).identity
         assert shortened(command) == "python3 ./rate.py --fast"
+
+    def test_a_stored_studys_files_are_found_where_its_search_ran_unless_they_are_here(self, home: Path) -> None:
+        write(home / "rate.py", "")
+        there = write(home / "there" / "mine.py", "").parent
+        write(there / "rate.py", "")
+        assert from_folder("mine.py:score", there) == f"{there}/mine.py:score"
+        assert from_folder("./mine.py --fast", there) == f"{there}/mine.py --fast"
+        for stays in ("rate.py:score", "gone.py:score", "mine:score", "python3 rate.py  --fast", "mine.py"):
+            assert from_folder(stays, there) == stays
 
     def test_a_program_beside_the_working_folder_stays_a_path(self, home: Path) -> None:
         write(home / "rate", "")

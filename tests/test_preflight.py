@@ -16,15 +16,16 @@ from twins import edit, make_tokenizer, write_prompts
 
 from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
+from expo_search.config.stored_paths import found_from_here
 from expo_search.engine import ranks, start
 from expo_search.engine.machine import Machine
-from expo_search.errors import ExpoError, SettingsChanged, StudyError
+from expo_search.errors import ExpoError, PromptsError, SettingsChanged, StudyError
 from expo_search.inputs.source import Pair, Source
 from expo_search.session import planning
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
 from expo_search.session.settings import advice_on_changes, sources_settings
-from expo_search.store.attributes import StudyAttributes
+from expo_search.store.attributes import StudyAttributes, stored_attributes
 from expo_search.store.settings import Settings
 from expo_search.store.study_store import Store
 
@@ -308,3 +309,68 @@ class TestRewardBackend:
         # a tiny model's 16,384 tokens hardly count beside torch and vllm themselves
         more = served.device["reward model"] - plain.device["reward model"]
         assert 1.5 * 2**30 < more < 2 * 2**30
+
+
+class TestAnotherFolder:
+    """A study that was searched by relative paths, used from elsewhere."""
+
+    @pytest.fixture
+    def url(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        url = f"sqlite:///{home / 'test.db'}"
+        store = Store(url, "custom")
+        pin(store, checked())
+        store.close()
+        (home / "elsewhere").mkdir()
+        monkeypatch.chdir(home / "elsewhere")
+        return url
+
+    def again(self, url: str, name: str = "custom") -> Checked:
+        return check_stored(url, name, lambda _: None, trust_remote_code=False)
+
+    def test_takes_what_is_not_there_from_where_it_was_searched(self, url: str, home: Path) -> None:
+        shutil.copytree(home / "reward", "reward")
+        found = self.again(url).spec
+        assert (found.pair.aligned, found.pair.sft) == (str(home / "aligned"), str(home / "sft"))
+        assert found.prompts.source == str(home / "prompts.jsonl")
+        assert found.pair.reward_model == "reward", "it is here"
+        kept = stored_attributes(url, "custom") or StudyAttributes()
+        assert kept.spec is not None
+        assert (kept.spec["pair"]["aligned"], kept.folder) == ("aligned", str(home))
+
+    def test_is_told_the_folder_when_it_is_searched_on(self, url: str, home: Path) -> None:
+        store = Store(url, "custom")
+        pin(store, self.again(url))
+        assert store.attributes.folder == str(home / "elsewhere")
+        store.close()
+        assert self.again(url).pair.sft.path == home / "sft"
+
+    def test_of_an_older_version_finds_what_lies_here_alone(self, url: str) -> None:
+        kept, old = stored_attributes(url, "custom"), Store(url, "old")
+        assert kept is not None
+        assert kept.settings is not None
+        assert kept.spec is not None
+        old.pin_settings(kept.settings, kept.spec)
+        old.close()
+        with pytest.raises(PromptsError, match=r"prompts prompts\.jsonl: no such file"):
+            self.again(url, "old")
+
+
+def test_each_path_of_a_stored_spec_is_found_and_names_of_ones_own_model_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("aligned", "adapter", "sft", "my/judge", "other", "second", "p.jsonl")
+    for name in names:
+        (tmp_path / "there" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    pair = {"aligned": "aligned", "adapter": "adapter", "sft": "sft", "check_reward_model": "second"}
+    rewards = ["my/judge", "../there/other", "on/the-hub"]
+    overrides = {"pair": pair | {"reward_model": rewards}, "prompts": {"source": "p.jsonl"}}
+    spec = load_study(overrides=overrides)
+    there = str(tmp_path / "there")
+    found = found_from_here(spec, there)
+    for role in ("aligned", "adapter", "sft"):
+        assert getattr(found.pair, role) == f"{there}/{role}"
+    assert (found.pair.check_reward_model, found.prompts.source) == (f"{there}/second", f"{there}/p.jsonl")
+    assert [entry.model for entry in found.rewards] == [f"{there}/my/judge", f"{there}/other", "on/the-hub"]
+    assert found_from_here(spec, there, own_model=False).pair.aligned == "aligned"
+    assert found_from_here(spec, None) == spec

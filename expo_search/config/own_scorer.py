@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from expo_search.errors import StudyError
@@ -45,13 +46,27 @@ def _in_home(word: str) -> str:
 
 def beside(named: str, folder: Path) -> str:
     """A study file's scorer, with those files that lie in its `folder` named as they lie from the working folder."""
+    return _renamed(named, lambda home: path_in(folder, home), lambda word: _placed(word, folder))
+
+
+def from_folder(named: str, folder: Path) -> str:
+    """A stored study's scorer, with those files that lie not here, but in the `folder` of its search, in full."""
+
+    def found(file: str) -> str:
+        return path_in(folder, file) if not _is_file(file) and _is_file(folder / file) else file
+
+    return _renamed(named, found, found)
+
+
+def _renamed(named: str, of_function: Callable[[str], str], of_command: Callable[[str], str]) -> str:
+    """A scorer with the file of its function, or the words of its command that may be files, by other names."""
     function = function_of(named)
     if function is not None:
         home, name = function
-        return f"{path_in(folder, home)}:{name}" if home.endswith(".py") else named
+        return f"{of_function(home)}:{name}" if home.endswith(".py") else named
     words = words_of(named)
     # a program without a slash is looked for on PATH, as in a shell
-    placed = [_placed(word, folder) if i or "/" in word else word for i, word in enumerate(words)]
+    placed = [of_command(word) if i or "/" in word else word for i, word in enumerate(words)]
     return named if placed == words else shlex.join(placed)
 
 

@@ -16,6 +16,7 @@ from expo_search.checkpoint.lora import CONFIG, WEIGHTS, open_adapter, write_res
 from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer, set_chat_template, set_stops
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.spec import RewardSpec, StudySpec, stored_spec
+from expo_search.config.stored_paths import found_from_here
 from expo_search.dtypes import STORED, own_dtype
 from expo_search.engine.machine import environment, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
@@ -165,6 +166,7 @@ def _origin(
     kept = stored_attributes(storage, name) or StudyAttributes()
     settings = kept.settings or Settings()
     spec = stored_spec(kept.spec, name=name, trust_remote_code=wanted.trust_remote_code)
+    spec = found_from_here(spec, kept.folder)
     store = Store(storage, name, read_only=True)
     finished = evaluations(store.study)
     bench = read_bench(BenchStore(store))

@@ -28,8 +28,12 @@ class Source:
 
     @property
     def loadable(self) -> str:
-        """The name by which other tools load it: a Hub id, a path as it was given, or the folder it was built in."""
-        return self.id if self.on_hub or self.revision == LOCAL else str(self.path)
+        """The name by which other tools load it from anywhere: a Hub id, or a folder's whole path.
+
+        One that others are told (`provenance.public`) has no whole path, and its name stands for it.
+        """
+        is_short = self.revision == LOCAL and not self.path.is_absolute()
+        return self.id if self.on_hub or is_short else str(self.path)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def begin(store: Store, source: Store, beginning: Beginning, uniform: Evaluation
     if there.settings is not None and there.spec is not None:
         store.pin_settings(there.settings, there.spec)
     same = StudyAttributes(contents=there.contents, environment=there.environment, calibration=there.calibration)
-    store.keep(replace(same, shapes=asdict(beginning)))
+    store.keep(replace(same, folder=there.folder, shapes=asdict(beginning)))
     store.put_prompts("search", source.prompts("search"))
     for number, e in ((CONTROL, control), (UNIFORM, uniform)):
         store.pin_weights(number, "search", e.alpha, e.fingerprint)

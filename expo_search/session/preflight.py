@@ -19,6 +19,7 @@ from expo_search.checkpoint.pair_check import check_pair, same_weights
 from expo_search.config.options import MIN_PROMPTS
 from expo_search.config.presets import studies_folder
 from expo_search.config.spec import StudySpec, check_consent, stored_spec
+from expo_search.config.stored_paths import found_from_here
 from expo_search.contracts import Prompt
 from expo_search.dtypes import Dtypes
 from expo_search.engine.context_length import check_context, in_context, no_room
@@ -372,12 +373,14 @@ def check_stored(
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run code is asked for anew.
 
-    It computes as its trials did, also where this machine would be better at something else.
+    A file that is not found from here is taken from where the search ran. It computes as its trials did, also where
+    this machine would be better at something else.
     """
     from expo_search.store.attributes import StudyAttributes, stored_attributes
 
     stored = stored_attributes(storage, name) or StudyAttributes()
     kept = stored_spec(stored.spec, name=name, trust_remote_code=trust_remote_code)
+    kept = found_from_here(kept, stored.folder, own_model=own_model, own_scorer=own_scorer)
     if own_scorer:
         check_consent(kept, f"study {name}")
     spec = computing_as(kept, stored.settings or Settings())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expo_search.checkpoint.folder import open_checkpoint
@@ -217,7 +218,7 @@ def start(checked: Checked, say: Callable[[str], None], give_up: Callable[[Engin
 
 
 def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None:
-    """Keep what the study is made under, and where its checkpoints lie now: they may have been moved since.
+    """Keep what the study is made under, and where its files lie now: they may have been moved since.
 
     Raises:
         SettingsChanged: it was made under others.
@@ -227,6 +228,7 @@ def pin(store: Store, checked: Checked, weights: Settings | None = None) -> None
     used = pinned(checked.spec, checked.pair).model_copy(update={"prompts": prompts})
     settings = (store.attributes.settings or Settings()).updated(checked.settings).updated(weights or Settings())
     store.pin_settings(settings, used.model_dump(mode="json"))
+    store.keep(StudyAttributes(folder=str(Path.cwd())))
 
 
 def note_contents(store: Store, pair: Pair) -> None:

@@ -25,7 +25,7 @@ class StudyAttributes:
 
     Attributes:
         settings: what all trials are made under.
-        spec: the whole `StudySpec`, as JSON.
+        spec: the whole `StudySpec`, as JSON, with paths as they were typed. folder: where the search ran that did.
         contents: by role, times, sizes and hashes of the checkpoints' files, as they were when last loaded.
         environment: versions and hardware of the machine that evaluated last.
         confirmed: by trial, what a confirmation measured.
@@ -44,6 +44,7 @@ class StudyAttributes:
 
     settings: Settings | None = None
     spec: Mapping[str, Any] | None = None
+    folder: str | None = None
     contents: Mapping[str, Mapping[str, Any]] | None = None
     environment: Mapping[str, str] | None = None
     confirmed: Mapping[str, Mapping[str, Any]] | None = None
