@@ -152,7 +152,7 @@ class Session:
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         self._own_model, self._fetch = model is None, fetch
         self._judge: SecondJudge | None = None
-        own = {"own_model": self._own_model, "own_scorer": scorer is None}
+        own: dict[str, Any] = {"own_model": self._own_model, "own_scorer": scorer is None}
         try:
             self._artifacts = self._checked_place(artifacts)
             sites = sites_for(engines, ray_address)

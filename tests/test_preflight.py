@@ -364,7 +364,7 @@ def test_each_path_of_a_stored_spec_is_found_and_names_of_ones_own_model_stay(
     monkeypatch.chdir(tmp_path)
     pair = {"aligned": "aligned", "adapter": "adapter", "sft": "sft", "check_reward_model": "second"}
     rewards = ["my/judge", "../there/other", "on/the-hub"]
-    overrides = {"pair": pair | {"reward_model": rewards}, "prompts": {"source": "p.jsonl"}}
+    overrides: dict[str, Any] = {"pair": pair | {"reward_model": rewards}, "prompts": {"source": "p.jsonl"}}
     spec = load_study(overrides=overrides)
     there = str(tmp_path / "there")
     found = found_from_here(spec, there)

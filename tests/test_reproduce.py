@@ -24,6 +24,7 @@ from expo_search.api import open_session
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
 from expo_search.contracts import Completion, Prompt
+from expo_search.dtypes import Asked
 from expo_search.engine.start import ModelSpec
 from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
@@ -384,7 +385,7 @@ def test_an_alpha_that_was_never_evaluated_cannot_be_reproduced() -> None:
     ],
 )
 def test_a_checkpoint_is_verified_in_the_dtype_of_its_trial(
-    asked: str, config: str | None, written: str | None, expected: str | None
+    asked: Asked, config: str | None, written: str | None, expected: str | None
 ) -> None:
     assert engine_dtype(asked, {"dtype": config}, written) == expected
 
