@@ -270,17 +270,9 @@ class TestCommands:
         assert fault.value.where == f"scorer {sys.executable} rate.py"
 
     def test_one_that_does_not_end_is_ended_with_all_that_it_started(self, home: Path) -> None:
-        write(
-            home / "rate.py",
-            """
-            import subprocess, sys, time
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            open("child", "w").write(str(child.pid))
-            time.sleep(600)
-            """,
-        )
+        write(home / "rate.sh", "sleep 600 &\necho $! >child\nsleep 600\n")  # a shell: Python may take 2 s to start
         with pytest.raises(RewardError, match=r"no end within 2 s; expected its numbers by then"):
-            scores(CommandScorer(f"{sys.executable} rate.py", 2), "a")
+            scores(CommandScorer("sh rate.sh", 2), "a")
         assert ends(int((home / "child").read_text()))
 
     def test_what_it_leaves_behind_ends_with_it_and_is_not_waited_for(self, home: Path) -> None:
