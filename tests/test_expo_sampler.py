@@ -202,8 +202,8 @@ class TestInOptuna:
             map(hill(1.4), within)
         )
 
-    def test_what_the_engine_did_not_survive_twice_is_no_cliff(self) -> None:
-        """In a study that the package's own loop searches, which repeats it."""
+    def test_in_a_study_of_our_own_what_failed_is_not_asked_for_again(self) -> None:
+        """What is worth it the loop repeats by itself, before it asks."""
         study = self.study()
         StudyAttributes(first_step=0.3).keep_in(study)
         study.optimize(lambda t: hill(0.4)(t.suggest_float("alpha", 0, 1)), n_trials=3)
@@ -212,7 +212,7 @@ class TestInOptuna:
             failing = study.ask()
             asked.add(failing.suggest_float("alpha", 0, 1))
             study.tell(failing, state=TrialState.FAIL)
-        assert len(asked) == 1
+        assert len(asked) == 3
 
     def test_an_alpha_that_failed_twice_and_was_measured_then_counts_as_measured(self) -> None:
         def asked(*, fails: int) -> float:

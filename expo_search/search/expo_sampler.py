@@ -94,7 +94,7 @@ class ExpoSampler(BaseSampler):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         d = param_distribution
         known = self._history(study)
-        trials = believing([*known, *self._without_gain(study, known)], self._waiting(study, trial))
+        trials = believing([*known, *without_gain(study, known, self._parameter)], self._waiting(study, trial))
         tried = [t.alpha for t in trials]
         if d.step is not None and tried and d.low <= 0 <= d.high and _on_steps(0.0, d, ()) != 0:
             # the control would be asked for again and again, and no step is there
@@ -129,29 +129,30 @@ class ExpoSampler(BaseSampler):
             *(Known(t.trial, 0.0, Estimate(0.0, 0.0, n)) for t in known if t.alpha == 0 and t not in measured),
         ]
 
-    def _without_gain(self, study: Study, known: Sequence[Finished]) -> list[Finished]:
-        """The alphas other than 0 that gave no gain and are not to be tried again, as degenerate ones.
 
-        In a study that this package searches itself one failure is enough: what is worth it is repeated before.
-        """
-        is_ours = StudyAttributes.of(study.user_attrs).first_step is not None
-        n = max((t.gain.n for t in known), default=1)
-        outcome = "degenerate" if known else "enough"  # where nothing stands yet, nothing fell off from it
-        places, failed = [t.alpha for t in known], list[float]()
-        without: list[Finished] = []
-        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        for trial in study.get_trials(deepcopy=False, states=states):
-            alpha = trial.params.get(self._parameter)
-            if not isinstance(alpha, float | int) or alpha == 0 or _is_among(alpha, places):
-                continue
-            if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
-                continue
-            if trial.state == TrialState.FAIL and not is_ours and not _is_among(alpha, failed):
-                failed.append(alpha)
-                continue
-            places.append(alpha)
-            without.append(Known(trial.number, float(alpha), Estimate(0.0, 0.0, n), outcome))
-        return without
+def without_gain(study: Study, known: Sequence[Finished], parameter: str) -> list[Finished]:
+    """The alphas other than 0 that gave no gain and are not to be tried again, as degenerate ones.
+
+    In a study that this package searches itself one failure is enough: what is worth it is repeated before.
+    """
+    is_ours = StudyAttributes.of(study.user_attrs).first_step is not None
+    n = max((t.gain.n for t in known), default=1)
+    outcome = "degenerate" if known else "enough"  # where nothing stands yet, nothing fell off from it
+    places, failed = [t.alpha for t in known], list[float]()
+    without: list[Finished] = []
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    for trial in study.get_trials(deepcopy=False, states=states):
+        alpha = trial.params.get(parameter)
+        if not isinstance(alpha, float | int) or alpha == 0 or _is_among(alpha, places):
+            continue
+        if trial.state == TrialState.COMPLETE and trial.value is not None and math.isfinite(trial.value):
+            continue
+        if trial.state == TrialState.FAIL and not is_ours and not _is_among(alpha, failed):
+            failed.append(alpha)
+            continue
+        places.append(alpha)
+        without.append(Known(trial.number, float(alpha), Estimate(0.0, 0.0, n), outcome))
+    return without
 
 
 def record_gain(

@@ -16,10 +16,12 @@ from expo_search.evaluation.objective import Objective, Stopped, looks
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.search.alpha_range import ALPHA, bounds, first_step, next_point, start_points
 from expo_search.search.budget import Budget, more
+from expo_search.search.expo_sampler import without_gain
 from expo_search.search.proposal import doubled, expected_regret, settled
 from expo_search.search.retry import Attempts, enqueue_repetition, n_first, to_repeat
 from expo_search.search.samplers import make_sampler
 from expo_search.search.thorough import exploring, is_exhausted
+from expo_search.stats.gain_curve import Finished
 from expo_search.store.attributes import StudyAttributes, stands_for
 from expo_search.store.study_store import Store
 
@@ -75,7 +77,8 @@ def search(
             evaluated = evaluations(study)
             trial = _next_trial(study, spec, published_alpha, points, start, thorough)
             alpha = _alpha(trial, spec, published_alpha)
-            n_most = _n_most(evaluated, alpha, objective.n_prompts, spec, published_alpha, start, thorough)
+            seen = [*evaluated, *without_gain(study, evaluated, ALPHA)]
+            n_most = _n_most(seen, alpha, objective.n_prompts, spec, published_alpha, start, thorough)
             brackets = n_most is not None and len(evaluated) + 1 < n_trials
             evaluate = partial(
                 objective.evaluate,
@@ -124,10 +127,11 @@ def why_done(
     evaluated = evaluations(study)
     if len(evaluated) >= n_trials:
         return f"{len(evaluated)} finished trials"
+    seen = [*evaluated, *without_gain(study, evaluated, ALPHA)]  # as the sampler sees them
     start = StudyAttributes.of(study.user_attrs).first_step
     if budget is not None:
         explores = spec.sampler == "expo" and spec.racing
-        few = exploring(evaluated, *ends, start, spec.tolerance) if explores and evaluated else None
+        few = exploring(seen, *ends, start, spec.tolerance) if explores and evaluated else None
         if not budget.fits(evaluated, n_prompts if few is None else n_explore(n_prompts)):
             # of alpha = 0 alone the fit knows nothing, not even the reward's unit
             regret = expected_regret(evaluated, *ends) if any(e.alpha != 0 for e in evaluated) else None
@@ -136,10 +140,10 @@ def why_done(
     if spec.sampler != "expo" or start is None:
         return None
     if budget is not None:
-        if not is_exhausted(evaluated, *ends, start, spec.tolerance):
+        if not is_exhausted(seen, *ends, start, spec.tolerance):
             return None
         return f"settled after {len(evaluated)} trials, with {budget.spent(evaluated)}: more would hardly gain more"
-    if not settled(evaluated, *ends, start, spec.tolerance):
+    if not settled(seen, *ends, start, spec.tolerance):
         return None
     return (
         f"settled after {len(evaluated)} trials: going on would hardly gain more (--tolerance 0 goes on to {n_trials})"
@@ -159,7 +163,7 @@ def rival(evaluated: Sequence[Evaluation]) -> int:
 
 
 def _n_most(
-    evaluated: Sequence[Evaluation],
+    seen: Sequence[Finished],
     alpha: float,
     n_prompts: int,
     spec: SearchSpec,
@@ -170,7 +174,7 @@ def _n_most(
     """A trial that only brackets the optimum, or looks into a gap, needs few prompts; any other all of them (None)."""
     if spec.sampler != "expo" or not spec.racing:
         return None
-    step = exploring(evaluated, *bounds(spec, published_alpha), start, thorough)
+    step = exploring(seen, *bounds(spec, published_alpha), start, thorough)
     return n_explore(n_prompts) if step is not None and abs(step - alpha) < 1e-9 else None
 
 
