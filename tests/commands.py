@@ -1,4 +1,4 @@
-"""The command in a process of its own, forked from one that has the libraries: importing them is most of a search.
+"""The command in a process of its own, forked from one that has the libraries, whose import is most of a small search.
 
 What a test of the command does, signals and kills too, is done to a process as a user's. What is read when a library is
 imported (a Hub's address, the number of threads) is this process's, so a test of that starts an interpreter itself, as

@@ -206,7 +206,7 @@ class TestEngineThatDies:
             objective = Objective(DiesFrom(2.0), FakeScorer(), store, PROMPTS, FakeWatcher())
             return [e.alpha for e in search(store, objective, spec, n_trials)]
 
-        for told in (r"look$", r"look; the same command goes on without this alpha$"):
+        for told in (r"look$", r"look; the same command goes on without this trial$"):
             with pytest.raises(EngineDied, match=told):
                 searched(wide, 3)
         with pytest.raises(EngineDied, match=r"look$"):

@@ -216,6 +216,25 @@ def test_an_engine_that_dies_is_started_anew_and_the_shape_repeated(
     assert [a.trial for a in found.against] == [2, 3, 5]  # Optuna's trial 4 is the repetition of the third
 
 
+def test_a_shape_that_ends_every_engine_is_left_out_after_two_runs(
+    spec: es.StudySpec, url: str, model: FakeLayeredModel
+) -> None:
+    def die() -> None:
+        raise EngineDied(where="x", found="y", expected="z", do="w")
+
+    model.die = die
+    for told in (
+        r"^x: y; expected z; w$",
+        r"^x: y, at scale = 0\.5, slope = 0 for the 4th time; .*goes on without this trial$",
+    ):
+        model.dies_after, model.dies_again = len(model.asked) + 5, model.restarts + 1
+        with pytest.raises(EngineDied, match=told), opened(spec, url, model) as session:
+            session.shape("depth", 3)
+    model.dies_after = None
+    with opened(spec, url, model) as session:
+        assert session.shape("depth", 3).n_shapes == 3
+
+
 def test_an_engine_that_dies_at_an_answer_of_alpha_0_is_started_anew(
     spec: es.StudySpec, url: str, model: FakeLayeredModel
 ) -> None:

@@ -37,7 +37,7 @@ from expo_search.exporting.checkpoint import (
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
-from expo_search.exporting.verify import engine_dtype, is_rounded_otherwise, trial_dtype, verify
+from expo_search.exporting.verify import dtype_to_write, engine_dtype, verify
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses
@@ -195,10 +195,9 @@ def _origin(
     fresh = None if trial is None else confirmed.get(trial.trial)
     gains = read_model_gains(store, calibration, trial, fresh) if found is None else []
     _check_contents(kept.contents or {}, name, aligned=aligned, sft=sft)
-    own = own_dtype(aligned.config)
-    trials = trial_dtype(spec.engine.dtype, aligned.config, aligned.dtypes)
-    is_own = trials is None or (trials == own and not is_rounded_otherwise(trials, aligned.dtypes))
-    dtype = wanted.dtype or (None if is_own or wanted.as_adapter else trials)
+    dtype = wanted.dtype
+    if dtype is None and not wanted.as_adapter:
+        dtype = dtype_to_write(spec.engine.dtype, aligned.config, aligned.dtypes)
     origin = Origin(
         study=name,
         spec=spec,
@@ -214,7 +213,7 @@ def _origin(
         control_answers=store.completions(CONTROL, "search", prompts),
         evaluated_on=kept.environment or environment(),
         dtype=dtype,
-        out_dtype=dtype or own,
+        out_dtype=dtype or own_dtype(aligned.config),
         storage=storage,
         as_adapter=wanted.as_adapter,
         bench=bench,

@@ -67,10 +67,21 @@ def trial_dtype(asked: Asked, config: Mapping[str, Any], stored: Collection[str]
     if asked != "auto":
         return asked
     live = weights_dtype("auto", config, stored)
-    return live if is_rounded_otherwise(live, stored) else None if own in (None, "float32") else own
+    return live if _is_rounded_otherwise(live, stored) else None if own in (None, "float32") else own
 
 
-def is_rounded_otherwise(dtype: str, stored: Collection[str]) -> bool:
+def dtype_to_write(asked: Asked, config: Mapping[str, Any], stored: Collection[str]) -> str | None:
+    """The dtype in which a checkpoint holds the trial's weights; None: as the aligned one stores them it does.
+
+    `stored`: see `trial_dtype`.
+    """
+    trial = trial_dtype(asked, config, stored)
+    if trial is None or (trial == own_dtype(config) and not _is_rounded_otherwise(trial, stored)):
+        return None
+    return trial
+
+
+def _is_rounded_otherwise(dtype: str, stored: Collection[str]) -> bool:
     """Whether a checkpoint has weights in a 16-bit dtype that is not this one: as stored, theta(alpha) is another."""
     return bool({STORED["bfloat16"], STORED["float16"]} & set(stored) - {STORED[dtype]})
 

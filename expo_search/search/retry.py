@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from expo_search.errors import EngineDied, MaterializeError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-_ATTEMPTS = 4  # of one alpha, in two runs: what ends a new engine in another process, too, is the alpha
+_ATTEMPTS = 4  # of one trial, in two runs: what ends a new engine in another process, too, is its alpha
 
 
 class Attempts:
@@ -44,7 +44,7 @@ class Attempts:
 
         Raises:
             Stopped: `stop` said so.
-            EngineDied: the second time in one trial; says where the next run leaves its alpha out.
+            EngineDied: the second time in one trial; says so where the next run leaves it out.
             MaterializeError: the trial's weights cannot be made; it is not to be gone on with, but for alpha = 0.
         """
         from optuna.trial import TrialState
@@ -58,11 +58,12 @@ class Attempts:
             self._store.tell(trial, state=TrialState.FAIL)
             if self._failed_once == stands_for(trial):
                 if not _goes_on(trial, _n_failed(self._store.study)):
+                    place = ", ".join(f"{name} = {value:g}" for name, value in trial.params.items())  # or a shape's
                     fault = EngineDied(
                         where=fault.where,
-                        found=f"{fault.found}, at alpha = {trial.params[ALPHA]:g} for the {_ATTEMPTS}th time",
+                        found=f"{fault.found}, at {place} for the {_ATTEMPTS}th time",
                         expected=fault.expected,
-                        do=f"{fault.do}; the same command goes on without this alpha",
+                        do=f"{fault.do}; the same command goes on without this trial",
                     )
                 raise fault
             self._failed_once = stands_for(trial)
@@ -109,8 +110,8 @@ def to_repeat(study: Study, low: float = -math.inf, high: float = math.inf) -> F
 
     trials = study.get_trials(deepcopy=False)
     there = {stands_for(t) for t in trials if t.state != TrialState.FAIL}
-    failed, n_failed = [t for t in trials if t.state == TrialState.FAIL], _n_failed(study)
-    for trial in failed:
+    n_failed = _n_failed(study)
+    for trial in trials:
         is_in = stands_for(trial) == CONTROL or low <= trial.params.get(ALPHA, low) <= high
         if engine_failure(trial) is not None and stands_for(trial) not in there and is_in and _goes_on(trial, n_failed):
             return trial
@@ -125,8 +126,8 @@ def _n_failed(study: Study) -> Counter[int]:
     return Counter(stands_for(t) for t in failed if engine_failure(t) is not None)
 
 
-def _goes_on(trial: Trial | FrozenTrial, n_failed: Mapping[int, int]) -> bool:
-    return stands_for(trial) == CONTROL or n_failed.get(stands_for(trial), 0) < _ATTEMPTS
+def _goes_on(trial: Trial | FrozenTrial, n_failed: Counter[int]) -> bool:
+    return stands_for(trial) == CONTROL or n_failed[stands_for(trial)] < _ATTEMPTS
 
 
 def n_first(study: Study) -> int:
