@@ -469,6 +469,8 @@ CASES = [
          write("prompts.jsonl", '{"prompt": "a"}\n{oops\n')),
     Case("prompts that are not UTF-8", search(), ["line 1", "bytes that are not UTF-8"],
          write("prompts.jsonl", b'{"prompt": "\xff"}\n')),
+    Case("a split of a file", search(prompts_split="train"),
+         ["--prompts-split train", "prompts of the file prompts.jsonl"]),
     Case("rows that are no objects", search(), ["line 1: a list"], write("prompts.jsonl", '["a"]\n')),
     Case("rows without a prompt", search(), ["line 1", "columns text", "prompt"],
          write("prompts.jsonl", '{"text": "a"}\n')),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -560,6 +561,11 @@ class FakeHub:
         info = huggingface_hub.ModelInfo(id=repo_id, private=self.private, siblings=siblings)  # type: ignore[no-untyped-call]
         return self._call("model_info", info)
 
+    def preupload_lfs_files(self, repo_id: str, additions: list[Any]) -> None:
+        assert repo_id == "me/model"
+        assert [file.path_in_repo.endswith(".safetensors") for file in additions] == [True]
+        self._call("preupload_lfs_files", None)
+
     def create_commit(self, repo_id: str, operations: list[Any], *, commit_message: str) -> None:
         assert (repo_id, commit_message) == ("me/model", "Exported by expo-search")
         for file in operations:
@@ -588,7 +594,7 @@ class TestHub:
         hub = FakeHub()
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
         export(study, tmp_path / "out", push_to="me/model", private=True)
-        assert hub.calls == ["whoami", "create_repo", "model_info", "create_commit"]
+        assert hub.calls == ["whoami", "create_repo", "model_info", "preupload_lfs_files", "create_commit"]
         assert {"README.md", "curve.png", "expo.json", "mergekit.yaml", "model.safetensors"} <= set(hub.files)
         assert not any(b"hf_not_a_real_one" in content for content in hub.files.values())
 
@@ -686,8 +692,19 @@ class TestHub:
             push(tmp_path, "me/model", private=True, instead={}, api=hub)  # type: ignore[arg-type]
         assert "create_commit" not in hub.calls
 
-    @pytest.mark.parametrize("call", ["create_repo", "create_commit"])
+    def test_it_is_told_how_far_an_upload_is(self, tmp_path: Path) -> None:
+        for name, n_bytes in (("model-1.safetensors", 3000), ("model-2.safetensors", 1000), ("config.json", 10)):
+            (tmp_path / name).write_bytes(b"x" * n_bytes)
+        hub, told = FakeHub(), list[str]()
+        push(tmp_path, "me/model", private=False, instead={}, doing=told.append, api=hub)  # type: ignore[arg-type]
+        assert told[0] == "uploading file 1 of 2: 0 B of 4 kB sent"
+        assert re.fullmatch(r"uploading file 2 of 2: 3 kB of 4 kB sent, [\d.]+ .?B/s, left 0:0\d", told[1])
+        assert told[2:] == [""]
+        assert hub.calls[-3:] == ["preupload_lfs_files", "preupload_lfs_files", "create_commit"]
+
+    @pytest.mark.parametrize("call", ["create_repo", "preupload_lfs_files", "create_commit"])
     def test_a_failed_upload_says_where_the_whole_model_is(self, tmp_path: Path, call: str) -> None:
+        (tmp_path / "model.safetensors").write_bytes(b"x")
         with pytest.raises(
             StudyError, match=f"network is down.*whole in {tmp_path}; the same command with --force writes"
         ):

@@ -53,8 +53,9 @@ def load_study(
 
     Raises:
         StudyError: values of the overrides that are not allowed, before a file is read; unknown preset; not TOML; every
-            value that is not allowed, in one message; a scorer that the file names, without consent to run it (one in
-            the overrides is the caller's own); a file that gives itself consent.
+            value that is not allowed, in one message; a reward model beside another judge, or a split of a file, in the
+            overrides; a scorer that the file names, without consent to run it (one in the overrides is the caller's
+            own); a file that gives itself consent.
     """
     check_given(overrides or {})
     where, data = "command line", dict[str, Any]()
@@ -95,6 +96,14 @@ def load_study(
             found=f"{spec.reward.named} to rate the answers as well",
             expected="one of the two",
             do="drop it, or the scorer or judge",
+        )
+    asked_split = (overrides or {}).get("prompts", {}).get("split")
+    if asked_split is not None and user_path(spec.prompts.source).is_file():
+        raise StudyError(
+            where=f"--prompts-split {asked_split}",
+            found=f"prompts of the file {spec.prompts.source}",
+            expected="a Hub data set, which has splits",
+            do="drop it, or name a data set with --prompts",
         )
     if all(named.get(key) is None for key in ("scorer", "judge_url")):  # else the caller names it
         check_consent(spec, where)

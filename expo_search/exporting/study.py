@@ -151,8 +151,8 @@ def export_study(
     if wanted.push_to is not None:
         texts = _public_texts(origin, wanted.out)
         say(f"uploading {size(sum(file.stat().st_size for file in wanted.out.iterdir()))} to {wanted.push_to}")
-        with working("uploading"):
-            url = push(wanted.out, wanted.push_to, private=wanted.private, instead=texts)
+        with working("uploading") as doing:
+            url = push(wanted.out, wanted.push_to, private=wanted.private, instead=texts, doing=doing)
         say(f"uploaded: {url}")
     spread = "" if origin.shape is None else f", spread by {origin.shape},"
     say(f"alpha = {origin.alpha:.6g}{spread} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
