@@ -288,13 +288,11 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow  # an engine of processes of its own; `test_pool.py` kills what started a pool
-def test_an_engines_processes_end_with_the_one_that_started_them_also_where_it_is_killed(
-    folder: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "orphans.py"  # a file: what is spawned imports it
-    script.write_text(ORPHANS.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+def orphans(script: str, folder: Path) -> list[psutil.Process]:
+    """What is left of the processes that a script names, half a minute after it was killed."""
+    file = folder / "orphans.py"  # what is spawned imports it
+    file.write_text(script)
+    owner = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         said = next(line for line in owner.stdout if line.startswith("processes"))  # after vLLM's own lines
@@ -304,4 +302,11 @@ def test_an_engines_processes_end_with_the_one_that_started_them_also_where_it_i
         owner.kill()
         owner.wait()
     _, alive = psutil.wait_procs(processes, timeout=30)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.slow  # an engine of processes of its own; `test_pool.py` kills what started a pool
+def test_an_engines_processes_end_with_the_one_that_started_them_also_where_it_is_killed(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert orphans(ORPHANS.format(tests=str(Path(__file__).parent), folder=str(folder)), tmp_path) == []

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
+from test_engine_faults import orphans
 from test_reward_model import COMPLETIONS
 from twins import make_pair, make_reward_model, write_prompts
 
@@ -129,6 +130,25 @@ class TestServed:
         assert "\n" not in str(fault.value)
         served.close()
         assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in processes)
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_reward_model_vllm import spec_of
+from expo_search.session.reward_engine import start_reward_engine
+if __name__ == "__main__":
+    folder = Path({folder!r})
+    served = start_reward_engine(spec_of(folder, backend="vllm"), folder / "reward", None)
+    print("processes", *served._engine.processes, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow  # as above
+def test_its_process_ends_with_the_one_that_started_it_also_where_it_is_killed(folder: Path, tmp_path: Path) -> None:
+    assert orphans(ORPHAN.format(tests=str(Path(__file__).parent), folder=str(folder)), tmp_path) == []
 
 
 def test_a_model_whose_head_is_not_in_its_file_is_refused_before_an_engine_starts(folder: Path, tmp_path: Path) -> None:

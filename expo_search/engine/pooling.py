@@ -67,6 +67,7 @@ class PoolingEngine:
         # private: vLLM tells nowhere else which process computes
         self.processes = [int(p.pid) for p in self._engine.engine_core.resources.engine_manager.processes]
         watchdog.processes = self.processes
+        self._engine.collective_rpc("expo_end_with", args=(os.getpid(), self.processes))
 
     def close(self) -> None:
         """Stop the engine and end its process."""
@@ -159,6 +160,7 @@ def _start(spec: PoolingSpec) -> Any:
                 dtype=spec.dtype,
                 max_model_len=spec.max_model_len,
                 max_num_batched_tokens=spec.max_batched_tokens,
+                worker_extension_cls="expo_search.engine.worker.owned.OwnedWorker",
                 enable_chunked_prefill=False,
                 enable_prefix_caching=False,
                 kv_cache_memory_bytes=spec.kv_cache_bytes,

@@ -26,6 +26,7 @@ from torch import nn
 from expo_search.engine.worker.host_memory import Scratch
 from expo_search.engine.worker.live_memory import keeping_storage
 from expo_search.engine.worker.loader import Weight, weights_of
+from expo_search.engine.worker.owned import OwnedWorker
 from expo_search.engine.worker.source_pieces import PIECE, Piece, PieceReader
 from expo_search.engine.worker.source_report import Sources
 from expo_search.engine.worker.vllm_names import (
@@ -40,7 +41,6 @@ from expo_search.engine.worker.vllm_names import (
     process_weights_after_loading,
     set_current_vllm_config,
 )
-from expo_search.owner import end_with
 from expo_search.weights.cpu_kernel import Kernel, load_kernel
 from expo_search.weights.fingerprint import MASK, WORDS_PER_BLOCK, Fingerprinter, digest, line
 from expo_search.weights.formula import Extrapolator
@@ -49,7 +49,7 @@ from expo_search.weights.shape import alpha_of, from_message
 _Sum = int | torch.Tensor  # a weight's in the fingerprint: a number, or modulo 2^64 where it was written, int64, ()
 
 
-class ExpoWorker:
+class ExpoWorker(OwnedWorker):
     """Worker extension: vLLM mixes it into its worker class, and `LLM.collective_rpc` calls it on every rank."""
 
     model_config: ModelConfig
@@ -64,10 +64,6 @@ class ExpoWorker:
     def expo_graphs(self) -> str:
         """Which steps of this rank replay captured CUDA graphs, as vLLM resolved it for the model."""
         return str(self.vllm_config.compilation_config.cudagraph_mode)
-
-    def expo_end_with(self, owner: int, processes: Sequence[int]) -> None:
-        """End the engine's processes when the one that started them has ended; see `owner.py`."""
-        end_with(owner, processes)
 
     def expo_switch(self, alpha: float | list[Any], reread: bool = False) -> dict[str, Any]:
         """Write theta(alpha) on this rank; seconds by part, and the fingerprint of what was written.
