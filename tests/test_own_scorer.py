@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -155,6 +156,21 @@ class TestFunctions:
         assert scores(FunctionScorer("sub/mine.py:score"), "abc") == [3]
         assert scores(FunctionScorer("in_the_folder:score"), "abc") == [1]
         assert sys.path == before
+
+    def test_a_module_that_was_edited_since_it_was_imported_is_run_anew_as_in_a_notebook(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(home)
+        write(home / "edited.py", "def score(prompts, answers): return [1 for _ in answers]\n")
+        importlib.import_module("edited")  # by the notebook
+        identities = set()
+        for number in (10, 100):  # of other lengths: Python's own cache goes by length and second
+            write(home / "edited.py", f"def score(prompts, answers): return [{number} for _ in answers]\n")
+            for _ in range(2):
+                scorer = FunctionScorer("edited:score")
+                assert scores(scorer, "abc") == [number]
+                identities.add(scorer.identity)
+        assert len(identities) == 2
 
     def test_a_file_that_was_changed_is_another_scorer_wherever_it_lies(self, home: Path) -> None:
         write(home / "mine.py", FUNCTION)

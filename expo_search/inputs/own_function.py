@@ -14,13 +14,19 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from psutil import Process
+
 from expo_search.config.own_scorer import function_of
 from expo_search.errors import StudyError
 from expo_search.text import shortened
 
+_ran: dict[str, str] = {}  # a module's name -> the hash of its file when it was run last
+
 
 def load_function(named: str) -> Callable[..., Any]:
     """Import it, which runs its module. A module is found on Python's path and in the working directory.
+
+    A module that was imported before, and whose file was edited since, is run again, as in a notebook.
 
     Raises:
         StudyError: no such module, file or function; a module that cannot be imported; something that is no function.
@@ -50,8 +56,7 @@ def file_hash(named: str) -> str:
     function = function_of(named)
     assert function is not None, "the caller asked"
     home = function[0]
-    file = home if home.endswith(".py") else getattr(sys.modules.get(home), "__file__", None)
-    return "" if file is None else content_hash(Path(file))
+    return content_hash(Path(home)) if home.endswith(".py") else _ran.get(home, "")
 
 
 def content_hash(file: Path) -> str:
@@ -61,8 +66,25 @@ def content_hash(file: Path) -> str:
 
 
 def _module(name: str) -> ModuleType:
+    known = sys.modules.get(name)
     with _looking_in(os.getcwd()):  # noqa: PTH109  a string, as Python's path has it
-        return importlib.import_module(name)
+        stale = known is not None and _is_stale(known)
+        module = importlib.reload(known) if known is not None and stale else importlib.import_module(name)
+    _ran[name] = _hash_of(module)
+    return module
+
+
+def _is_stale(module: ModuleType) -> bool:
+    """Whether a module's file is no longer what ran; where somebody else imported it, what the process began with."""
+    if module.__name__ in _ran:
+        return _ran[module.__name__] != _hash_of(module)
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).stat().st_mtime > Process().create_time()
+
+
+def _hash_of(module: ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return "" if file is None else content_hash(Path(file))
 
 
 def _file_module(path: str) -> ModuleType:
