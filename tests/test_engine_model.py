@@ -22,6 +22,8 @@ from expo_search.errors import MaterializeError
 
 PROMPTS = [Prompt(f"p{i}", f"Tell me {i} things about rivers.") for i in range(12)]
 
+PENALTIES = ("presence_penalty", "frequency_penalty")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmModel]:
@@ -90,6 +92,21 @@ def test_an_answer_that_is_shown_as_it_comes_still_comes_token_by_token(model: V
     finally:
         model._spec = before
     assert len(pieces) > 16
+
+
+def test_vllm_takes_every_value_that_a_study_may_have_as_it_is(model: VllmModel) -> None:
+    bounds: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"temperature": 0.01}, {"temperature": 2.0}, {"top_p": 1e-9}, {"top_p": 1.0},
+        {"top_k": 0}, {"top_k": 10**6}, {"max_tokens": 1}, *({name: end} for end in (-2.0, 2.0) for name in PENALTIES),
+    ]  # fmt: skip
+    for values in bounds:
+        sampling = SamplingSpec.model_validate(values)
+        model._spec, before = replace(model._spec, sampling=sampling, stop_strings=("a",)), model._spec
+        try:
+            params = model._params(PROMPTS[0], 0)
+        finally:
+            model._spec = before
+        assert {name: getattr(params, name) for name in values} == values
 
 
 def test_a_plan_for_a_gpu_hands_over_some_tokens_at_a_time(model: VllmModel) -> None:

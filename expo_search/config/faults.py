@@ -43,6 +43,7 @@ _WANTED = {
     "model_attributes_type": "a table",
     "model_type": "a table",
     "string_pattern_mismatch": "a text that matches {pattern}",
+    "string_too_short": "a text that is not empty",
     "string_type": _TEXT,
     "string_unicode": _TEXT,
     "too_long": "at most {max_length} entries",
@@ -124,7 +125,8 @@ def _texts(errors: Sequence[Any], model: type[BaseModel]) -> list[str]:
             kinds[f"{place}: nothing"] = ['preset = "NAME", or a table [pair]']
         elif expected is None:
             shown = "" if place == "reward.judge_url" else _seen(error)  # which may have a key in it
-            kinds[f"{place}: {own_text(error)}{shown}"] = []
+            found, says, ours = own_text(error).partition(_EXPECTED)
+            kinds[f"{place}: {found}{shown}{says}{ours}"] = []
         else:
             kinds.setdefault(f"{place}: {_given(error)}", []).append(expected)
     return [f"{text}{_EXPECTED}{' or '.join(each)}" if each else text for text, each in kinds.items()]

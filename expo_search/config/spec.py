@@ -56,6 +56,15 @@ def _named(model: str) -> str:
 ModelName = Annotated[str, AfterValidator(_named)]
 
 
+def _drawable(temperature: float) -> float:
+    if 0 < temperature < 0.01:  # vLLM would take 0.01, and the study and its card would name another
+        raise ValueError("too near to 0; expected 0, or 0.01 to 2")
+    return temperature
+
+
+Temperature = Annotated[Finite, Field(ge=0, le=2), AfterValidator(_drawable)]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,7 +114,7 @@ class PairSpec(_Table):
     check_reward_revision: str | None = None
     parts: PartsSpec | None = None
     stop_token_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     chat_template: str | None = None
     max_model_len: int = Field(4096, ge=16)
     needs_remote_code: bool = False
@@ -145,7 +154,7 @@ class SamplingSpec(_Table):
     """How answers are drawn; one sample a prompt. top_k = 0 and top_p = 1 leave a filter out.
 
     Attributes:
-        temperature: 0 always takes the likeliest token; 1 is the model's own distribution.
+        temperature: 0 always takes the likeliest token; 1 is the model's own distribution; 0, or 0.01 to 2.
         top_p: of the likeliest tokens, as many as together have this probability are drawn from, above 0 to 1.
         top_k: this many of the likeliest tokens are drawn from, at most.
         presence_penalty: taken once from the logit of a token that the answer has already, -2 to 2.
@@ -153,7 +162,7 @@ class SamplingSpec(_Table):
         max_tokens: length of an answer at most, in tokens; a longer one is cut off.
     """
 
-    temperature: Finite = Field(0.7, ge=0)
+    temperature: Temperature = 0.7
     top_p: Finite = Field(0.9, gt=0, le=1)
     top_k: int = Field(50, ge=0)
     presence_penalty: Finite = Field(0.1, ge=-2, le=2)
