@@ -63,6 +63,7 @@ def open_session(
     adds: bool = True,
     fetch: bool = True,
     artifacts: str | None = None,
+    to_confirm: tuple[int, str] | None = None,
     trust_remote_code: bool = False,
     quiet: bool = False,
     console: Console | None = None,
@@ -86,6 +87,8 @@ def open_session(
             enough for a forecast (`session.forecast`); such a session cannot be started.
         artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
             SQLite database, or in the working directory.
+        to_confirm: how many prompts a confirmation will want, and what messages call that number: too few are told at
+            once.
         trust_remote_code: for a study that is named: run the repositories' own Python (a spec has its own setting).
         quiet: show nothing. console: where progress is shown; standard error, or the notebook, by default.
         give_up: called, from another thread, when the engine hangs where nothing can interrupt it.
@@ -103,6 +106,7 @@ def open_session(
         adds=adds,
         fetch=fetch,
         artifacts=artifacts,
+        to_confirm=to_confirm,
         trust_remote_code=trust_remote_code,
         quiet=quiet,
         console=console,
@@ -132,6 +136,7 @@ class Session:
         adds: bool,
         fetch: bool,
         artifacts: str | None,
+        to_confirm: tuple[int, str] | None,
         trust_remote_code: bool,
         quiet: bool,
         console: Console | None,
@@ -166,7 +171,16 @@ class Session:
                 if isinstance(study, str):
                     trust = {"trust_remote_code": trust_remote_code}
                     checked = check_stored(
-                        storage, study, self.say, adds=adds, sites=sites, doing=doing, fetch=fetch, **trust, **own
+                        storage,
+                        study,
+                        self.say,
+                        adds=adds,
+                        sites=sites,
+                        doing=doing,
+                        fetch=fetch,
+                        to_confirm=to_confirm,
+                        **trust,
+                        **own,
                     )
                 else:
                     checked = check(
@@ -177,6 +191,7 @@ class Session:
                         sites=sites,
                         doing=doing,
                         fetch=fetch,
+                        to_confirm=to_confirm,
                         with_judge=scorer is None,  # one that the database names is found when it is asked for
                         **own,
                     )
@@ -911,9 +926,7 @@ def export(
         SettingsChanged: the checkpoints are not those that were searched.
         CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
     """
-    from expo_search.exporting.study import Wanted, export_study
-    from expo_search.session.process_state import process_left_as_it_was
-    from expo_search.session.working import unseen
+    from expo_search.exporting.wanted import Wanted, check_wanted
 
     wanted = Wanted(
         out=user_path(out),
@@ -928,5 +941,10 @@ def export(
         private=private,
         trust_remote_code=trust_remote_code,
     )
+    check_wanted(wanted)  # before what exports is imported
+    from expo_search.exporting.study import export_study
+    from expo_search.session.process_state import process_left_as_it_was
+    from expo_search.session.working import unseen
+
     with process_left_as_it_was():
         return export_study(study.url, study.name, wanted, say, on_bytes, working or unseen, give_up)

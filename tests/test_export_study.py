@@ -34,8 +34,9 @@ from expo_search.errors import EngineError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.provenance import read_provenance
-from expo_search.exporting.study import Wanted, export_study
+from expo_search.exporting.study import export_study
 from expo_search.exporting.verify import engine_dtype
+from expo_search.exporting.wanted import Wanted
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.source import Pair
 from expo_search.search.loop import evaluations

@@ -12,7 +12,7 @@ from expo_search.cli.main import app
 from expo_search.config.presets import load_study
 from expo_search.config.spec import PairSpec, PartsSpec
 from expo_search.errors import ExpoError, PairError, PromptsError, StoreError, StudyError
-from expo_search.exporting.checkpoint import check_is_free
+from expo_search.exporting.target import check_is_free
 from expo_search.folders import existing, is_there
 from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import load_prompts

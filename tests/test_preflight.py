@@ -19,9 +19,9 @@ from expo_search.config.presets import load_study
 from expo_search.config.stored_paths import found_from_here
 from expo_search.engine import ranks, start
 from expo_search.engine.machine import Machine
-from expo_search.errors import ExpoError, PromptsError, SettingsChanged, StudyError
+from expo_search.errors import ExpoError, PromptsError, SettingsChanged, StoreError, StudyError
 from expo_search.inputs.source import Pair, Source
-from expo_search.session import planning
+from expo_search.session import planning, preflight
 from expo_search.session.preflight import Checked, check, check_stored
 from expo_search.session.running import pin
 from expo_search.session.settings import advice_on_changes, sources_settings
@@ -70,6 +70,29 @@ def checked(
 def differing(a: Checked, b: Checked) -> set[str]:
     one, other = a.settings.flat(), b.settings.flat()
     return {key for key in one | other if one.get(key) != other.get(key)}
+
+
+@pytest.mark.usefixtures("home")
+def test_what_prompts_and_database_tell_is_told_before_a_checkpoint_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a checkpoint was read")
+
+    store = Store("sqlite:///test.db", "custom")
+    pin(store, checked(15))
+    monkeypatch.setattr(preflight, "resolve_pair", read)
+    with store.owned(), pytest.raises(StoreError, match="another search by this process"):
+        checked(15)
+    store.close()
+    overrides: dict[str, dict[str, Any]] = {
+        "pair": {"aligned": "aligned", "sft": "sft", "reward_model": "reward"},
+        "prompts": {"source": "prompts.jsonl", "n": 15},
+        "sampling": {"max_tokens": 9},
+    }
+    with pytest.raises(SettingsChanged, match=r"\(sampling\.max_tokens: 8 there, 9 now\)"):
+        check(load_study(overrides=overrides), "sqlite:///test.db", lambda _: None)
+    for wanted in (6, 1):
+        with pytest.raises(PromptsError, match=r"5 prompts that the search has not seen.*--confirm 5|--confirm: 1; "):
+            check(load_study(overrides=overrides), "sqlite:///x.db", lambda _: None, to_confirm=(wanted, "--confirm"))
 
 
 @pytest.mark.usefixtures("home")

@@ -30,8 +30,9 @@ from expo_search.errors import CheckpointError, SettingsChanged, StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.exporting.provenance import read_provenance, text_hash
 from expo_search.exporting.reproduce import Reproduction, _compare, check_n_prompts, reproduce
-from expo_search.exporting.study import Wanted, export_study
+from expo_search.exporting.study import export_study
 from expo_search.exporting.verify import engine_dtype, verify
+from expo_search.exporting.wanted import Wanted
 from expo_search.inputs.chat_template import encode_chat
 from expo_search.results.summary_json import as_json
 from expo_search.search.confirm import Confirmation

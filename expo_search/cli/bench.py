@@ -128,7 +128,10 @@ def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[st
 
     Raises:
         StudyError: a text that is not of that form.
+        PromptsError: no such file, or one of another kind.
     """
+    from expo_search.bench.data import check_file
+
     files: dict[str, str | Path] = {}
     for text in given:
         task, equals, file = text.partition("=")
@@ -137,4 +140,5 @@ def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[st
                 where=options.data, found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
             )
         files[task] = user_path(file)
+        check_file(user_path(file), f"{options.data} {text}")
     return files

@@ -69,28 +69,25 @@ def export_model(
     quiet: Quiet = False,
 ) -> None:
     """Write the model at the best alpha as an ordinary checkpoint."""
+    from expo_search.exporting.wanted import Wanted, check_wanted
+
     if out is None:
         raise StudyError(where="--out", found="nothing", expected="a folder for the checkpoint", do="give --out DIR")
-    check_name(out)
-    shard_bytes = size_in_bytes(max_shard_size)
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "shape": shape,
+        "dtype": dtype,
+        "max_shard_bytes": size_in_bytes(max_shard_size),
+        "force": force,
+        "as_adapter": as_adapter,
+        "verify": verify,
+        "push_to": push_to_hub,
+        "private": private,
+        "trust_remote_code": trust_remote_code,
+    }
+    check_wanted(Wanted(out, **options))  # before the study is read
     with terminal(log) as (printed, err):
-        export_to(
-            out,
-            open_study(storage, known_study(study, storage)),
-            printed,
-            err,
-            quiet=quiet,
-            alpha=alpha,
-            shape=shape,
-            dtype=dtype,
-            max_shard_bytes=shard_bytes,
-            force=force,
-            as_adapter=as_adapter,
-            verify=verify,
-            push_to=push_to_hub,
-            private=private,
-            trust_remote_code=trust_remote_code,
-        )
+        export_to(out, open_study(storage, known_study(study, storage)), printed, err, quiet=quiet, **options)
 
 
 def export_to(
@@ -99,7 +96,6 @@ def export_to(
     """Export with a bar, and print what the checkpoint can be used with; options are those of `api.export`."""
     from expo_search.session.working import say_on, working
 
-    check_name(out)
     with _bytes_bar(err, quiet) as on_bytes:
         export(
             result,
@@ -158,25 +154,6 @@ def reproduce_model(
         out.print(Text(clean(text)), soft_wrap=True)
     if not again.same_weights:
         raise typer.Exit(1)
-
-
-def check_name(out: Path) -> None:
-    """Check that the file system can look up the name of the target, whether it exists or not.
-
-    Raises:
-        StudyError: a name that the file system does not even look up: too long, a loop of links, a folder closed to us.
-    """
-    try:
-        out.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as fault:
-        raise StudyError(
-            where=f"--out {out}",
-            found=fault.strerror or str(fault),
-            expected="a name that this file system takes",
-            do="name another",
-        ) from None
 
 
 def size_in_bytes(text: str) -> int:

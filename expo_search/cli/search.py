@@ -319,7 +319,16 @@ def _forecast(
     with (
         terminal(log) as (out, err),
         # what is said on the way, the memory plan too, is for people
-        open_session(spec, storage, start=False, fetch=False, quiet=quiet or as_json, console=err, **where) as session,
+        open_session(
+            spec,
+            storage,
+            start=False,
+            fetch=False,
+            to_confirm=None if n_confirm is None else (n_confirm, "--confirm"),
+            quiet=quiet or as_json,
+            console=err,
+            **where,
+        ) as session,
     ):
         if n_confirm is not None:
             session.checked.confirm_prompts(n_confirm, "--confirm")
@@ -379,7 +388,15 @@ def _search(
     stopped = False
     with terminal(log) as (out, err):
         session = open_session(
-            spec, storage, start=False, artifacts=artifacts, quiet=quiet, console=err, give_up=give_up_on(err), **where
+            spec,
+            storage,
+            start=False,
+            artifacts=artifacts,
+            to_confirm=None if n_confirm is None else (n_confirm, "--confirm"),
+            quiet=quiet,
+            console=err,
+            give_up=give_up_on(err),
+            **where,
         )
         from expo_search.results.trackers.tracking import Tracking  # what is wrong with the input is said by now
 
@@ -480,6 +497,7 @@ def confirm_winner(
             name,
             storage,
             start=False,
+            to_confirm=None if n_prompts is None else (n_prompts, "--n-prompts"),
             trust_remote_code=trust_remote_code,
             quiet=quiet,
             console=err,

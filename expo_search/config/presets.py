@@ -58,12 +58,12 @@ def load_study(
             own); a file that gives itself consent.
     """
     check_given(overrides or {})
-    where, data = "command line", dict[str, Any]()
+    where, data, asked = "command line", dict[str, Any](), preset
     if file is not None:
         file = user_path(file)
         where, data = str(file), _beside(file, apart(_read_toml(file)))
         _refuse_own_consent(where, data)
-        asked, preset = preset, data.pop("preset", preset)
+        preset = data.pop("preset", preset)
         if asked not in (None, preset):
             raise StudyError(
                 where=f"--pair {asked}",
@@ -72,7 +72,7 @@ def load_study(
                 do="drop --pair, or the file's `preset`",
             )
     if preset is not None:
-        base_file = _preset_file(preset)
+        base_file = _preset_file(preset, None if file is None or asked is not None else file)
         where = str(file or f"preset {base_file.stem}")
         data = _over(_read_toml(base_file) | {"name": base_file.stem}, data)
     data = _over(data, apart(overrides or {}))
@@ -110,18 +110,20 @@ def load_study(
     return spec
 
 
-def _preset_file(preset: str) -> Path:
+def _preset_file(preset: str, named_in: Path | None) -> Path:
+    """`named_in`: a study file that names it; else an option does."""
     known = preset_names()
     if not isinstance(preset, str):
         raise StudyError(where="preset", found=repr(preset), expected="a preset's name", do="see `expo-search pairs`")
     if preset not in known:
         near = difflib.get_close_matches(preset.lower(), known, n=3, cutoff=0.4)
         raise StudyError(
-            where="--pair",
+            where="--pair" if named_in is None else str(named_in),
             found=f"unknown preset {preset!r}",
             expected=f"one of {', '.join(near)}" if near else "a preset's name",
-            do=(f"did you mean --pair {near[0]}? " if near else "")
-            + "see `expo-search pairs`, or give --sft, --aligned, --reward-model and --prompts",
+            do=(f"did you mean {'--pair ' if named_in is None else ''}{near[0]}? " if near else "")
+            + "see `expo-search pairs`, or give "
+            + ("--sft, --aligned, --reward-model and --prompts" if named_in is None else "a table [pair]"),
         )
     return known[preset]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo_search.errors import StudyError
-from expo_search.exporting.checkpoint import is_of_model
+from expo_search.exporting.target import is_of_model
 from expo_search.text import clock, size
 
 if TYPE_CHECKING:

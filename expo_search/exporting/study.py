@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from expo_search.checkpoint.side_files import PROVENANCE, RECIPE, copy_tokenizer
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.spec import RewardSpec, StudySpec, stored_spec
 from expo_search.config.stored_paths import found_from_here
-from expo_search.dtypes import STORED, own_dtype
+from expo_search.dtypes import own_dtype
 from expo_search.engine.machine import environment, measure_machine
 from expo_search.engine.memory_plan import MemoryPlan, plan_memory
 from expo_search.engine.needs import Needs
@@ -25,19 +24,13 @@ from expo_search.engine.start import ModelSpec, dtypes_of
 from expo_search.engine.trial_time import Workload
 from expo_search.errors import EngineDied, SettingsChanged, StudyError
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.exporting.checkpoint import (
-    Format,
-    check_is_free,
-    check_target,
-    export,
-    n_bytes_of,
-    refuse_sources,
-    writing,
-)
+from expo_search.exporting.checkpoint import Format, export, n_bytes_of, writing
 from expo_search.exporting.hub_upload import check_push, push
 from expo_search.exporting.model_card import write_card
 from expo_search.exporting.provenance import Origin, mergekit_recipe, provenance, public
+from expo_search.exporting.target import check_target, refuse_sources
 from expo_search.exporting.verify import dtype_to_write, engine_dtype, verify
+from expo_search.exporting.wanted import Wanted, check_wanted, refuse
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
 from expo_search.results.bench_guardrails import losses
@@ -57,34 +50,9 @@ from expo_search.store.settings import Settings, compare_settings
 from expo_search.store.study_store import Store
 from expo_search.text import shown, size
 from expo_search.weights.formula import is_alpha
-from expo_search.weights.shape import dimensions, shape_of
+from expo_search.weights.shape import shape_of
 
 _PUT_BACK = "put back what was searched; the search command takes the new place of a folder that was moved"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be exported, and how.
-
-    Attributes:
-        alpha: None for the verdict's. shape: a kind of shape, whose best one is wanted, or None.
-        force: replace a folder; export an alpha that was not evaluated.
-        as_adapter: write the adapter rescaled, not a checkpoint.
-        push_to: a repository of the Hub, or None.
-        trust_remote_code: run aligned's own Python for its tokenizer, and copy it.
-    """
-
-    out: Path
-    alpha: float | None = None
-    shape: str | None = None
-    dtype: str | None = None
-    max_shard_bytes: int = 5 * 10**9
-    force: bool = False
-    as_adapter: bool = False
-    verify: bool = False
-    push_to: str | None = None
-    private: bool = False
-    trust_remote_code: bool = False
 
 
 def export_study(
@@ -109,16 +77,10 @@ def export_study(
         CheckpointError: weights that are not finite; with `verify`, weights or answers other than the trial's.
         EngineError: with `verify`, an engine that does not fit or does not start.
     """
+    check_wanted(wanted)
     refuse_zero(wanted.alpha)  # also with `force`
-    if wanted.shape is not None:
-        dimensions(wanted.shape)
-        if wanted.alpha is not None:
-            raise StudyError(
-                where="--shape", found="--alpha beside it", expected="one of the two", do="drop one of them"
-            )
     if wanted.push_to is not None:
         check_push(wanted.push_to)
-    check_is_free(wanted.out, force=wanted.force)
     with working("checking the study and its checkpoints") as doing:
         origin, aligned, sft = _origin(storage, name, wanted, say, doing)
     refuse_sources(wanted.out, [source.path for source in origin.pair.sources.values()])
@@ -299,23 +261,9 @@ def _choose(finished: list[Evaluation], judged: Verdict, wanted: Wanted, name: s
 
 
 def _check_options(wanted: Wanted, origin: Origin, aligned: Checkpoint) -> None:
-    def refuse(where: str, found: str, expected: str, do: str) -> None:
-        raise StudyError(where=where, found=found, expected=expected, do=do)
-
-    if wanted.as_adapter and wanted.shape is not None:
-        refuse("--as-adapter", "--shape", "one alpha, by which an adapter is rescaled", "leave one of the two out")
-    if wanted.dtype is not None and wanted.dtype not in STORED:
-        refuse("--dtype", wanted.dtype, f"one of {', '.join(STORED)}", "give one of these")
-    if wanted.private and wanted.push_to is None:
-        refuse("--private", "no --push-to-hub", "a repository that is to be private", "give both")
-    if wanted.as_adapter:
-        if origin.pair.adapter is None or origin.spec.pair.sft is not None:
-            given = (
-                "a pair of whole checkpoints" if origin.pair.adapter is None else "an SFT model beside base and adapter"
-            )
-            refuse("--as-adapter", given, "a base and its adapter", "export a checkpoint")
-        if wanted.dtype or wanted.verify:
-            refuse("--as-adapter", "--dtype or --verify", "neither: the factors are copied", "leave them out")
+    if wanted.as_adapter and (origin.pair.adapter is None or origin.spec.pair.sft is not None):
+        given = "a pair of whole checkpoints" if origin.pair.adapter is None else "an SFT model beside base and adapter"
+        refuse("--as-adapter", given, "a base and its adapter", "export a checkpoint")
     if wanted.verify and origin.trial is None:
         refuse(
             "--verify", f"alpha {origin.alpha:g}, which was not evaluated", "a trial to compare with", "leave it out"

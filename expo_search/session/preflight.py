@@ -36,7 +36,14 @@ from expo_search.inputs.pair import resolve_pair
 from expo_search.inputs.prompts import confirm_part, load_prompts, path_of, search_part
 from expo_search.inputs.source import Pair, Source
 from expo_search.session.planning import plans, search_needs
-from expo_search.session.settings import advice_on_changes, computing_as, judge_key, reward_settings, study_settings
+from expo_search.session.settings import (
+    advice_on_changes,
+    computing_as,
+    judge_key,
+    reward_settings,
+    spec_settings,
+    study_settings,
+)
 from expo_search.session.site import SiteRecipe
 from expo_search.session.sites import Sites
 from expo_search.store.address import check_can_be_made, is_made, sqlite_path
@@ -102,6 +109,7 @@ def check(
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
     with_judge: bool = False,
+    to_confirm: tuple[int, str] | None = None,
     do: str | None = None,
 ) -> Checked:
     """Check all input. Writes nothing but downloads and built checkpoints in their caches.
@@ -114,6 +122,7 @@ def check(
         own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
             their place nothing is checked, and the spec's names of checkpoints are names alone.
         sites: where many engines of ours are to run, which are then asked for what this machine would be.
+        to_confirm: how many prompts the search is to leave, and the option that says so.
         do: the advice where prompts or settings are not those of a study that is stored, to who cannot give others;
             None: a search is begun or gone on with, whose options are named.
 
@@ -144,7 +153,8 @@ def check(
     prompts = load_prompts(
         _prompts_source(spec.prompts.source), spec.prompts.split, spec.search.seed, say, at_least=wanted, do=do
     )
-    _check_database(storage, adds=adds)
+    _check_to_confirm(spec, prompts, to_confirm)
+    kept = _kept_settings(spec, storage, adds=adds, do=do)
     pair = resolve_pair(  # which may have to fetch it
         spec.pair,
         rewards=spec.rewards,
@@ -201,17 +211,10 @@ def check(
         template=None if tokenizer is None else tokenizer.chat_template,
         scorer=None if scorer is None else scorer.identity,
     )
-    from expo_search.store.attributes import stored_attributes
-    from expo_search.store.lock import refuse_if_held
-
-    stored = stored_attributes(storage, spec.name)
-    if stored is not None and stored.settings is not None:
+    if kept is not None:
         if pair.has_outlines:  # whose bytes are not known
-            settings = settings.model_copy(update={"files": stored.settings.files})
-        advice = do or advice_on_changes(stored.settings, settings)
-        compare_settings(stored.settings, settings, name=spec.name, do=advice)
-    if adds:  # before the memory is measured, which the other one has taken
-        refuse_if_held(storage, spec.name)
+            settings = settings.model_copy(update={"files": kept.files})
+        compare_settings(kept, settings, name=spec.name, do=do or advice_on_changes(kept, settings))
     if scorer is not None:
         scorer.try_out()  # which may load what it rates with, and then has its memory before ours is planned
     plan = None
@@ -240,18 +243,39 @@ def check(
     )
 
 
-def _check_database(storage: str, *, adds: bool) -> None:
-    """Of one that is not there yet it is told without SQLAlchemy, of one that is there with it."""
+def _check_to_confirm(spec: StudySpec, prompts: Sequence[Prompt], to_confirm: tuple[int, str] | None) -> None:
+    """Refuse more fresh prompts than there are beside the search's, whichever fit the context: that is told later."""
+    if to_confirm is not None:
+        n, option = to_confirm
+        confirm_part(prompts, _n_of_search(spec, prompts), n, where=f"prompts {spec.prompts.source}", option=option)
+
+
+def _kept_settings(spec: StudySpec, storage: str, *, adds: bool, do: str | None) -> Settings | None:
+    """The settings of a study that is in the database, compared with those that the spec alone tells.
+
+    Raises:
+        ExpoError: a database that cannot be used; other settings; with `adds`, a study that another process adds to.
+    """
     path = sqlite_path(storage)
     if path is not None and not is_made(storage, path):
         if adds:
             check_can_be_made(storage, path)
-        return
+        return None  # of one that is not there yet it is told without SQLAlchemy
+    from expo_search.store.attributes import stored_attributes
     from expo_search.store.database import check_readable, check_storage
+    from expo_search.store.lock import refuse_if_held
 
     if adds:
         check_storage(storage)
     check_readable(storage)  # tables that this Optuna can use? Found out here, not after the engine has started
+    if adds:  # before the memory is measured, which the other one has taken
+        refuse_if_held(storage, spec.name)
+    stored = stored_attributes(storage, spec.name)
+    if stored is None or stored.settings is None:
+        return None
+    asked = spec_settings(spec)
+    compare_settings(stored.settings, asked, name=spec.name, do=do or advice_on_changes(stored.settings, asked))
+    return stored.settings
 
 
 def _members(spec: StudySpec, judges: Sequence[Source], each: Sequence[Settings]) -> Members:
@@ -347,8 +371,7 @@ def _search_prompts(
     do: str | None,
 ) -> tuple[Sequence[Prompt], int]:
     """The prompts of the search, and how far into the order they reach."""
-    is_given = "n" in spec.prompts.model_fields_set
-    n = spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
+    is_given, n = "n" in spec.prompts.model_fields_set, _n_of_search(spec, prompts)
     where = f"prompts {spec.prompts.source}"
     chosen, reach = search_part(prompts, n, where=where, exact=is_given, fits=fits, do=do)
     if n < spec.prompts.n:
@@ -356,6 +379,12 @@ def _search_prompts(
     if len(chosen) < reach:
         say(f"{reach - len(chosen)} prompts left out that leave no room for {spec.sampling.max_tokens} tokens")
     return chosen, reach
+
+
+def _n_of_search(spec: StudySpec, prompts: Sequence[Prompt]) -> int:
+    """How many prompts the search wants, of those that there are."""
+    is_given = "n" in spec.prompts.model_fields_set
+    return spec.prompts.n if is_given else min(spec.prompts.n, round(len(prompts) * SEARCH_SHARE))
 
 
 def check_stored(
@@ -370,6 +399,7 @@ def check_stored(
     sites: Sites | None = None,
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
+    to_confirm: tuple[int, str] | None = None,
 ) -> Checked:
     """As `check`, for the spec that a study's database keeps; consent to run code is asked for anew.
 
@@ -394,6 +424,7 @@ def check_stored(
         sites=sites,
         doing=doing,
         fetch=fetch,
+        to_confirm=to_confirm,
         do=_AS_SEARCHED,
     )
 

@@ -54,19 +54,23 @@ def study_settings(
         template: chat template of aligned.
         scorer: what identifies the scorer that the study names in the place of a reward model.
     """
+    return (
+        _model_settings(spec, pair, aligned, sft, dtypes, template)
+        .updated(_reward_settings(spec, pair, rewards, scorer))
+        .updated(spec_settings(spec))
+        .updated(Settings(prompts=PromptsSettings(n=len(prompts), hash=prompts_hash(prompts))))
+    )
+
+
+def spec_settings(spec: StudySpec) -> Settings:
+    """Those of them that the spec alone tells."""
     # when to end changes no trial, and `expo` takes trials from any range: its range may be widened in mid-study
     free = {"tolerance", "combine_rewards"} | ({"alpha_min", "alpha_max"} if spec.search.sampler == "expo" else set())
-    whole = Settings(
-        prompts=PromptsSettings(n=len(prompts), hash=prompts_hash(prompts)),
+    return Settings(
         sampling=FreeTable.model_validate(spec.sampling.model_dump()),
         # what a benchmark may lose changes no trial
         guardrails=FreeTable.model_validate(spec.guardrails.model_dump(exclude={"bench"})),
         search=FreeTable.model_validate(spec.search.model_dump(exclude=free)),
-    )
-    return (
-        _model_settings(spec, pair, aligned, sft, dtypes, template)
-        .updated(_reward_settings(spec, pair, rewards, scorer))
-        .updated(whole)
     )
 
 

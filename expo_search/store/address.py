@@ -99,5 +99,7 @@ def _sqlite_database(url: str) -> str | None:
         where=f"--storage {shown(url)}",
         found="not a database URL",
         expected="a URL such as sqlite:///expo-search.db",
-        do=f"write sqlite:///{url}" if url and ":" not in url else "see SQLAlchemy's database URLs",
+        do=f"write sqlite:///{os.path.expanduser(url)}"  # noqa: PTH111  as above
+        if url and ":" not in url
+        else "see SQLAlchemy's database URLs",
     )
