@@ -74,7 +74,7 @@ def bench(
     check_there(storage)  # before the tasks are imported
     names = task_names(tasks)
     wanted = None if alphas is None else parse_alphas(alphas)
-    files = task_files(data or [])
+    files = task_files(data or [], names)
     name = known_study(study, storage)
     with terminal(log) as (out, err):
         session = open_session(
@@ -123,8 +123,8 @@ def task_names(text: str, options: TaskOptions = OF_BENCH) -> list[str]:
     return names
 
 
-def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[str, str | Path]:
-    """Task -> file, of TASK=FILE each; `options` gave them.
+def task_files(given: Sequence[str], tasks: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[str, str | Path]:
+    """Task -> file, of TASK=FILE each; `options` gave them. Files of tasks that are not asked for are told later.
 
     Raises:
         StudyError: a text that is not of that form.
@@ -140,5 +140,6 @@ def task_files(given: Sequence[str], options: TaskOptions = OF_BENCH) -> dict[st
                 where=options.data, found=repr(text), expected="TASK=FILE", do="give the task's name before its file"
             )
         files[task] = user_path(file)
-        check_file(user_path(file), f"{options.data} {text}")
+        if task in tasks:
+            check_file(user_path(file), f"{options.data} {text}")
     return files

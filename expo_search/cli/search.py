@@ -254,7 +254,8 @@ def search(
 def _benchmarks(tasks: str | None, data: Sequence[str], limit: int | None) -> Wanted | None:
     """What is to be benchmarked at the end, if anything."""
     if tasks is not None:
-        return Wanted(task_names(tasks, OF_SEARCH), task_files(data, OF_SEARCH), limit)
+        names = task_names(tasks, OF_SEARCH)
+        return Wanted(names, task_files(data, names, OF_SEARCH), limit)
     for option, is_given in ((OF_SEARCH.data, bool(data)), (OF_SEARCH.limit, limit is not None)):
         if is_given:
             raise StudyError(
