@@ -350,6 +350,12 @@ class TestLoading:
             ([], {}, "--tasks: nothing; expected names of basics, ifeval"),
             (["gsm8"], {}, "unknown task 'gsm8'; expected one of gsm8k"),
             (["basics"], {"gsm8k": Path("x.jsonl")}, "--data gsm8k=x.jsonl: data of a task that is not asked for"),
+            (
+                ["lm_eval:ifeval"],
+                {"ifeval": Path("x.jsonl")},
+                "--data ifeval=x.jsonl: data of a task that is not asked",
+            ),
+            (["gsm8k_mine:rate"], {"gsm8k": Path("x.jsonl")}, "--data gsm8k=x.jsonl: data of a task that is not asked"),
         ],
     )
     def test_names_that_are_none_are_refused(self, names: list[str], data: dict[str, Path], found: str) -> None:

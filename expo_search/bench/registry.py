@@ -30,7 +30,12 @@ TASKS: Mapping[str, Callable[[Data], Task]] = {
     "gsm8k": lambda data: Gsm8k("gsm8k", 0, data),
     "gsm8k_5shot": lambda data: Gsm8k("gsm8k_5shot", N_SHOTS, data),
 }
-_FURTHER_DATA = {SHOTS: "gsm8k_5shot"}  # names of files that are of no task's own
+# Of files that are not only read by the task of their name: the tasks that read them
+_READ_BY: Mapping[str, Collection[str]] = {
+    "ifeval": ("ifeval", WITHOUT_PUNKT),
+    "gsm8k": ("gsm8k", "gsm8k_5shot"),
+    SHOTS: ("gsm8k_5shot",),
+}
 
 
 def check_limit(limit: int | None, options: TaskOptions) -> None:
@@ -106,10 +111,9 @@ def _refuse_repeated(task: Task) -> None:
 
 def _check_data(names: Sequence[str], data: Data, options: TaskOptions) -> None:
     """Check that each file is of a task that is asked for and reads one, and that it is there."""
-    takers = {*names, *("gsm8k" for n in names if n.startswith("gsm8k")), *("ifeval" for n in names if "ifeval" in n)}
     for name, file in data.items():
         where = f"{options.data} {name}={file}"
-        if name not in takers and _FURTHER_DATA.get(name) not in names:
+        if not set(names).intersection(_READ_BY.get(name, (name,))):
             raise StudyError(
                 where=where,
                 found="data of a task that is not asked for",
