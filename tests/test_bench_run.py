@@ -273,6 +273,9 @@ class TestSession:
                 session.bench(["basic"], [0.1])
             with pytest.raises(PromptsError, match=r"--data gsm8k=no.jsonl: no such file"):
                 session.bench(["gsm8k"], [0.1], data={"gsm8k": "no.jsonl"})
+            for harness in ("lm_eval:hellaswag", "lm_eval_chat:hellaswag"):
+                with pytest.raises(StudyError, match=f"--tasks: {harness}, with a model of your own; expected a task"):
+                    session.bench(["basics", harness], [0.1])
         assert model.alphas == []
 
     def test_answers_under_other_settings_are_refused_before_a_search_that_would_end_with_them(self, url: str) -> None:

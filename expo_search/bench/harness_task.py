@@ -150,6 +150,11 @@ class HarnessTask:
         return samples
 
 
+def is_harness(name: str) -> bool:
+    """Whether a task's name is that of one of the harness's."""
+    return name.startswith((PREFIX, CHAT_PREFIX))
+
+
 def load_harness(name: str, limit: int | None, option: str = "--tasks") -> list[HarnessTask]:
     """The tasks of a name with one of the prefixes, which `option` asked for; their data, which the harness fetches.
 

@@ -11,7 +11,7 @@ from expo_search.bench.alpaca_eval import AlpacaEval
 from expo_search.bench.basics import Basics
 from expo_search.bench.data import check_file
 from expo_search.bench.gsm8k import N_SHOTS, SHOTS, Gsm8k
-from expo_search.bench.harness_task import CHAT_PREFIX, PREFIX, load_harness
+from expo_search.bench.harness_task import PREFIX, is_harness, load_harness
 from expo_search.bench.ifeval import WITHOUT_PUNKT, Ifeval
 from expo_search.bench.mt_bench import MtBench
 from expo_search.bench.own_task import OwnTask, is_own
@@ -66,7 +66,7 @@ def load_tasks(
     chosen: list[Benchmark] = []
     asked: dict[str, str] = {}
     for name in names:
-        if name.startswith((PREFIX, CHAT_PREFIX)):
+        if is_harness(name):
             found = load_harness(name, limit, options.tasks)
             for task in found:
                 _refuse_named_twice(task.name, asked.setdefault(task.name, name), name, options)
@@ -120,7 +120,7 @@ def _check_data(names: Sequence[str], data: Data, options: TaskOptions) -> None:
                 expected=f"one of {', '.join(names)}",
                 do=f"check the name, or add the task to {options.tasks}",
             )
-        if name == Basics.name or name.startswith((PREFIX, CHAT_PREFIX)):
+        if name == Basics.name or is_harness(name):
             raise StudyError(
                 where=where,
                 found="data of a task that has items of its own",
@@ -144,7 +144,7 @@ def check_names(names: Collection[str], where: str = "--tasks") -> None:
     if not names:
         raise StudyError(where=where, found="nothing", expected=f"names of {known()}", do=f"give {where} A,B")
     for name in names:
-        if name in TASKS or name.startswith((PREFIX, CHAT_PREFIX)) or is_own(name):
+        if name in TASKS or is_harness(name) or is_own(name):
             continue
         near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
         raise StudyError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from expo_search.bench.alpaca_judge import check_judge, judge
-from expo_search.bench.harness_task import HarnessTask
+from expo_search.bench.harness_task import HarnessTask, is_harness
 from expo_search.bench.registry import Data, load_tasks
 from expo_search.bench.result import BenchResult, read_bench
 from expo_search.bench.run import Benchmark, Chosen, is_done, run
@@ -139,7 +139,8 @@ def prepare(
     `options` asked for them.
 
     Raises:
-        StudyError: an alpha that makes no weights; else as `load_tasks`.
+        StudyError: an alpha that makes no weights; a task of the harness where a model of the caller's answers; else
+            as `load_tasks`.
         PromptsError: no item of a task leaves room for an answer.
     """
     for alpha in alphas:
@@ -147,6 +148,14 @@ def prepare(
             raise StudyError(
                 where="--alphas", found=f"{alpha}", expected="numbers that are finite in float32", do="give others"
             )
+    of_harness = [name for name in names if is_harness(name)]
+    if of_harness and not own_model:  # its prompts are tokens, of a tokenizer that is not known; and before data come
+        raise StudyError(
+            where=options.tasks,
+            found=f"{', '.join(of_harness)}, with a model of your own",
+            expected="a task whose prompts are texts: the harness asks with an engine of ours alone",
+            do=f"leave {'it' if len(of_harness) == 1 else 'them'} out, or open the session without `model`",
+        )
     tasks = load_tasks(names, data, limit, options)
     wanted = [0.0, *dict.fromkeys(alpha for alpha in alphas if alpha != 0)]
     if not own_model:
