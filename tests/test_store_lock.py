@@ -26,6 +26,8 @@ from expo_search.contracts import Completion
 from expo_search.errors import StoreError
 from expo_search.session.preflight import check
 from expo_search.store.attributes import StudyAttributes
+from expo_search.store.bench_store import Answered, BenchStore, Score
+from expo_search.store.check_store import CheckStore
 from expo_search.store.lock import refuse_if_held
 from expo_search.store.study_store import Store
 from expo_search.store.tables import LockRow
@@ -161,6 +163,9 @@ WRITES: dict[str, Callable[[Store, Trial], object]] = {
     "attributes that are changed later": lambda store, _: store.later(set_artifacts),
     "a trial's attributes": lambda store, trial: store.keep_with_trial(trial, {"gain": 1.0}),
     "a trial's end": lambda store, trial: store.tell(trial, 1.0),
+    "a trial's weights": lambda store, trial: store.pin_weights(trial.number, "search", 0.5, "abc"),
+    "prompts": lambda store, _: store.put_prompts("search", make_prompts(1)),
+    "a confirmation's end": lambda store, _: store.drop("confirm"),
 }
 
 
@@ -182,6 +187,7 @@ def test_a_search_whose_study_was_taken_over_writes_nothing_to_it(
     [trial] = store.study.trials
     assert (trial.state, trial.user_attrs, store.study.user_attrs) == (TrialState.RUNNING, {}, {})
     assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
+    assert rows(url, "SELECT trial FROM expo_switches") == rows(url, "SELECT text FROM expo_prompts") == []
 
 
 def test_a_search_whose_study_was_taken_over_stores_nothing_more_and_leaves_the_others_lock(url: str) -> None:
@@ -198,6 +204,32 @@ def test_a_search_whose_study_was_taken_over_stores_nothing_more_and_leaves_the_
     assert fault.value.found == "taken over by process 7 on elsewhere at then"
     assert "nothing that was stored is lost" in fault.value.do
     assert rows(url, "SELECT reward FROM expo_completions") == [(None,)]
+    assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
+
+
+OF_THE_OTHER: dict[str, Callable[[Store], object]] = {
+    "an answer": lambda store: store.add_completions(0, "search", {0: ANSWER}),
+    "a judge's reward": lambda store: CheckStore(store).add("judge", 0, "search", {0: 1.0}),
+    "a benchmark's answer": lambda store: BenchStore(store).add("t", 0.0, {("i0", 0): Answered("yes", 3, "stop")}),
+    "a benchmark's score": lambda store: BenchStore(store).add("t", 0.0, {}, {("i0", 0): {"right": Score(1.0)}}),
+}
+
+
+@pytest.mark.parametrize("write", OF_THE_OTHER.values(), ids=OF_THE_OTHER)
+def test_a_search_whose_study_was_taken_over_is_told_so_where_the_other_has_written_the_very_row(
+    url: str, write: Callable[[Store], object]
+) -> None:
+    """It answers the same prompts in the same order, so this is how it usually is."""
+    store = Store(url, "s")
+
+    def go_on_after_a_long_sleep() -> None:
+        with store.owned():
+            write(Store(url, "s"))
+            lock(url, pid=7, started=0, host="elsewhere", alive_at=time.time())
+            write(store)
+
+    with pytest.raises(StoreError, match="taken over by process 7 on elsewhere"):
+        go_on_after_a_long_sleep()
     assert rows(url, "SELECT host FROM expo_locks") == [("elsewhere",)]
 
 

@@ -122,7 +122,6 @@ class AnswerTables:
             if not tried or not session.scalar(there):  # all or none: the commit before may have been made
                 session.execute(sa.insert(CompletionRow), values)
             tried = True
-            self._lock.beat(session)
 
         if self._recent is not None:
             self._recent.add((trial, part), rows)
@@ -138,7 +137,6 @@ class AnswerTables:
         def add(session: Session) -> None:
             if values:
                 session.connection().execute(change, values)  # not one by one, as the session would
-            self._lock.beat(session)
 
         if self._recent is not None:
             self._recent.rate((trial, part), rewards)
@@ -199,7 +197,7 @@ class AnswerTables:
         return self._read(query)
 
     def writing(self, work: Callable[[Session, bool], None], *, tried: bool = False) -> None:
-        """Do what writes, in a transaction, with a sign of life; again where the connection was lost meanwhile.
+        """Do what writes, in a transaction, as owner; again where the connection was lost meanwhile.
 
         `work` is told whether it was tried before: the commit of then may have been made. `tried`: by the caller.
         """
@@ -208,7 +206,6 @@ class AnswerTables:
             nonlocal tried
             work(session, tried)
             tried = True
-            self._lock.beat(session)
 
         self._write_now(write)
 
@@ -250,19 +247,32 @@ class AnswerTables:
 
     def _write(self, work: Callable[[Session], None]) -> None:
         if self._writer is None:
-            self._do(work)
+            self._do_as_owner(work)
         else:
             self._writer.put(work)
 
     def _write_now(self, work: Callable[[Session], None]) -> None:
         if self._writer is not None:
             self._writer.flush()
-        self._do(work)
+        self._do_as_owner(work)
 
     def _read(self, work: Callable[[Session], T]) -> T:
         """Do one statement that reads; a server then needs no transaction around it, which takes two round trips."""
         is_file = self._engine.dialect.name == "sqlite"
         return self._do(work, self._engine if is_file else self._engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+    def _do_as_owner(self, work: Callable[[Session], None]) -> None:
+        """Do a transaction with a sign of life, or none of it where another process has taken the study over.
+
+        The sign comes first: the other one may have written the same rows, as it goes on with the same prompts, and
+        the database's refusal of a second copy would tell nobody why.
+        """
+
+        def as_owner(session: Session) -> None:
+            self._lock.beat(session)
+            work(session)
+
+        self._do(as_owner)
 
     def _do(self, work: Callable[[Session], T], engine: sa.Engine | None = None) -> T:
         """Do a transaction, and the whole of it again where the connection was lost meanwhile."""

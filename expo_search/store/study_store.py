@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.storages import RDBStorage
     from optuna.trial import TrialState
-    from sqlalchemy.orm import Session
 
 _ATTEMPTS, _BETWEEN_ATTEMPTS_S = 5, 0.2  # to make tables that others make as well
 
@@ -247,12 +246,3 @@ class Store(AnswerTables):
 
         rows = changed_attributes(study, work)
         self._do_as_owner(lambda session: write_attributes(session, rows))
-
-    def _do_as_owner(self, work: Callable[[Session], None]) -> None:
-        """Do a transaction, which is not committed where another process has taken the study over."""
-
-        def as_owner(session: Session) -> None:
-            work(session)
-            self._lock.beat(session)
-
-        self._do(as_owner)
