@@ -166,11 +166,17 @@ class TestLost:
     def test_a_server_that_does_not_come_back_stops_the_search_in_one_line_and_loses_nothing(
         self, postgres: PostgresServer, url: str, on_sqlite: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(server, "PATIENCE_S", 0.5)
-        between = Proxy(postgres.port)
+        monkeypatch.setattr(server, "PATIENCE_S", 6.0)  # of which waits that double take up 3.1
+        between, gone_at = Proxy(postgres.port), list[float]()
         store = Store(postgres.over_tcp(url, port=between.port), "s")
+
+        def go_away() -> None:
+            between.close()
+            gone_at.append(time.monotonic())
+
         with pytest.raises(ConnectionLost) as fault:
-            run(store, Disturbed(every=40, disturb=between.close))
+            run(store, Disturbed(every=40, disturb=go_away))
+        assert 3.1 <= time.monotonic() - gone_at[0] < server.PATIENCE_S, "it is waited for once, not for the lock too"
         assert "the same command goes on where it stopped" in fault.value.do
         assert "\n" not in str(fault.value)
         stored = set(rows(url, "SELECT trial, text FROM expo_completions"))
@@ -178,6 +184,21 @@ class TestLost:
         assert outcome(run(Store(url, "s"), model)) == on_sqlite
         assert stored <= set(rows(url, "SELECT trial, text FROM expo_completions"))
         assert len(model.asked) == N_TRIALS * len(PROMPTS) - len(stored)
+
+    def test_who_is_interrupted_while_the_server_is_away_does_not_wait_for_it_to_take_the_lock_back(
+        self, postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(server, "PATIENCE_S", 0.5)  # after which a lost connection would be the fault that is told
+        between = Proxy(postgres.port)
+        store = Store(postgres.over_tcp(url, port=between.port), "s")
+
+        def interrupted() -> None:
+            with store.owned():
+                between.close()
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
 
     def test_a_server_that_is_waited_for_is_said_once_and_that_it_is_back_too(
         self, postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch

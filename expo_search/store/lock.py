@@ -84,15 +84,23 @@ class StudyLock:
         stop = threading.Event()
         heart = threading.Thread(target=self._beat_until, args=(stop,), name="expo-search lock", daemon=True)
         heart.start()
+        is_broken_off = True
         try:
             yield
+            is_broken_off = False
         finally:
             stop.set()
             heart.join(timeout=1)  # it may be waiting for the database
             mine, self._mine = self._mine, None
             taken_over, self._taken_over = self._taken_over, None
             if mine is not None and taken_over is None:
-                self._patiently(lambda: self._give_back(mine))
+                if is_broken_off:
+                    # whatever ends this has been waited for, or wants no waiting, and is what is told: a lock that is
+                    # left is taken over, here at once, from another machine after `STALE_S`
+                    with contextlib.suppress(StoreError):
+                        self._give_back(mine)
+                else:
+                    self._patiently(lambda: self._give_back(mine))
 
     def is_held(self) -> bool:
         """Whether a live process, this one or another, holds the study. Writes nothing."""
