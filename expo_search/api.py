@@ -698,8 +698,7 @@ class Session:
         alphas = [self._recommended().alpha] if alphas is None else [self._evaluated(alpha) for alpha in alphas]
         benchmarks = self._benchmarks(tasks, alphas, data, limit)
         if judge is not None:
-            judge = str(user_path(judge)) if judge.startswith("~") else judge
-            benchmarks.check_judge(judge)
+            judge = benchmarks.checked_judge(judge)
         if out is not None:
             benchmarks.check_written()
             out = user_path(out)

@@ -255,14 +255,14 @@ class TestSession:
     def test_a_judge_leaves_the_study_to_the_process_that_holds_it(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        judged: list[float] = []
-        monkeypatch.setattr(benchmarks, "check_judge", lambda *_: None)
-        monkeypatch.setattr(benchmarks, "judge", lambda *given: judged.extend(given[4]))
+        judged: list[object] = []
+        monkeypatch.setattr(benchmarks, "checked_judge", lambda config, _: f"/home/{config}")
+        monkeypatch.setattr(benchmarks, "judge", lambda *given: judged.extend([given[0], *given[4]]))
         with self.opened("mine", url, YesModel()) as session, session.owned():
             session.bench(["basics"], limit=3, judge="any")
             assert session.running.store.is_owned()
             assert session.bench(["basics"], limit=3, again=True) is not None, "which writes"
-        assert judged == [0.0, self.best_alpha()]
+        assert judged == ["/home/any", 0.0, self.best_alpha()]
 
     def test_what_cannot_be_is_refused_before_a_start(self, url: str) -> None:
         model = YesModel()

@@ -7,6 +7,7 @@ one. The reference is alpha = 0's own answer to the same instruction, not anothe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from expo_search.bench.alpaca_eval import AlpacaEval
 from expo_search.bench.run import Benchmark, Chosen
 from expo_search.bench.task import Metric, generator_name
 from expo_search.errors import StudyError
+from expo_search.folders import is_there, path_in, user_path
 from expo_search.store.bench_store import BenchStore, Score, Scores
 from expo_search.text import shortened
 
@@ -22,8 +24,11 @@ WIN_RATE = Metric("win_rate", "win rate over alpha = 0")
 _EVEN = Score(0.5)  # alpha = 0 against itself
 
 
-def check_judge(config: str, tasks: Sequence[Benchmark]) -> None:
+def checked_judge(config: str, tasks: Sequence[Benchmark]) -> str:
     """Check, before anything starts, that there is something to judge, the package and this judge of it.
+
+    `config`: as people type it; returned as `judge` takes it: the package's own name, or a folder's whole path, since
+    the package would look for another one below its own folder.
 
     Raises:
         StudyError: one of them is missing.
@@ -44,13 +49,18 @@ def check_judge(config: str, tasks: Sequence[Benchmark]) -> None:
             do='pip install "expo-search[judge]", or leave --judge out: the answers are kept',
         )
     names = sorted(p.parent.name for p in (Path(spec.origin).parent / "evaluators_configs").glob("*/configs.yaml"))
-    if config not in names and not (Path(config) / "configs.yaml").is_file():
+    if config in names:
+        return config
+    folder = user_path(config)
+    file, expected = folder / "configs.yaml", f"one of {', '.join(names[:3])}, ..., or a folder with a configs.yaml"
+    if not is_there(file, StudyError, where=f"--judge {config}", expected=expected) or not file.is_file():
         raise StudyError(
             where=f"--judge {config}",
             found="no such judge",
-            expected=f"one of {', '.join(names[:3])}, ..., or a folder with a configs.yaml",
+            expected=expected,
             do="see alpaca_eval's evaluators_configs",
         )
+    return path_in(Path.cwd(), str(folder))
 
 
 def judge(
@@ -59,23 +69,20 @@ def judge(
 ) -> None:  # fmt: skip
     """Judge the stored answers at each alpha against those at alpha = 0, and keep what comes of it as scores.
 
-    What this judge has judged already is not asked again; another judge's scores are dropped, at every alpha.
+    What this judge has judged already is not asked again. Another judge's scores, which may have been paid for, are
+    dropped at every alpha, but not before this one has judged something.
 
     Raises:
         StudyError: the judge fails.
     """
     chosen = _task(tasks)
-    assert chosen is not None, "check_judge"
+    assert chosen is not None, "checked_judge"
     before = store.settings(chosen.name).get("judge")
+    is_in_place = before is not None and _is_same(before, config)
     zero = store.answers(chosen.name, 0.0)
-    if before not in (None, config):  # first: whatever ends this, no score is under another judge's name
-        for alpha in store.tasks().get(chosen.name, ()):
-            store.rescore(chosen.name, alpha, {item: {} for item in store.scores(chosen.name, alpha)})
-    store.describe(chosen.name, {"metrics": [[WIN_RATE.name, WIN_RATE.title]], "judge": config})
-    store.rescore(chosen.name, 0.0, {item: {WIN_RATE.name: _EVEN} for item in zero})
     for alpha in alphas:
         at = store.answers(chosen.name, alpha)
-        done = store.scores(chosen.name, alpha)
+        done = store.scores(chosen.name, alpha) if is_in_place else {}
         items = [
             item
             for item in chosen.items
@@ -92,14 +99,36 @@ def judge(
             for given, name in ((at, generator_name(study, alpha)), (zero, generator_name(study, 0.0)))
         ]
         preferences = _preferences(config, *rows)
+        n_none = sum(preference is None for preference in preferences)
+        if n_none:
+            say(f"{chosen.name}: {n_none} of {len(items)} answers without a judgement, left out")
+        if n_none == len(items):
+            continue
+        if not is_in_place:
+            _put_in_place(config, before, store, chosen.name, say)
+            is_in_place = True
+        store.rescore(chosen.name, 0.0, {item: {WIN_RATE.name: _EVEN} for item in zero})
         scores: dict[str, Scores] = {
             item.id: {} if preference is None else {WIN_RATE.name: Score(preference - 1)}
             for item, preference in zip(items, preferences, strict=True)
         }
         store.rescore(chosen.name, alpha, scores)
-        n_none = sum(preference is None for preference in preferences)
-        if n_none:
-            say(f"{chosen.name}: {n_none} of {len(items)} answers without a judgement, left out")
+
+
+def _put_in_place(config: str, before: str | None, store: BenchStore, task: str, say: Callable[[str], None]) -> None:
+    """Make a task's scores those of a judge, with none yet, where they were none's or those of the one before."""
+    if before is not None:
+        say(f"{task}: the scores of {config} take the place of those of {before}")
+        for alpha in store.tasks().get(task, ()):  # first: whatever ends this, none is under another judge's name
+            store.rescore(task, alpha, {item: {} for item in store.scores(task, alpha)})
+    store.describe(task, {"metrics": [[WIN_RATE.name, WIN_RATE.title]], "judge": config})
+
+
+def _is_same(judge: str, other: str) -> bool:
+    """Whether two judges are one: the same name, or a folder by one path or another."""
+    if not (Path(judge).is_absolute() and Path(other).is_absolute()):
+        return judge == other
+    return os.path.realpath(judge) == os.path.realpath(other)
 
 
 def _task(tasks: Sequence[Benchmark]) -> Chosen | None:

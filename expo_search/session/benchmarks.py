@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from expo_search.bench.alpaca_judge import check_judge, judge
+from expo_search.bench.alpaca_judge import checked_judge, judge
 from expo_search.bench.harness_task import HarnessTask, is_harness
 from expo_search.bench.registry import Data, load_tasks
 from expo_search.bench.result import BenchResult, read_bench
@@ -55,9 +55,9 @@ class Benchmarks:
         items = {task.name: set(task.item_ids) for task in self.tasks}
         return read_bench(BenchStore(store), items, self.alphas)
 
-    def check_judge(self, config: str) -> None:
-        """See `alpaca_judge.check_judge`."""
-        check_judge(config, self.tasks)
+    def checked_judge(self, config: str) -> str:
+        """See `alpaca_judge.checked_judge`."""
+        return checked_judge(config, self.tasks)
 
     def judge(self, config: str, store: Store, say: Callable[[str], None]) -> None:
         """Have stored answers judged; see `alpaca_judge.judge`. Needs no engine."""
