@@ -61,6 +61,7 @@ def open_session(
     ray_address: str | None = None,
     start: bool = True,
     adds: bool = True,
+    rates: bool = True,
     fetch: bool = True,
     artifacts: str | None = None,
     to_confirm: tuple[int, str] | None = None,
@@ -83,6 +84,8 @@ def open_session(
         ray_address: of a cluster that runs, "auto" or HOST:PORT; without it many engines run on this machine.
         start: False starts engine and reward model when they are first needed.
         adds: False: nothing will be added to the study, so another process may search it at the same time.
+        rates: False: no answer will be rated, as for `Session.bench` alone. What rates the study's is checked, but not
+            loaded, and has no room in the memory plan; many engines, each of which has it, then start without.
         fetch: False: of weights that are on the Hub and not in its cache only headers are fetched. That is
             enough for a forecast (`session.forecast`); such a session cannot be started.
         artifacts: folder, or `s3://bucket/prefix`, for the trials' files; kept with the study. By default beside an
@@ -104,6 +107,7 @@ def open_session(
         engines=engines,
         ray_address=ray_address,
         adds=adds,
+        rates=rates,
         fetch=fetch,
         artifacts=artifacts,
         to_confirm=to_confirm,
@@ -134,6 +138,7 @@ class Session:
         engines: int | Literal["auto"] | None,
         ray_address: str | None,
         adds: bool,
+        rates: bool,
         fetch: bool,
         artifacts: str | None,
         to_confirm: tuple[int, str] | None,
@@ -157,7 +162,7 @@ class Session:
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         self._own_model, self._fetch = model is None, fetch
         self._judge: SecondJudge | None = None
-        own: dict[str, Any] = {"own_model": self._own_model, "own_scorer": scorer is None}
+        own: dict[str, Any] = {"own_model": self._own_model, "own_scorer": scorer is None, "rates": rates}
         try:
             self._artifacts = self._checked_place(artifacts)
             sites = sites_for(engines, ray_address)
@@ -237,6 +242,8 @@ class Session:
     def start(self) -> None:
         """Start what is not running yet: the engine with its canary, the reward model, the study in the database.
 
+        No reward model in a session that does not rate.
+
         Raises:
             ExpoError: an engine that does not start, weights that cannot be switched, other settings than the study's.
         """
@@ -248,8 +255,9 @@ class Session:
         running = self.running
         with self.working("starting vLLM and its canary") as doing:
             _ = running.model
-            doing("loading the reward model")
-            _ = running.scorer
+            if self.checked.rates:
+                doing("loading the reward model")
+                _ = running.scorer
 
     def working(self, step: str) -> AbstractContextManager[Callable[[str], None]]:
         """A line in a terminal on what takes long; see `session.working`."""
@@ -313,6 +321,7 @@ class Session:
         few = few_prompts(len(self.checked.search_prompts))
         if few is not None:
             self.say(few)
+        self.running.check_rates()
         self.start()
         running, published = self.running, self.spec.pair.published_alpha
         budget = self._with_spent(budget, running.store)
@@ -440,6 +449,7 @@ class Session:
         if there is not None:
             self.say(f"study {self.name}: alpha = {trial.alpha:.4g} was measured on these {there.n} fresh prompts")
             return there
+        self.running.check_rates()
         self.start()
         store = self.running.store
         self.say(f"confirming alpha = {trial.alpha:.4g} on {len(fresh)} fresh prompts")
@@ -593,6 +603,7 @@ class Session:
         wants_more = known.n_shapes < n_trials
         if not wants_more and (fresh is None or known.best is None or known.is_confirmed_on(len(fresh))):
             return known
+        self.running.check_rates()
         self.start()
         with (
             running.store.owned(),  # the first study is written to as well, and nobody else may begin the same
@@ -649,6 +660,7 @@ class Session:
         for prompt in given:
             self._check_prompt(prompt)
         running = self.running
+        running.check_rates()
         running.check_calibrated()
         self._start_model()
         return compare(running.model, running.single_scorer, alphas, given, self.spec.search.seed, self.say)
@@ -667,7 +679,8 @@ class Session:
     ) -> BenchResult | None:
         """Answer tasks that no reward model sees at alpha = 0 and at others, and compare them item by item.
 
-        Starts the engine, and no reward model, where an item is not answered yet.
+        Starts the engine, and no reward model, where an item is not answered yet. Many engines have theirs beside them,
+        unless the session was opened with `rates=False`.
 
         Args:
             tasks: names (`expo-search bench --help` has them).

@@ -264,6 +264,21 @@ class TestSession:
             assert session.bench(["basics"], limit=3, again=True) is not None, "which writes"
         assert judged == ["/home/any", 0.0, self.best_alpha()]
 
+    def test_a_session_that_rates_nothing_benchmarks_and_refuses_the_rest_before_a_start(self, url: str) -> None:
+        model = YesModel()
+        with self.opened("mine", url, model, start=False, rates=False) as session:
+            for rating in (
+                lambda: session.search(n_trials=99),
+                lambda: session.confirm(n_prompts=4),
+                lambda: session.compare([0.5], ["Hello"]),
+            ):
+                with pytest.raises(StudyError, match=r"a session that rates no answers; .*open it without rates"):
+                    rating()
+            assert model.alphas == []
+            assert session.bench(["basics"], limit=3) is not None
+        with self.opened("mine", url, YesModel(), rates=False) as session, session.owned():
+            assert "scorer" not in vars(session.running)
+
     def test_what_cannot_be_is_refused_before_a_start(self, url: str) -> None:
         model = YesModel()
         with self.opened("mine", url, model, start=False) as session:

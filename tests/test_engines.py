@@ -129,6 +129,7 @@ def test_a_benchmark_by_two_engines_is_that_of_one(home: Path, alone: dict[str, 
     one, _ = items()
     two, err = items("--engines", "2")
     assert TWO_ENGINES.search(err)
+    assert "reward model" not in err, "none is planned for, or loaded"
     assert two == one
 
 

@@ -1,4 +1,4 @@
-"""A study whose start fails leaves nothing running."""
+"""A study whose start fails leaves nothing running, and one that rates nothing loads nothing that would."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 from test_preflight import checked
-from twins import write_prompts
+from twins import edit, write_prompts
 
+from expo_search.config.presets import load_study
 from expo_search.engine import model
 from expo_search.engine.canary import Noise
 from expo_search.engine.start import SourcesReport
 from expo_search.errors import RewardError, SettingsChanged
-from expo_search.session import running
+from expo_search.pool.actor import Share
+from expo_search.session import running, site
+from expo_search.session.preflight import Checked, check
 from expo_search.session.running import pin, start
+from expo_search.session.site import SiteRecipe, Survey
 from expo_search.store.settings import Settings, WeightsSettings
 from expo_search.store.study_store import Store
 
@@ -62,3 +66,65 @@ def test_an_engine_beside_a_reward_model_that_cannot_be_loaded_is_closed(
     with pytest.raises(RewardError):
         start(checked(), lambda _: None)
     assert started == []
+
+
+class Here:
+    """As `Sites`: two engines, on a machine that is this one."""
+
+    n_engines, reads_whole = 2, False
+
+    def open(self, _: int) -> None: ...
+
+    def sentence(self) -> str:
+        return "engines: 2"
+
+    def survey(self, recipe: SiteRecipe) -> Survey:
+        return recipe.survey(1)
+
+
+def planned(found: Checked) -> set[str]:
+    """What the memory is planned for."""
+    assert found.memory is not None
+    plan = {**found.memory.device, **found.memory.host}
+    return {name for name, n_bytes in plan.items() if n_bytes}
+
+
+@pytest.mark.parametrize("n_rewards", [1, 2])
+def test_engines_that_rate_nothing_load_no_reward_model_and_want_neither_room_nor_files_for_it(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_rewards: int
+) -> None:
+    shutil.copytree("reward", "other")
+    edit(tmp_path / "other", lambda name, tensor: 3 * tensor if "score" in name else tensor)
+    models = ["reward", "other"][:n_rewards]
+    overrides: dict[str, dict[str, Any]] = {
+        "pair": {"aligned": "aligned", "sft": "sft", "reward_model": models if n_rewards > 1 else "reward"},
+        "prompts": {"source": "prompts.jsonl"},
+        "sampling": {"max_tokens": 8},
+        "engine": {"max_model_len": 128},
+    }
+    spec, loaded, sites = load_study(overrides=overrides), list[str](), Here()
+    monkeypatch.setattr(site, "start_rating", lambda *_: loaded.append("reward models"))
+    monkeypatch.setattr(site, "set_defaults_of_libraries", lambda **_: None)
+    monkeypatch.setattr(site, "_keep_to", lambda _: None)
+
+    def check_with(**options: Any) -> Checked:
+        return check(spec, "sqlite:///test.db", lambda _: None, **options)
+
+    rated, unrated = (check_with(sites=sites, rates=rates) for rates in (True, False))
+    assert unrated.settings == rated.settings, "they are compared as ever"
+    assert rated.recipe is not None
+    rated.recipe.start(Share())
+    assert (loaded, started) == (["reward models"], ["engine"])
+    shutil.rmtree("reward")
+    shutil.rmtree("other")
+    assert unrated.recipe is not None
+    unrated.recipe.survey(1)
+    unrated.recipe.start(Share())
+    assert (loaded, started) == (["reward models"], ["engine", "engine"])
+    assert planned(rated) - planned(unrated) == {"reward model"}
+
+
+@pytest.mark.usefixtures("started")
+def test_one_engine_beside_which_nothing_rates_has_the_reward_models_room() -> None:
+    study = checked()
+    assert planned(study) - planned(check(study.spec, study.storage, lambda _: None, rates=False)) == {"reward model"}

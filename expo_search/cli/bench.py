@@ -83,6 +83,7 @@ def bench(
             engines=wanted_engines,
             ray_address=ray_address,
             start=False,
+            rates=False,
             trust_remote_code=trust_remote_code,
             quiet=quiet,
             console=err,

@@ -72,6 +72,7 @@ class Checked:
         sites, recipe: where many engines run, and how they are started; None where one runs in this process.
         scorer: what the study names in the place of a reward model, imported and tried out.
         members: of a study that several reward models rate, these.
+        rates: whether answers are to be rated; else nothing that would is loaded, or has room in the plan.
     """
 
     spec: StudySpec
@@ -90,6 +91,7 @@ class Checked:
     scorer: OwnScorer | Judge | None = None
     work: Workload | None = None
     members: Members | None = None
+    rates: bool = True
 
     def confirm_prompts(self, n: int | None, option: str = "--n-prompts") -> list[Prompt]:
         """The n prompts (None: all) for a confirmation, which the search has not seen; see `confirm_part`."""
@@ -105,6 +107,7 @@ def check(
     adds: bool = True,
     own_model: bool = True,
     own_scorer: bool = True,
+    rates: bool = True,
     sites: Sites | None = None,
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
@@ -121,6 +124,7 @@ def check(
             is a fault as well.
         own_model, own_scorer: whether our engine answers, and what the spec names rates; of what the caller has in
             their place nothing is checked, and the spec's names of checkpoints are names alone.
+        rates: answers are to be rated; without that what rates them is compared with what the study has, and no more.
         sites: where many engines of ours are to run, which are then asked for what this machine would be.
         to_confirm: how many prompts the search is to leave, and the option that says so.
         do: the advice where prompts or settings are not those of a study that is stored, to who cannot give others;
@@ -191,7 +195,7 @@ def check(
     work, memory, recipe = _workload(spec, chosen, tokenizer), None, None
     if sites is not None:
         work = replace(work, n_prompts=-(-work.n_prompts // sites.n_engines))  # an engine's part of a trial
-        recipe = SiteRecipe(spec, pair, work, own_scorer=has_reward, reads_whole=sites.reads_whole)
+        recipe = SiteRecipe(spec, pair, work, own_scorer=has_reward and rates, reads_whole=sites.reads_whole)
         survey = sites.survey(recipe)
         dtypes, memory = survey.dtypes, survey.memory
     elif aligned is not None:
@@ -215,11 +219,12 @@ def check(
         if pair.has_outlines:  # whose bytes are not known
             settings = settings.model_copy(update={"files": kept.files})
         compare_settings(kept, settings, name=spec.name, do=do or advice_on_changes(kept, settings))
-    if scorer is not None:
+    if scorer is not None and rates:
         scorer.try_out()  # which may load what it rates with, and then has its memory before ours is planned
     plan = None
     if sites is None and aligned is not None and sft is not None and dtypes is not None:
-        memory, plan = plans(search_needs(aligned, sft, rewards, dtypes, spec), spec, rewards, work)
+        loaded = rewards if rates else []
+        memory, plan = plans(search_needs(aligned, sft, loaded, dtypes, spec), spec, loaded, work)
     if memory is not None:
         say(memory.sentence())
     members = _members(spec, judges, each) if spec.rewards else None
@@ -240,6 +245,7 @@ def check(
         scorer,
         work,
         members,
+        rates,
     )
 
 
@@ -396,6 +402,7 @@ def check_stored(
     adds: bool = True,
     own_model: bool = True,
     own_scorer: bool = True,
+    rates: bool = True,
     sites: Sites | None = None,
     doing: Callable[[str], None] = lambda _: None,
     fetch: bool = True,
@@ -421,6 +428,7 @@ def check_stored(
         adds=adds,
         own_model=own_model,
         own_scorer=own_scorer,
+        rates=rates,
         sites=sites,
         doing=doing,
         fetch=fetch,

@@ -91,7 +91,8 @@ class Running:
 
     @cached_property
     def scorer(self) -> AnyScorer:
-        """What rates the answers."""
+        """What rates the answers. Raises as `check_rates`."""
+        self.check_rates()
         if self._given_scorer is not None:
             return self._given_scorer
         if self.pool is None:
@@ -106,6 +107,20 @@ class Running:
     def _own_scorer(self) -> ConversationScorer | RewardModels:
         checked = self.checked
         return start_rating(checked.spec, checked.pair, checked.memory, self._give_up)
+
+    def check_rates(self) -> None:
+        """Check that the session was opened to rate answers.
+
+        Raises:
+            StudyError: it was not.
+        """
+        if not self.checked.rates:
+            raise StudyError(
+                where=f"study {self.checked.spec.name}",
+                found="a session that rates no answers",
+                expected="one that does, to search, to confirm or to compare",
+                do="open it without rates=False",
+            )
 
     def check_calibrated(self) -> None:
         """Check that answers can be rated outside of a search.
@@ -253,7 +268,7 @@ def start_model(
     assert plan is not None, "checked for an engine of ours"
     assert dtypes is not None, "checked for an engine of ours"
     checked.pair.refuse_outlines()
-    say(f"starting vLLM: {dtypes.sentence(rated=checked.scorer is None)}")
+    say(f"starting vLLM: {dtypes.sentence(rated=checked.rates and checked.scorer is None)}")
     model = VllmModel(model_spec(spec, checked.pair, plan, checked.plan_again), give_up)
     try:
         _accept(checked, model.sources, model.noise, model.canary_s, say)
@@ -271,7 +286,7 @@ def start_pool(checked: Checked, say: Callable[[str], None]) -> Pool:
     assert sites is not None, "checked for many engines"
     assert recipe is not None, "checked for many engines"
     assert dtypes is not None, "checked for many engines"
-    say(f"starting {sites.n_engines} vLLM engines: {dtypes.sentence(rated=checked.scorer is None)}")
+    say(f"starting {sites.n_engines} vLLM engines: {dtypes.sentence(rated=checked.rates and checked.scorer is None)}")
     limit_s = checked.spec.engine.timeout_s + 2 * GRACE_S  # the engine's own watchdog is first, and says more
     pool = Pool(sites.cluster, recipe, sites.place, sites.n_engines, limit_s=limit_s, say=say)
     facts = pool.facts

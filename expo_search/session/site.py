@@ -84,7 +84,7 @@ class SiteRecipe:
     Attributes:
         spec, pair: as they were resolved where the search runs.
         work: an engine's part of a trial.
-        own_scorer: each engine has the reward model, or all of several, beside it.
+        own_scorer: each engine has the reward model, or all of several, beside it; else no machine needs their files.
         reads_whole: the checkpoints' files are hashed whole; else samples of them, as on a single machine.
     """
 
@@ -152,7 +152,7 @@ class SiteRecipe:
         ]
         return resolve_pair(
             here.pair.model_copy(update=_paths(self.spec.pair, self.pair)),
-            rewards=placed,
+            rewards=placed if self.own_scorer else (),
             trust_remote_code=self.spec.trust_remote_code,
             say=lambda _: None,
             own_scorer=self.own_scorer,
