@@ -28,7 +28,7 @@ def loaded(folder: Path, text: str) -> StudySpec:
 
 def without_marks(text: str) -> str:
     """Every key that has a value taken from behind its #."""
-    return re.sub(r"^# (?=\w+ = \S)", "", text, flags=re.MULTILINE)
+    return re.sub(r"^# (?=\w+ = .*(?<!# not set)$)", "", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", sorted({file.stem for file in preset_names().values()}))
@@ -49,6 +49,28 @@ def test_a_file_of_ones_own_pair_has_all_defaults(tmp_path: Path) -> None:
     for text in (study_file(None, OWN), without_marks(study_file(None, OWN))):
         assert loaded(tmp_path, text) == usual
     assert set(tomllib.loads(study_file(None, OWN))["pair"]) == {"aligned", "sft", "reward_model"}
+
+
+@pytest.mark.parametrize(("preset", "pair"), [("zephyr", {}), (None, OWN)])
+def test_a_key_that_is_not_set_is_toml_without_its_mark_and_one_that_stays_empty_is_named(
+    preset: str | None, pair: dict[str, str], tmp_path: Path
+) -> None:
+    text = study_file(preset, pair)
+    whole = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
+    unset = {(table, key) for table in ("pair", "reward") for key, value in whole[table].items() if value == ""}
+    assert {("pair", "adapter"), ("pair", "sft_revision"), ("pair", "chat_template"), ("reward", "scorer")} <= unset
+    assert unset == set(not_set(text))
+    for table, key in unset:
+        marked = re.compile(rf"^# ({key} = .*# not set)$", re.MULTILINE)
+        with pytest.raises(StudyError, match=rf"mine\.toml: {table}\.{key}: .*expected"):
+            loaded(tmp_path, marked.sub(r"\1", text))
+
+
+def not_set(text: str) -> list[tuple[str, str]]:
+    """Table and key of what a study file marks as not set."""
+    tables = re.split(r"^\[(\w+)\]$", text, flags=re.MULTILINE)[1:]
+    named = zip(tables[::2], tables[1::2], strict=True)
+    return [(table, key) for table, rest in named for key in re.findall(r"^# (\w+) = .*# not set$", rest, re.MULTILINE)]
 
 
 def test_every_key_of_a_search_stands_in_the_file() -> None:

@@ -54,8 +54,8 @@ def study_file(preset: str | None, pair: Mapping[str, str], name: str | None = N
     own = name is not None and re.fullmatch(NAME, name) is not None
     lines = [
         "# A study of expo-search: `expo-search --study FILE`. Paths are relative to this file.",
-        "# A key behind # has the value that it shows; take the # away to change it. `expo-search schema > FILE.json`",
-        "# writes what editors complete keys with: `#:schema ./FILE.json` as the first line here.",
+        "# A key behind # has the value that it shows; to change it take the # away, and fill in one that is not set.",
+        "# `expo-search schema > FILE.json` writes what editors complete keys with: `#:schema ./FILE.json` in line 1.",
         "",
         *(["# By this name commands find the study.", f"name = {_toml(name)}", ""] if own else []),
         *([f"preset = {_toml(preset)}", ""] if preset else []),
@@ -81,7 +81,7 @@ def _table(table: str, model: type[BaseModel], values: BaseModel, given: Mapping
         if key in given:
             yield f"{key} = {_toml(value)}"
         else:
-            yield f"# {key} = {_toml(value)}" if value is not None else f"# {key} =    (not set)"
+            yield f"# {key} = {_toml(value)}" if value is not None else f'# {key} = ""    # not set'
 
 
 def _toml(value: object) -> str:

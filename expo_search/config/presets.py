@@ -183,6 +183,8 @@ def _model_beside(folder: Path, entry: object) -> object:
 
 
 def _placed(folder: Path, value: str) -> str:
+    if not value:  # which is no path, and would lie where the folder does
+        return value
     if not value.startswith(("./", "../")):
         return path_in(folder, value) if _exists(folder / value) else value
     path = path_in(folder, value)

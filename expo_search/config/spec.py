@@ -54,6 +54,7 @@ def _named(model: str) -> str:
 
 
 ModelName = Annotated[str, AfterValidator(_named)]
+Filled = Annotated[str, Field(pattern=FILLED)]
 
 
 def _drawable(temperature: float) -> float:
@@ -105,17 +106,17 @@ class PairSpec(_Table):
     aligned: ModelName | None = None
     adapter: ModelName | None = None
     sft: ModelName | None = None
-    aligned_revision: str | None = None
-    adapter_revision: str | None = None
-    sft_revision: str | None = None
+    aligned_revision: Filled | None = None
+    adapter_revision: Filled | None = None
+    sft_revision: Filled | None = None
     reward_model: ModelName | None = None
-    reward_revision: str | None = None
+    reward_revision: Filled | None = None
     check_reward_model: ModelName | None = None
-    check_reward_revision: str | None = None
+    check_reward_revision: Filled | None = None
     parts: PartsSpec | None = None
     stop_token_ids: tuple[int, ...] = ()
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    chat_template: str | None = None
+    chat_template: Filled | None = None
     max_model_len: int = Field(4096, ge=16)
     needs_remote_code: bool = False
     published_alpha: Finite | None = None
@@ -275,9 +276,9 @@ class RewardSpec(_Table):
         arithmetic: what it computes in; "auto" is bfloat16, or float32 on a CPU without instructions for that.
     """
 
-    scorer: Annotated[str, Field(pattern=FILLED)] | None = None
+    scorer: Filled | None = None
     judge_url: Annotated[str, AfterValidator(_server)] | None = None
-    judge_model: Annotated[str, Field(pattern=FILLED)] | None = None
+    judge_model: Filled | None = None
     judge_options: Annotated[Mapping[str, Any], AfterValidator(_options)] = Field(default_factory=dict)
     judge_at_once: int = Field(16, ge=1, le=1024)
     timeout_s: Finite = Field(600, gt=0)
@@ -316,8 +317,8 @@ class RewardModelSpec(_Table):
         max_tokens, batch_tokens: as in `[reward]`.
     """
 
-    model: Annotated[str, Field(pattern=FILLED)]
-    revision: str | None = None
+    model: Filled
+    revision: Filled | None = None
     backend: Literal["transformers", "vllm"] = "transformers"
     max_tokens: int = Field(4096, ge=16)
     batch_tokens: int = Field(16384, ge=16)
