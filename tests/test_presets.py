@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,14 @@ def test_each_preset_says_its_family_licence_and_notes(name: str) -> None:
 
 def test_zephyr_7b_beta_is_another_name_of_zephyr() -> None:
     assert _load("zephyr-7b-beta") == _load("zephyr")
+
+
+def test_presets_come_in_alphabetical_order_also_where_one_name_begins_with_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app(["pairs", "--json"], standalone_mode=False)
+    assert list(json.loads(capsys.readouterr().out)) == sorted(ALL)
+    assert list(preset_names()) == sorted(preset_names())
 
 
 def test_no_alias_hides_a_preset_or_another_alias() -> None:

@@ -33,9 +33,9 @@ def studies_folder() -> Path:
 @cache
 def preset_names() -> dict[str, Path]:
     """Preset name or alias -> its study file, sorted by name."""
-    files = {file.stem: file for file in sorted(studies_folder().glob("*.toml"))}
+    files = {file.stem: file for file in studies_folder().glob("*.toml")}
     aliases = {alias: file for file in files.values() for alias in _read_toml(file).get("pair", {}).get("aliases", ())}
-    return files | aliases
+    return dict(sorted((files | aliases).items()))
 
 
 def load_study(
