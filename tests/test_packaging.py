@@ -1,4 +1,4 @@
-"""What `pip install` of the built wheel gives: the presets from any folder, the demo's parts, a light command."""
+"""What the built packages give: presets from any folder, the demo's parts, a light command; a source tree to set up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
@@ -72,6 +73,43 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (file,) = folder.glob("*.whl")
     return file
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree that the source distribution unpacks to."""
+    folder = tmp_path_factory.mktemp("sdist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (file,) = folder.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / file.name.removesuffix(".tar.gz")
+
+
+def test_the_source_distribution_has_every_file_that_it_names(source: Path) -> None:
+    texts = [ROOT / name for name in ("Makefile", "README.md", "CONTRIBUTING.md", "pyproject.toml", ".ci/run")]
+    words = {w.lstrip("/") for file in texts for w in re.findall(r"[\w./-]*\w", file.read_text(encoding="utf-8"))}
+    for file in (ROOT / "tests").glob("*.py"):
+        paths = re.findall(r'(?:ROOT|parent\.parent)((?: / "[^"]+")+)', file.read_text(encoding="utf-8"))
+        words |= {"/".join(re.findall(r'"([^"]+)"', path)) for path in paths}
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    named = {
+        word for word in words if (ROOT / word).exists() and word.split("/")[0] not in {*ignored, "", "..", ".git"}
+    }
+    assert named >= {".ci/setup", ".ci/run", "docs/demo.md", "LICENSE", "tests/avx2"}
+    assert {word for word in named if not (source / word).exists()} == set()
+
+
+def test_make_in_the_source_distribution_comes_to_the_set_up(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Plan9\n")  # where it ends before it downloads anything
+    (tmp_path / "uname").chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo"], cwd=source, env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "expo-search: this is Plan9 on Plan9; expected Linux" in done.stderr
 
 
 def test_the_presets_and_the_demo_ship_inside_the_wheel(wheel: Path) -> None:
