@@ -286,7 +286,7 @@ class TestDefinition:
 
 
 def test_a_perplexity_that_was_stored_with_the_wrong_sign_is_not_shown(store: BenchStore) -> None:
-    """Of the harness's tasks, by version 0.2.0: less was better. One's own scorer names its metrics as it likes."""
+    """Of the harness's tasks, before 2026-11-30: less was better. One's own scorer names its metrics as it likes."""
     begun: Mapping[str, dict[str, Any]] = {"lm_eval:mine": {"versions": {"mine": "1"}}, "mine:rate": {}}
     for task, kept in begun.items():
         store.pin(task, kept | {"metrics": [["acc", "acc"], ["perplexity", "perplexity"]]})

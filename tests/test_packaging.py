@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from expo_search.version import __version__
+
 ROOT = Path(__file__).parent.parent
 # triton: torch's own build of it, another one could not compile for that torch; markupsafe: what jinja2 escapes with
 BROUGHT_BY = {"triton": "torch", "markupsafe": "jinja2"}
@@ -59,6 +61,14 @@ def test_whatever_the_package_imports_is_a_dependency_or_in_an_extra_for_users()
     assert {"jinja2", "pyarrow", "plotly", "vllm", "triton"} <= imported().keys(), (
         "imports are read inside functions too"
     )
+
+
+def test_version_and_date_are_the_same_in_the_package_the_changelog_and_the_citation() -> None:
+    versions = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    cited = re.findall(r"^(version|date-released): (\S+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert versions[0] == (__version__, dict(cited)["date-released"])
+    assert dict(cited)["version"] == __version__
+    assert [date for _, date in versions] == sorted((date for _, date in versions), reverse=True)
 
 
 def test_every_dependency_has_a_lower_bound() -> None:

@@ -39,7 +39,7 @@ class OwnTask:
             _max_tokens(item, rows.source)
         self.settings: Mapping[str, Any] = {
             "data": rows.digest,
-            "scorer": _lines_hash(self._scorer),  # all that version 0.2.0 kept of it
+            "scorer": _lines_hash(self._scorer),  # all that benchmarks from before 2026-11-30 have of it
             "scorer_file": file_hash(name),
             "max_tokens": _MAX_TOKENS,
         }

@@ -109,7 +109,7 @@ def read_bench(
 
 
 def _metrics(settings: Mapping[str, Any]) -> list[Metric]:
-    """A task's, but the harness's `perplexity`: version 0.2.0 kept it with the wrong sign, and no later one does."""
+    """A task's, but the harness's `perplexity`, from before 2026-11-30: its sign is wrong."""
     metrics = [Metric(*pair) for pair in settings.get("metrics", ())]
     is_harness = "versions" in settings
     return [m for m in metrics if not is_harness or m.name.partition(",")[0] != "perplexity"]
