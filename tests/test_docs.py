@@ -147,6 +147,22 @@ def test_every_key_of_json_and_csv_stands_on_the_page_of_the_verdict(tmp_path: P
     } == set()
 
 
+def test_the_readme_has_the_first_hour() -> None:
+    """The demo, a look at it, and a check of one's own pair: as commands that work one after the other."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    typed = [line.partition("#")[0].split() for line in re.findall(r"^    (.*)", text, re.MULTILINE)]
+    first = [" ".join(words[:3]) for words in typed]
+    asked = ["make demo", "expo-search confirm demo", "expo-search dashboard demo", "expo-search report demo"]
+    assert [line for line in first if line in asked] == asked
+    assert any({"--sft", "--aligned", "--dry-run"} <= set(words) for words in typed)
+    assert any(words[:2] == ["expo-search", "init"] for words in typed)
+
+
+@pytest.mark.parametrize("page", (*PAGES, ROOT / "CONTRIBUTING.md"), ids=lambda page: page.name)
+def test_what_is_to_be_typed_has_no_place_holder_that_a_shell_takes_for_a_file(page: Path) -> None:
+    assert re.findall(r"^    .*<[a-z ]+>.*", page.read_text("utf-8"), re.MULTILINE) == []
+
+
 def test_the_readme_is_read_in_minutes() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
 
