@@ -176,6 +176,14 @@ def test_the_table_of_modules_is_the_tree() -> None:
     assert there - named == set()
 
 
+def test_the_picture_of_the_architecture_has_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.svg").read_text("utf-8")
+    named = {word for names in re.findall(r'class="name"[^>]*>([^<]+)<', text) for word in names.split()}
+    package = Path(es.__file__).parent
+    assert named == {"api", *(f"{file.parent.name}/" for file in package.glob("*/__init__.py"))}
+    assert "(architecture.svg)" in (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
 def test_a_study_is_moved_to_a_server_as_the_page_says(tmp_path: Path, postgres: PostgresServer) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "storage.md").read_text("utf-8"), re.DOTALL)
     old, new, prompts = f"sqlite:///{tmp_path / 'old.db'}", postgres.database(), make_prompts(6)
