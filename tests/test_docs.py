@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -20,18 +22,34 @@ from twins import write_prompts
 from typer.testing import CliRunner
 
 import expo_search as es
+from expo_search.bench.own_task import OwnTask
 from expo_search.cli.main import app
 from expo_search.config.spec import SearchSpec
+from expo_search.contracts import Completion, Prompt
+from expo_search.errors import StudyError
 from expo_search.evaluation.objective import Objective
+from expo_search.evaluation.own_scorer import FunctionScorer
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.loop import search
 from expo_search.session.forecast import forecast
-from expo_search.store.bench_store import BenchStore
+from expo_search.store.bench_store import Answered, BenchStore
 from expo_search.store.study_store import Store
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-SEARCH, SAMPLER = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text("utf-8"), re.DOTALL)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Of the pages' fenced blocks in a language: page and text."""
+    fence = rf"^```{language}\n(.*?)^```"
+    return [(p.name, text) for p in PAGES for text in re.findall(fence, p.read_text("utf-8"), re.DOTALL | re.MULTILINE)]
+
+
+def python_of(page: str) -> list[str]:
+    return [text for name, text in blocks("python") if name == page]
+
+
+SEARCH, SAMPLER = python_of("python.md")
 
 
 def commands() -> list[str]:
@@ -63,6 +81,56 @@ def test_the_sampler_in_a_study_of_ones_own_runs() -> None:
     study = names["study"]
     assert isinstance(study, optuna.Study)
     assert abs(study.best_trial.params["alpha"] - 0.8) < 0.15
+
+
+def test_the_scorer_of_ones_own_rates_answers(tmp_path: Path) -> None:
+    (code,) = python_of("scorers.md")
+    (tmp_path / "mine.py").write_text(code)
+    scorer = FunctionScorer(f"{tmp_path}/mine.py:score")
+    scorer.try_out()
+    answers = [Completion(Prompt(f"p{i}", "?"), text, 3, "stop") for i, text in enumerate(("A whole one. ", "Cut", ""))]
+    assert scorer.score(answers, lambda n: None) == ([1.0, 0.0, 0.0], 0)
+
+
+def test_the_benchmark_of_ones_own_scores_answers(tmp_path: Path) -> None:
+    (code,) = python_of("bench.md")
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "items.jsonl").write_text('{"prompt": "Say yes.", "wanted": "yes"}\n')
+    name = f"{tmp_path}/mine.py:rate"
+    task = OwnTask(name, {name: tmp_path / "items.jsonl"})
+    scored = [task.score(task.items[0], [Answered(text, 1, "stop")]) for text in (" yes\n", "no", "")]
+    assert [one["score"].value for one in scored] == [1.0, 0.0, 0.0]
+
+
+def test_every_python_block_of_a_page_is_run_by_a_test_of_this_file() -> None:
+    pages = [page for page, _ in blocks("python")]
+    assert pages == ["bench.md", "python.md", "python.md", "scorers.md", "storage.md"]
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=[page for page, _ in blocks("python")])
+def test_what_the_python_of_a_page_takes_from_the_package_is_there(page: str, code: str) -> None:
+    """Also of the search, which is run whole in the long form alone."""
+    tree = ast.parse(code)
+    taken = [(n.module, a.name) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+    taken += [("expo_search", name) for name in re.findall(r"\bes\.(\w+)", code)]
+    assert [(m, name) for m, name in taken if m and not hasattr(importlib.import_module(m), name)] == []
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("toml"), ids=[page for page, _ in blocks("toml")])
+def test_a_study_file_of_a_page_can_be_copied_as_it_stands(page: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    names_code = "scorer =" in text  # which asks for consent, as the page says
+    if names_code:
+        with pytest.raises(StudyError, match="--trust-remote-code"):
+            es.load_study(file=tmp_path / "mine.toml")
+    es.load_study(file=tmp_path / "mine.toml", trust_remote_code=names_code)
+
+
+def test_no_toml_or_python_of_a_page_is_outside_a_block_that_is_tested() -> None:
+    assert len(blocks("toml")) >= 5
+    loose = r"^    (?:\[+[a-z.]+\]+|def .*|import .*|from \S+ import .*)$"
+    outside = {p.name: re.sub(r"^```.*?^```", "", p.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE) for p in PAGES}
+    assert [(page, line) for page, text in outside.items() for line in re.findall(loose, text, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("command", commands())
@@ -185,7 +253,7 @@ def test_the_picture_of_the_architecture_has_every_folder() -> None:
 
 
 def test_a_study_is_moved_to_a_server_as_the_page_says(tmp_path: Path, postgres: PostgresServer) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "storage.md").read_text("utf-8"), re.DOTALL)
+    (code,) = python_of("storage.md")
     old, new, prompts = f"sqlite:///{tmp_path / 'old.db'}", postgres.database(), make_prompts(6)
     Store(new, "another").close()  # so that the two numbers of the study differ
 
