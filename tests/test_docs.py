@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import expo_search as es
 from expo_search.bench.own_task import OwnTask
+from expo_search.bench.registry import TASKS
 from expo_search.cli.main import app
 from expo_search.config.spec import SearchSpec
 from expo_search.contracts import Completion, Prompt
@@ -89,7 +90,7 @@ def test_the_scorer_of_ones_own_rates_answers(tmp_path: Path) -> None:
     scorer = FunctionScorer(f"{tmp_path}/mine.py:score")
     scorer.try_out()
     answers = [Completion(Prompt(f"p{i}", "?"), text, 3, "stop") for i, text in enumerate(("A whole one. ", "Cut", ""))]
-    assert scorer.score(answers, lambda n: None) == ([1.0, 0.0, 0.0], 0)
+    assert scorer.score(answers, lambda _: None) == ([1.0, 0.0, 0.0], 0)
 
 
 def test_the_benchmark_of_ones_own_scores_answers(tmp_path: Path) -> None:
@@ -142,6 +143,13 @@ def test_a_command_of_the_docs_has_options_that_there_are(command: str) -> None:
         if rest:
             name, asked, words = group.resolve_command(context, rest)
             asked.make_context(name, words, parent=context).close()
+
+
+def test_every_task_of_bench_stands_on_its_page_and_in_its_help() -> None:
+    group: Any = typer.main.get_command(app)
+    told = group.commands["bench"].get_help(typer.Context(group.commands["bench"]))
+    page = (ROOT / "docs" / "bench.md").read_text("utf-8")
+    assert [name for name in TASKS if f"| `{name}` |" not in page or name not in told] == []
 
 
 def test_every_command_stands_on_a_page() -> None:
@@ -226,7 +234,7 @@ def test_the_readme_has_the_first_hour() -> None:
     assert any(words[:2] == ["expo-search", "init"] for words in typed)
 
 
-@pytest.mark.parametrize("page", (*PAGES, ROOT / "CONTRIBUTING.md"), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_what_is_to_be_typed_has_no_place_holder_that_a_shell_takes_for_a_file(page: Path) -> None:
     assert re.findall(r"^    .*<[a-z ]+>.*", page.read_text("utf-8"), re.MULTILINE) == []
 
