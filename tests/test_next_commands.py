@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import make_evaluation
+from rich.console import Console
+from test_html_report import stored_study
 
+from expo_search.api import open_study
+from expo_search.cli.inspect import print_result, show
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.config.presets import load_study
 from expo_search.config.spec import StudySpec
@@ -106,3 +113,15 @@ def test_one_option_forces_what_engine_and_reward_model_multiply_in_and_a_file_s
     for one_table in (ranged(0.0, 0.5, engine=forced), ranged(0.0, 0.5, reward=forced)):
         one = again(one_table, 0.5)
         assert one.startswith("expo-search --study FILE --alpha-min")
+
+
+def test_show_does_not_send_to_itself_and_a_search_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials = [make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 0.5, 0.5, 0.1)]
+    url = stored_study(f"sqlite:///{tmp_path / 's.db'}", "s", trials, "yes").url
+    show("s", url)
+    shown = capsys.readouterr().out.partition("Next:")[2]
+    assert "expo-search report s" in shown
+    assert "expo-search show" not in shown
+    out = io.StringIO()
+    print_result(Console(file=out, width=200), open_study(url, "s"), as_json=False)  # as a search does at its end
+    assert "expo-search show s" in out.getvalue().partition("Next:")[2]

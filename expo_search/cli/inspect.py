@@ -119,7 +119,7 @@ def show(
     if as_csv:
         sys.stdout.write(trials_csv(result.evaluations))
     else:
-        print_result(console_on(sys.stdout), result, as_json=as_json)
+        print_result(console_on(sys.stdout), result, as_json=as_json, by_show=True)
 
 
 def report_page(
@@ -198,8 +198,8 @@ def print_reward_models(console: Console, result: StudyResult) -> None:
         print_prose(console, MODEL_GAINS + "\n", style="dim")
 
 
-def print_result(console: Console, result: StudyResult, *, as_json: bool) -> None:
-    """Table, curve, verdict and what can be done next; or all numbers as JSON."""
+def print_result(console: Console, result: StudyResult, *, as_json: bool, by_show: bool = False) -> None:
+    """Table, curve, verdict and what can be done next; or all numbers as JSON. `by_show`: `show` prints it."""
     from expo_search.results import terminal
     from expo_search.results.curve.terminal import terminal_curve
     from expo_search.results.fitted_table import headings
@@ -235,4 +235,5 @@ def print_result(console: Console, result: StudyResult, *, as_json: bool) -> Non
     print_prose(console, terminal.stage_seconds(known))
     print_bench(console, result.bench)
     console.print("\nNext:")
-    print_steps(console, result.next_steps)
+    steps = result.next_steps
+    print_steps(console, [step for step in steps if not (by_show and step[0].startswith("expo-search show "))])
