@@ -83,6 +83,19 @@ def test_a_choice_that_fails_is_a_line_and_the_menu_goes_on(here: Path, monkeypa
     assert out.count("q quit") == 3
 
 
+def test_what_is_no_choice_or_more_than_one_is_said_before_it_is_asked_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_of(here) as session:
+        session.search(2)
+        out, err = spoken(session, "co\n\n9\nq\n", monkeypatch)
+    assert err.splitlines() == [
+        "confirm and compare begin with 'co': type a number or a name",
+        "no choice begins with '9': type a number or a name",
+    ]
+    assert out.count("q quit") == 4, "an empty line asks again, and says nothing"
+
+
 def searched(here: Path, *words: str, typed: bytes = b"") -> tuple[int, str]:
     """A search on a terminal: exit code and what it shows; `typed` once the menu asks."""
     return on_a_terminal(here, *WORDS, *words, until=b"q quit", typed=typed, before=with_fakes)

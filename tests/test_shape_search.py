@@ -260,7 +260,7 @@ def test_nobody_else_may_begin_the_same_meanwhile(spec: es.StudySpec, url: str, 
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen([sys.executable, "-c", code, url], text=True, **pipes) as other:  # type: ignore[call-overload]
             assert other.stdout.readline() == "held\n"
-            with pytest.raises(StoreError, match="a search by process"):
+            with pytest.raises(StoreError, match="at work on it since"):
                 session.shape("depth", 1)
             other.stdin.write("\n")
             other.stdin.flush()

@@ -58,8 +58,8 @@ def test_a_live_process_of_this_machine_keeps_its_study(url: str, other_process:
     lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time())
     with pytest.raises(StoreError) as fault, store.owned():
         pass
-    assert f"process {other_process.pid} on {socket.gethostname()} since then" in fault.value.found
-    assert (fault.value.where, fault.value.expected) == (f"study s in {url}", "one search at a time")
+    assert f"process {other_process.pid} on {socket.gethostname()} at work on it since then" in fault.value.found
+    assert (fault.value.where, fault.value.expected) == (f"study s in {url}", "one at a time")
     with Store(url, "another").owned():
         pass
 
@@ -107,7 +107,7 @@ def test_a_clock_that_is_set_makes_no_live_process_dead(url: str, monkeypatch: p
         started, booted = psutil.Process(search.pid).create_time(), psutil.boot_time()
         monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
         assert psutil.Process(search.pid).create_time() > started + 3599
-        with pytest.raises(StoreError, match=f"a search by process {search.pid}"), Store(url, "s").owned():
+        with pytest.raises(StoreError, match=f"process {search.pid} on"), Store(url, "s").owned():
             pass
     finally:
         search.communicate("\n")
@@ -327,7 +327,7 @@ def test_a_second_search_is_refused_while_its_input_is_checked_and_a_reader_is_n
     spec, said = load_study(overrides=overrides, name="s"), list[str]()
     Store(url, "s").close()
     lock(url, pid=other_process.pid, started=psutil.Process(other_process.pid).create_time())
-    with pytest.raises(StoreError, match=f"a search by process {other_process.pid}"):
+    with pytest.raises(StoreError, match=f"process {other_process.pid} on"):
         check(spec, url, said.append)
     assert said == []
     assert check(spec, url, said.append, adds=False).search_prompts
@@ -351,7 +351,7 @@ def test_of_two_stores_of_one_process_one_gets_the_study(url: str) -> None:
     store, beside = Store(url, "s"), Store(url, "s")
     with store.owned():
         before = rows(url, "SELECT pid FROM expo_locks")
-        with pytest.raises(StoreError, match="another search by this process") as fault, beside.owned():
+        with pytest.raises(StoreError, match="another session of this process at work on it") as fault, beside.owned():
             pass
         with pytest.raises(StoreError) as earlier:
             refuse_if_held(url, "s")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
 from expo_search.cli.console import print_prose
 from expo_search.cli.export import export_to
@@ -57,11 +56,14 @@ class Menu:
                 c for i, c in enumerate(choices, 1) if line == str(i) or (line and c.name.startswith(line.lower()))
             ]
             if len(chosen) != 1:
+                if line:
+                    said = f"{' and '.join(c.name for c in chosen)} begin" if chosen else "no choice begins"
+                    print_prose(self._err, f"{said} with {line!r}: type a number or a name")
                 continue
             try:
                 chosen[0].act()
             except ExpoError as fault:  # the next choice may do better
-                self._err.print(Text(one_line(str(fault))), soft_wrap=True)
+                print_prose(self._err, one_line(str(fault)))
 
     def _choices(self, result: StudyResult) -> Iterator[_Choice]:
         """What this result and these engines allow."""

@@ -129,7 +129,7 @@ class StudyLock:
             self._taken_over = StoreError(
                 where=self._where,
                 found=f"taken over by process {row.pid} on {row.host} at {row.since}" if row else "no lock any more",
-                expected="this search to be the only one",
+                expected="this process to be the only one",
                 do="let the other one go on; nothing that was stored is lost",
             )
             raise self._taken_over
@@ -207,8 +207,8 @@ def _place(url: str, study_id: int) -> _Place:
 def _refusal_here(where: str) -> StoreError:
     return StoreError(
         where=where,
-        found="another search by this process",
-        expected="one search at a time",
+        found="another session of this process at work on it",
+        expected="one at a time",
         do="wait for it, or search under another --study-name",
     )
 
@@ -219,8 +219,8 @@ def _refusal(row: LockRow, where: str) -> StoreError:
     gone = f" (if it is gone: for {STALE_S} s)" if elsewhere else ""
     return StoreError(
         where=where,
-        found=f"a search by process {row.pid} on {row.host} since {row.since}{age}",
-        expected="one search at a time",
+        found=f"process {row.pid} on {row.host} at work on it since {row.since}{age}",  # a search, or any other command
+        expected="one at a time",
         do=f"wait for it{gone}, or search under another --study-name",
     )
 
