@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import ended
 
+from expo_search.cli.doctor import lines
 from expo_search.engine.machine import installed_version
 from expo_search.errors import EngineError
 from expo_search.session import installation
@@ -98,7 +99,7 @@ def test_the_block_for_a_bug_report_says_what_surrounds_the_installation_and_no_
     assert facts["Hub"].startswith("ok")
     assert "HF_HUB_OFFLINE is set" in facts["Hub"]
     assert "free in the working folder" in facts["disk"]
-    assert "weights in float32 are multiplied in float32" in facts["instructions"]
+    assert facts["instructions"].endswith("are multiplied in float32")
 
 
 def test_a_database_that_cannot_be_read_is_said_and_no_search_runs_on_it(tmp_path: Path) -> None:
@@ -193,6 +194,37 @@ def test_the_arithmetic_that_a_processor_is_good_at_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert fact("processor").text.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ({"avx2": True}, "weights in bfloat16, float16 and float32 are multiplied in float32"),
+        (
+            {"avx512_bf16": True},
+            "weights in bfloat16 are multiplied in bfloat16; weights in float16 and float32 are multiplied in float32",
+        ),
+    ],
+)
+def test_dtypes_that_are_multiplied_in_the_same_are_told_together(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], said: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert fact("instructions").text.partition("; ")[2] == said
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_on_a_terminal_a_fact_goes_on_below_its_own_column(width: int) -> None:
+    told = (
+        "weights in bfloat16, float16 and float32 are multiplied in float32, for all that is known of optuna-dashboard"
+    )
+    facts = [Fact("Python", "3.12"), Fact("optuna-dashboard", told, "missing", "buy another")]
+    shown = lines(facts, width)
+    assert max(map(len, shown)) <= width
+    assert [line[:27].split() for line in shown[:2]] == [["ok", "Python"], ["missing", "optuna-dashboard"]]
+    assert all(line.startswith(" " * 27) and line[27] != " " for line in shown[2:])
+    assert " ".join(line[27:] for line in shown[1:]) == f"{told}; buy another"
+    assert len(lines(facts)) == 2, "a line each in a pipe and a file"
 
 
 def test_a_gpu_that_does_not_answer_is_missing_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import ended
+from pseudo_terminal import on_a_terminal
 from twins import edit, make_reward_model, write_prompts
 
 SEARCH = [
@@ -69,6 +70,17 @@ def test_an_error_before_the_engine_is_one_line(home: Path) -> None:
     [line] = done.stderr.splitlines()
     assert line.startswith("expo-search: ")
     assert done.stdout == ""
+
+
+def test_on_a_terminal_its_lines_end_between_words(tmp_path: Path) -> None:
+    """The terminal, of 80 columns, would break a word where the line happens to be full."""
+    in_a_file = ended(tmp_path, "serach").stderr
+    assert in_a_file.count("\n") == 1
+    code, shown = on_a_terminal(tmp_path, "serach", before=dict)
+    assert code == 2
+    lines = shown.splitlines()
+    assert len(in_a_file) > 80 >= max(map(len, lines)), shown
+    assert " ".join(line.strip() for line in lines) == in_a_file.rstrip()
 
 
 @pytest.mark.parametrize(

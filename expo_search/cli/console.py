@@ -137,7 +137,7 @@ def give_up_on(console: Console) -> Callable[[ExpoError], None]:
     """What ends this process from another thread where the main one hangs: the one line, and exit code 2."""
 
     def end(fault: ExpoError) -> None:
-        console.print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        print_fault(console, fault)
         os._exit(2)
 
     return end
@@ -146,6 +146,11 @@ def give_up_on(console: Console) -> Callable[[ExpoError], None]:
 def print_prose(console: Console, text: str, *, style: str = "") -> None:
     """Print sentences: on a terminal with lines that end between words, elsewhere as long as they are."""
     console.print(Text(clean(text)), soft_wrap=not console.is_terminal, style=style)
+
+
+def print_fault(console: Console, fault: ExpoError) -> None:
+    """Print an error as the command ends with it: one line, which only a terminal gets in several."""
+    print_prose(console, f"expo-search: {one_line(str(fault))}")
 
 
 def print_table(console: Console, table: Table, every: Sequence[str], option: str = "--json") -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -37,18 +38,27 @@ def doctor(
             report = {"can_search": can_search, "facts": [asdict(fact) for fact in facts]}
             out.print(Text(json.dumps(report, indent=2)), soft_wrap=True)
         else:
-            for line in (_FENCE, *lines(facts), _FENCE):
+            width = out.width if out.is_terminal else None
+            for line in (_FENCE, *lines(facts, width), _FENCE):
                 out.print(Text(line), soft_wrap=True)
             if can_search:
                 out.print(Text("\nA search can run."), soft_wrap=True, style="bold")
         check_can_search(facts)
 
 
-def lines(facts: list[Fact]) -> list[str]:
-    """A line a fact, its columns one below the other. The home folder is `~`: it may hold a name."""
-    width = max(len(fact.name) for fact in facts)
+def lines(facts: list[Fact], width: int | None = None) -> list[str]:
+    """A line a fact, its columns one below the other. The home folder is `~`: it may hold a name.
+
+    With a `width` a fact goes on below its own column, in lines that end between words.
+    """
+    names = max(len(fact.name) for fact in facts)
     told = (
-        f"{fact.status:7}  {fact.name:{width}}  {one_line(fact.text)}{f'; {fact.do}' if fact.do else ''}"
+        f"{fact.status:7}  {fact.name:{names}}  {one_line(fact.text)}{f'; {fact.do}' if fact.do else ''}"
         for fact in facts
     )
-    return [re.sub(rf"(?<![\w/]){re.escape(str(Path.home()))}(?=/)", "~", line) for line in told]
+    homeless = [re.sub(rf"(?<![\w/]){re.escape(str(Path.home()))}(?=/)", "~", line) for line in told]
+    if width is None:
+        return homeless
+    below = " " * (len("missing") + names + 4)
+    whole = TextWrapper(width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
+    return [part for line in homeless for part in whole.wrap(line)]

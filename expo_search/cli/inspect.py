@@ -163,7 +163,7 @@ def dashboard(
     err = console_on(sys.stderr)
     if host not in _LOOPBACK:
         warning = f"open to everyone who can reach {host}: no password is asked for, and studies can be deleted"
-        err.print(Text(clean(warning)), soft_wrap=True)
+        print_prose(err, warning)
     err.print(Text(f"{server.url}   (Ctrl-C ends it)"), soft_wrap=True)
     if open_browser:
         webbrowser.open(server.url)

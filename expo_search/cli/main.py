@@ -16,10 +16,10 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from expo_search.cli.begin import init, schema
 from expo_search.cli.bench import bench
+from expo_search.cli.console import print_fault, print_prose
 from expo_search.cli.doctor import doctor
 from expo_search.cli.export import export_model, reproduce_model
 from expo_search.cli.inspect import dashboard, list_pairs, report_page, show
@@ -31,7 +31,6 @@ from expo_search.cli.usage import Command, Commands
 from expo_search.errors import EngineError, ExpoError
 from expo_search.folders import user_path
 from expo_search.session.process_state import set_defaults_of_libraries
-from expo_search.text import one_line
 
 
 def _with_homes(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +85,7 @@ def main() -> None:
     try:
         app()
     except ExpoError as fault:
-        Console(stderr=True).print(Text(f"expo-search: {one_line(str(fault))}"), soft_wrap=True)
+        print_fault(Console(stderr=True), fault)
         if _follows_a_stop(fault):
             _say_stopped(lost=not isinstance(fault, EngineError))
             sys.exit(130)
@@ -111,4 +110,4 @@ def _say_stopped(*, lost: bool = False) -> None:
     what = "what was stored" if lost else "what was finished"
     but = f", without {AGAIN} once answers have come" if AGAIN in sys.argv else ""
     kept = f"; {what} is kept, the same command goes on{but}" if keeps else ""
-    Console(stderr=True).print(f"expo-search: stopped{kept}", soft_wrap=True)
+    print_prose(Console(stderr=True), f"expo-search: stopped{kept}")

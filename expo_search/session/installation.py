@@ -9,7 +9,8 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 
 from expo_search.config.options import DEFAULT_STORAGE
@@ -182,9 +183,16 @@ def _instructions() -> Fact:
             "arithmetic on the GPU is the weights' own dtype, but float32 for bfloat16 below compute capability 8.0"
         )
     else:
-        own = {dtype: arithmetic("auto", dtype, native=has_instructions(dtype), where="weights") for dtype in _DTYPES}
-        follows = "; ".join(f"weights in {dtype} are multiplied in {computed}" for dtype, computed in own.items())
+        of = defaultdict[Float, list[str]](list)
+        for dtype in _DTYPES:
+            of[arithmetic("auto", dtype, native=has_instructions(dtype), where="weights")].append(dtype)
+        follows = "; ".join(f"weights in {_listed(dtypes)} are multiplied in {own}" for own, dtypes in of.items())
     return Fact("instructions", f"{', '.join(there) or 'none that torch knows'}; {follows}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As people list them: "a, b and c"."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
 def _c_kernel() -> Fact:
