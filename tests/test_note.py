@@ -28,7 +28,7 @@ def test_it_says_the_verdict_the_best_trials_and_the_next_commands() -> None:
     assert note.startswith("## Better: alpha = 0.3\n")
     rows = [line.split("|")[2].strip() for line in note.splitlines() if line.startswith("| ")]
     assert rows == ["alpha", "0.3", "0.9", "0"]
-    [equal] = {line.split("|")[5].strip() for line in note.splitlines() if line.startswith("| 1 |")}
+    [equal] = {line.split("|")[5].strip() for line in note.splitlines() if line.startswith("| ▲ 1 |")}
     assert equal == rf"\{BETTER.length_controlled.mean:+.4f}"
     assert "\n- equal length: the gain over alpha = 0 if answers were as long as there" in note
     assert "\n    expo-search confirm s\n" in note

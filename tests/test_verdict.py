@@ -16,6 +16,8 @@ from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
 from expo_search.results.curve.layout import Scene
+from expo_search.results.fitted_table import headings
+from expo_search.results.html_report import trial_table as html_table
 from expo_search.results.legend import legend
 from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult
@@ -49,7 +51,7 @@ def summarised(found: list[Evaluation], *confirmations: dict[int, Confirmation],
 def drawn(found: list[Evaluation], width: int = 140) -> str:
     console = Console(width=width, record=True, file=None, force_terminal=False, quiet=False)
     with console.capture() as captured:
-        console.print(trial_table(found, verdict(found)))
+        console.print(trial_table(found, verdict(found), width))
     return captured.get()
 
 
@@ -274,7 +276,8 @@ def test_a_confirmation_says_its_size_in_standard_errors() -> None:
 @pytest.mark.parametrize("n", [1, 2, 20])
 def test_the_table_has_a_row_a_trial_in_the_order_in_which_they_ran(n: int) -> None:
     found = trials(n)
-    lines = [line.split() for line in drawn(found).splitlines() if re.match(r" *\d", line)]
+    text = drawn(found).replace("▲", " ")
+    lines = [line.split() for line in text.splitlines() if re.match(r" *\d", line)]
     assert [(int(line[0]), line[1], line[2], line[3]) for line in lines] == [
         (e.trial, f"{e.alpha:.4g}", "100", f"{e.reward.mean:.4f}") for e in found
     ]
@@ -286,7 +289,7 @@ def test_the_table_says_which_trials_stopped_early_and_what_they_broke() -> None
     few = replace(make_evaluation(1, 0.3, -0.2, 0.05, n=16), outcome="hopeless")
     broke = replace(make_evaluation(2, 0.6, 0.3, 0.05), broken=("length", "cut off"))
     text = drawn([CONTROL, few, broke], width=200)
-    rows = [line for line in text.splitlines() if re.match(r" *\d", line)]
+    rows = [line.replace("▲", "") for line in text.splitlines() if re.match(r" *(▲ )?\d", line)]
     assert rows[0].rstrip().endswith("3.1")
     assert rows[1].split()[2] == "16"
     assert rows[1].rstrip().endswith("hopeless")
@@ -299,6 +302,29 @@ def test_only_the_best_trial_is_marked(n: int) -> None:
     marked = [i for i, row in enumerate(trial_table(found, verdict(found)).rows) if row.style]
     best = verdict(found).best
     assert marked == ([] if best is None else [best.trial])
+
+
+@pytest.mark.parametrize("width", [60, 140])
+@pytest.mark.parametrize("best", [JUST_BETTER, JUST_NOT])
+def test_the_recommended_row_has_a_mark_without_colour_in_every_table_and_the_legend_says_what_it_is(
+    width: int, best: Evaluation
+) -> None:
+    found = [CONTROL, best, make_evaluation(2, 0.9, -1.0, 0.05)]
+    judged = verdict(found)
+    result = StudyResult("s", "sqlite:///s.db", found, {}, judged)
+    number = "1" if judged.word == "better" else "0"
+    noted = [line.split("|")[1].strip() for line in markdown_note(result).splitlines() if line.startswith("| ")]
+    tables = {
+        "terminal": [line.strip() for line in drawn(found, width).splitlines()],
+        "report": [row.cells[0] for row in html_table(found, judged).rows],
+        "note": noted,
+        "notebook": re.findall(r"<tr>\s*<td>([^<]*)</td>", result._repr_html_()),
+    }
+    for name, rows in tables.items():
+        marked = [row for row in rows if "▲" in row]
+        assert [row.split()[:2] for row in marked] == [["▲", number]], (name, rows)
+    assert legend(found, judged)[0] == "▲: the alpha that the verdict recommends"
+    assert headings(trial_table(found, judged, width)) == headings(trial_table(found, replace(judged, word="?"), width))
 
 
 # like the demo's first search on 32 prompts: the curve is highest where no trial is sure of its gain by itself
@@ -369,11 +395,11 @@ class TestLegend:
     def test_it_explains_the_words_that_stand_there_and_no_others(self) -> None:
         early = [replace(make_evaluation(i, i / 10, 0.0, 0.1), outcome="enough") for i in (1, 2)]
         lines = legend([CONTROL, *early], verdict([CONTROL, *early]), ["alpha", "equal length"])
-        assert [line.partition(":")[0] for line in lines] == ["95 % interval", "equal length", "enough"]
-        assert "only the verdict's is corrected" in lines[0]
+        assert [line.partition(":")[0] for line in lines] == ["▲", "95 % interval", "equal length", "enough"]
+        assert "only the verdict's is corrected" in lines[1]
         broke = replace(make_evaluation(3, 0.5, 0.0, 0.1), outcome="hopeless", broken=("length",))
         lines = legend([CONTROL, broke], verdict([CONTROL, broke]))
-        assert [line.partition(":")[0] for line in lines] == ["hopeless", "broke"]
+        assert [line.partition(":")[0] for line in lines] == ["▲", "hopeless", "broke"]
         assert legend([CONTROL], verdict([CONTROL]), ["equal length"]) == []
 
 

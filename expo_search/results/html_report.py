@@ -24,7 +24,7 @@ from expo_search.results.atomic_file import written_whole
 from expo_search.results.bench_table import bench_rows
 from expo_search.results.curve.static import curve_svg
 from expo_search.results.curve.tax import tax_svg
-from expo_search.results.legend import IN_ORDER, legend
+from expo_search.results.legend import IN_ORDER, legend, trial_cell
 from expo_search.results.reward_models import MODEL_GAINS, ModelGain, model_gain_rows
 from expo_search.results.shapes import HEADS as SHAPE_HEADS
 from expo_search.results.shapes import shape_remark, shape_rows
@@ -205,7 +205,7 @@ def trial_table(known: Sequence[Evaluation], verdict: Verdict) -> Table:
     for e in known:
         control = e.trial == CONTROL
         cells = (
-            str(e.trial),
+            trial_cell(e, verdict),
             f"{e.alpha:.4g}",
             "0" if control else f"{e.gain.mean:+.4f}",
             "" if control else f"{e.gain.low:+.3f} .. {e.gain.high:+.3f}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expo_search.evaluation.result import Evaluation
+from expo_search.results.curve.layout import CHOSEN
 from expo_search.results.verdict import Verdict
 
 _REMARKS = {
@@ -20,6 +21,8 @@ def legend(evaluations: Sequence[Evaluation], verdict: Verdict, columns: Sequenc
     """A line a word: the intervals, remarks and guardrails of these trials, and of the table's `columns`."""
     outcomes = {e.outcome for e in evaluations}
     lines = []
+    if any(verdict.recommends(e) for e in evaluations):
+        lines.append(f"{CHOSEN.character}: the alpha that the verdict recommends")
     if verdict.n_tried > 1:
         lines.append("95 % interval: of that alpha alone; only the verdict's is corrected for picking the best of them")
     if "equal length" in columns and verdict.n_tried:
@@ -28,3 +31,8 @@ def legend(evaluations: Sequence[Evaluation], verdict: Verdict, columns: Sequenc
     if any(e.broken for e in evaluations):
         lines.append("broke: answers got longer, looped or were cut off beyond a guardrail's limit; never recommended")
     return lines
+
+
+def trial_cell(e: Evaluation, verdict: Verdict) -> str:
+    """A trial's number, with the curve's mark where its alpha is the recommended one: a pipe shows no colour."""
+    return f"{CHOSEN.character} {e.trial}" if verdict.recommends(e) else str(e.trial)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from expo_search.config.options import DEFAULT_STORAGE
 from expo_search.evaluation.result import CONTROL, Evaluation
-from expo_search.results.legend import legend
+from expo_search.results.legend import legend, trial_cell
 from expo_search.results.reward_models import MODEL_GAINS, model_gain_lines
 from expo_search.results.study_results import StudyResult
+from expo_search.results.verdict import Verdict
 from expo_search.text import clean, markdown, markdown_spans, shown
 
 YOURS = "### Your notes"  # what stands below this line in the dashboard is a person's, and kept
@@ -34,7 +35,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     lines = [f"## {markdown(title)}", "", markdown_spans(said), ""]
     if study.model_gains:
         lines += ["### Each reward model alone", "", *model_gain_lines(study.model_gains), "", MODEL_GAINS, ""]
-    lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations), ""]
+    lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations, verdict), ""]
     lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict, _HEADINGS), _EXCESS]), ""]
     if study.bench.compared:
         lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
@@ -50,7 +51,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     return "\n".join([*lines, "", YOURS]) + (yours or "\n\n(kept when this note is written anew)\n")
 
 
-def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:
+def _best_table(evaluations: Sequence[Evaluation], verdict: Verdict) -> list[str]:
     rows = [f"| {' | '.join(_HEADINGS)} | |", "|---:" * len(_HEADINGS) + "|---|"]
     others = sorted((e for e in evaluations if e.trial != CONTROL), key=lambda e: -e.gain.mean)
     control = [e for e in evaluations if e.trial == CONTROL]
@@ -58,7 +59,7 @@ def _best_table(evaluations: Sequence[Evaluation]) -> list[str]:
         interval = "" if e.trial == CONTROL else f"{e.gain.low:+.4f} .. {e.gain.high:+.4f}"
         gain = "0" if e.trial == CONTROL else f"{e.gain.mean:+.4f}"
         equal = "" if e.trial == CONTROL else f"{e.length_controlled.mean:+.4f}"
-        cells = [f"{e.trial}", f"{e.alpha:.4g}", gain, interval, equal, f"{e.reward.mean:.4f}", f"{e.mean_length:.1f}"]
-        cells += [f"{e.share_cut:.0%}", e.remark]
+        cells = [trial_cell(e, verdict), f"{e.alpha:.4g}", gain, interval, equal, f"{e.reward.mean:.4f}"]
+        cells += [f"{e.mean_length:.1f}", f"{e.share_cut:.0%}", e.remark]
         rows.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     return rows

@@ -7,7 +7,7 @@ for (const head of document.querySelectorAll("th")) {
     const column = head.cellIndex;
     const down = head.getAttribute("aria-sort") !== "descending";
     const key = (row) => {
-      const text = row.cells[column].textContent.trim();
+      const text = row.cells[column].textContent.replace("▲", "").trim();
       const number = parseFloat(text);
       return Number.isNaN(number) ? text : number;
     };

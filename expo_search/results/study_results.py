@@ -147,7 +147,7 @@ class StudyResult:
 
         from expo_search.results.curve.static import curve_svg
 
-        table = pd.DataFrame([cells(e) for e in self.evaluations])
+        table = pd.DataFrame([cells(e, self.verdict) for e in self.evaluations])
         picture = curve_svg(self.evaluations, self.verdict, band=self.band) if len(self.evaluations) > 1 else ""
         verdict = html.escape(clean(self.verdict.sentence()))
         return f"<p><b>{verdict}</b></p>\n{picture}\n{table.to_html(index=False, escape=True)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.results.fitted_table import fitted_table
+from expo_search.results.legend import trial_cell
 from expo_search.results.verdict import Verdict
 from expo_search.search.standing import Left
 
@@ -30,7 +31,7 @@ def trial_table(
 
     Columns that `width`, in characters, has no room for are left out, so that no number and no word is broken.
     """
-    rows = [cells(e) for e in evaluations]
+    rows = [cells(e, verdict) for e in evaluations]
     styles = ["bold green" if verdict.recommends(e) else "" for e in evaluations]
     if rows:
         rows += [dict.fromkeys(rows[0], "") | _left_cells(each) for each in left]
@@ -47,11 +48,11 @@ def _left_cells(trial: Left) -> dict[str, str]:
     }
 
 
-def cells(e: Evaluation) -> dict[str, str]:
+def cells(e: Evaluation, verdict: Verdict) -> dict[str, str]:
     """A trial's row of the table, by heading. The control is not compared with itself."""
     versus = e.trial != CONTROL
     values = (
-        str(e.trial),
+        trial_cell(e, verdict),
         f"{e.alpha:.4g}",
         str(e.gain.n),
         f"{e.reward.mean:.4f}",
