@@ -135,8 +135,14 @@ def test_where_none_saw_all_prompts_the_sentence_says_so() -> None:
     early = [replace(make_evaluation(i, i / 10, 0.5, 0.1), outcome="enough") for i in (1, 2)]
     fallen = replace(make_evaluation(3, 1.0, -0.5, 0.1), outcome="hopeless")
     said = verdict([CONTROL, *early, fallen]).sentence()
-    assert "for the best of 2 alphas of 3 beside 0 that may win, each on a part of the prompts, on 100 prompts" in said
-    assert "did not end early" not in said
+    assert "] on 100 prompts (" in said
+    assert (
+        " Of 3 alphas tried beside 0, 2 may win, each on a part of the prompts; "
+        "the interval is corrected for picking one of those 2." in said
+    )
+    assert "saw all prompts" not in said
+    alone = verdict([CONTROL, early[0], fallen]).sentence()
+    assert " Of 2 alphas tried beside 0, this one alone may win, on a part of the prompts." in alone
 
 
 def test_the_edge_goes_by_the_confirmations_word() -> None:
@@ -180,7 +186,15 @@ def test_a_collapsed_trial_is_not_counted_among_the_tries() -> None:
     assert verdict([CONTROL, JUST_BETTER, fallen]).interval == verdict([CONTROL, JUST_BETTER]).interval
     another = make_evaluation(3, 0.4, 0.2, 0.1)
     said = verdict([CONTROL, JUST_BETTER, another, fallen]).sentence()
-    assert "for the best of 2 alphas of 3 beside 0 that did not end early, collapse" in said, "the table has four rows"
+    told = (
+        "Of 3 alphas tried beside 0, 2 saw all prompts without collapsing or breaking a guardrail; {} is corrected for "
+    )
+    assert told.format("the interval") + "picking one of those 2." in said, "the table has four rows"
+    fresh = verdict([CONTROL, JUST_BETTER, another, fallen], {1: confirmed(1, 0.2, 0.05)}).sentence()
+    assert told.format("the search's interval") in fresh, "not the confirmation's, which stands nearer"
+    alone = verdict([CONTROL, JUST_BETTER, fallen]).sentence()
+    assert "Of 2 alphas tried beside 0, this one alone saw all prompts without" in alone
+    assert "corrected" not in alone, "there was nothing to pick from"
 
 
 @pytest.mark.parametrize(

@@ -108,17 +108,25 @@ class Verdict:
         opening = {"better": "Best", "worse": "Keep alpha = 0; it beats the best other"}.get(
             self.word, "No evidence of a gain: keep alpha = 0. The best other"
         )
-        return f"{opening} {searched}.{self._others()}{self._tells()}{self._beyond()}"
+        return f"{opening} {searched}.{self._picked_from()}{self._others()}{self._tells()}{self._beyond()}"
 
     def _of_several(self) -> str:
-        if self.n_tried < 2:
+        """Within the sentence, what the interval is corrected for where the pick was among all that were tried."""
+        return f" for the best of {self.n_tried} alphas beside 0" if self.n_able == self.n_tried > 1 else ""
+
+    def _picked_from(self) -> str:
+        """How many of the alphas that were tried could be picked, and what the interval is corrected for."""
+        if self.best is None or self.n_able == self.n_tried:
             return ""
-        if self.n_able == self.n_tried:
-            return f" for the best of {self.n_tried} alphas beside 0"
-        which = f"for the best of {self.n_able} alphas" if self.n_able > 1 else "for the one alpha"
-        if self.best is not None and self.best.stopped_early:  # none saw all prompts
-            return f" {which} of {self.n_tried} beside 0 that may win, each on a part of the prompts,"
-        return f" {which} of {self.n_tried} beside 0 that did not end early, collapse or break a guardrail,"
+        if self.best.stopped_early:  # of those that may win none saw all prompts
+            held = "may win, each on a part of the prompts" if self.n_able > 1 else "may win, on a part of the prompts"
+        else:
+            held = "saw all prompts without collapsing or breaking a guardrail"
+        if self.n_able == 1:
+            return f" Of {self.n_tried} alphas tried beside 0, this one alone {held}."
+        interval = "the interval" if self.confirmed is None else "the search's interval"
+        corrected = f"{interval} is corrected for picking one of those {self.n_able}"
+        return f" Of {self.n_tried} alphas tried beside 0, {self.n_able} {held}; {corrected}."
 
     def _others(self) -> str:
         """How many alphas are better than 0, and why this one is picked from them."""
