@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,8 +20,10 @@ import pytest
 from browser import browser_page
 from test_dashboard_updates import Run
 
+from expo_search.cli.inspect import dashboard as served_by_command
 from expo_search.errors import StoreError, StudyError
 from expo_search.results import dashboard_server as dashboard
+from expo_search.results.artifacts import default_place
 from expo_search.results.dashboard_server import open_dashboard
 from expo_search.search.loop import evaluations
 from expo_search.store.study_store import Store
@@ -144,6 +147,32 @@ def test_an_unknown_study_is_refused(store: Store) -> None:
 def test_no_password_is_shown_in_its_errors(store: Store) -> None:
     with pytest.raises(StoreError, match=r"password=\*\*\*: no study 'nobody'"):
         open_dashboard(store.url + "?password=secret", "nobody", "127.0.0.1", 0)
+
+
+def test_a_database_that_was_renamed_without_its_folder_is_served_and_the_folder_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(url: str, artifacts: str | None = None) -> list[str]:
+        with open_dashboard(url, None, "127.0.0.1", 0, artifacts) as server:
+            return list(server.lost)
+
+    assert lost(store.url) == []
+    renamed = tmp_path / "other.db"
+    with sqlite3.connect(store.url.removeprefix("sqlite:///")) as old, sqlite3.connect(renamed) as new:
+        old.backup(new)
+    url = f"sqlite:///{renamed}"
+    assert lost(url) == [f"{renamed}.artifacts"]
+    assert lost(url, default_place(store.url)) == []
+    monkeypatch.setattr(dashboard.Dashboard, "serve_forever", lambda _: None)
+    served_by_command(storage=url, port=0)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        f"no folder {renamed}.artifacts: the trials' answers and curves are not shown; "
+        "move it there with its database, or give --artifacts"
+    )
+    assert second.startswith("http://")
+    Store(f"sqlite:///{tmp_path / 'new.db'}", "s").close()
+    assert lost(f"sqlite:///{tmp_path / 'new.db'}") == [], "there never were any"
 
 
 def test_the_command_serves_until_ctrl_c(store: Store, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_the_study_carries_a_note_and_one_figure_that_follow_the_trials(run: Run
     points = sum(len(t["x"]) for t in json.loads(figures[FIGURE])["data"] if "error_y" in t)
     assert points == 5  # all but the control
     assert store.study.metric_names == ["gain over alpha = 0: mean reward"]
+
+
+def test_the_note_names_no_folder_that_a_renamed_database_would_not_have_and_one_that_was_given(run: Run) -> None:
+    note = get_note(run.go(2).study)
+    assert re.search(r"4 files, \S+ MB, in the folder beside it whose name is its own and `\.artifacts`\.\n", note)
+    assert "s.db" not in note
+    run.study, run.place = "t", str(run.folder / "given")
+    assert f"MB in `{run.place}`.\n" in get_note(run.go(2).study)
 
 
 def test_a_note_that_a_person_wrote_stays_below_ours(run: Run) -> None:

@@ -108,7 +108,7 @@ def test_a_note_names_no_place_of_its_database_which_may_be_moved() -> None:
     assert "/home/me" not in note
     assert "expo-search show s" in note
     assert "add `--storage`" in note
-    assert "add `--storage`" not in markdown_note(judged([CONTROL, BETTER]))
+    assert "add `--storage`" in markdown_note(judged([CONTROL, BETTER])), "the usual one may be renamed as well"
 
 
 def test_a_command_of_several_lines_does_not_end_its_block() -> None:

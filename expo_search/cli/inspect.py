@@ -164,6 +164,9 @@ def dashboard(
     if host not in _LOOPBACK:
         warning = f"open to everyone who can reach {host}: no password is asked for, and studies can be deleted"
         print_prose(err, warning)
+    if server.lost:
+        there = f"no folder {' and no '.join(server.lost)}: the trials' answers and curves are not shown"
+        print_prose(err, f"{there}; move it there with its database, or give --artifacts")
     err.print(Text(f"{server.url}   (Ctrl-C ends it)"), soft_wrap=True)
     if open_browser:
         webbrowser.open(server.url)

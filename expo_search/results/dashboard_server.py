@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -19,12 +20,20 @@ from expo_search.text import shown
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
+    from optuna.storages import RDBStorage
+
 
 class Dashboard(ThreadingMixIn, WSGIServer):
-    """The server, bound to its port; `serve_forever` answers until Ctrl-C. `url` is the page to open."""
+    """The server, bound to its port; `serve_forever` answers until Ctrl-C.
+
+    Attributes:
+        url: the page to open.
+        lost: folders of trials' artifacts that are not there: of a database that was moved or renamed without its own.
+    """
 
     daemon_threads = True  # a browser that keeps a connection open does not keep the command alive
     url: str
+    lost: Sequence[str] = ()
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET  # of the socket to be made
@@ -82,7 +91,18 @@ def open_dashboard(storage: str, study: str | None, host: str, port: int, artifa
     server = _bind(app, host, port)
     address = f"[{host}]" if ":" in host else host
     server.url = f"http://{address}:{server.server_port}/dashboard{page}"
+    missing = [place for place in places if not place.startswith("s3://") and not Path(place).is_dir()]
+    if missing and any(_has_artifacts(database, name) for name in names):
+        server.lost = missing
     return server
+
+
+def _has_artifacts(database: RDBStorage, study: str) -> bool:
+    """Whether a trial of a study notes an artifact, wherever its file is."""
+    from optuna.artifacts import get_all_artifact_meta
+
+    trials = database.get_all_trials(database.get_study_id_from_name(study), deepcopy=False)
+    return any(get_all_artifact_meta(trial, storage=database) for trial in trials)
 
 
 def _places(storage: str, studies: Sequence[str]) -> list[str]:

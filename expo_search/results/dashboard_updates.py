@@ -22,6 +22,7 @@ from expo_search.results.curve.layout import GAIN
 from expo_search.results.curve.static import curve_png
 from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult, read_result
+from expo_search.store.address import sqlite_path
 from expo_search.store.study_store import Store
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class DashboardUpdates:
         with os.scandir(self._place) as entries:
             sizes = [entry.stat().st_size for entry in entries if entry.is_file()]
         size = f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
-        if self._place != default_place(self._store.url):
+        if self._place != default_place(self._store.url) or sqlite_path(self._store.url) is None:
             return f"Artifacts of this database: {size} in `{self._place}`."
-        return f"Artifacts of this database: {size} in `{Path(self._place).name}` beside it."  # it may be moved
+        # it may be moved, and renamed
+        return f"Artifacts of this database: {size}, in the folder beside it whose name is its own and `.artifacts`."

@@ -43,8 +43,7 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     # an indented block: nothing that stands in a command can end it
     for command, purpose in study.next_steps:
         lines += [f"    # {purpose}", "    " + clean(placeless(command)).replace("\n", "\n    ")]
-    if place:
-        lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]
+    lines += ["", markdown_spans("Where this database is another one than `expo-search.db` here, add `--storage`.")]
     if artifacts is not None:
         lines += ["", markdown_spans(artifacts)]
     yours = old.partition(YOURS)[2] if YOURS in old else old and f"\n\n{old}"
