@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from expo_search.errors import EngineDied, PromptsError, SettingsChanged, StudyE
 from expo_search.evaluation.objective import Stopped
 from expo_search.session import benchmarks
 from expo_search.store.attributes import StudyAttributes
-from expo_search.store.bench_store import BenchStore
+from expo_search.store.bench_store import BenchStore, Score
 from expo_search.store.study_store import Store
 
 
@@ -251,6 +252,50 @@ class TestSession:
             assert len(model.asked) == 2 * len(own_items().rows) - 1
             assert session.bench(["basics"], again=True) is not None
         assert model.alphas == [0.0, best, 0.0, best]
+
+    def test_one_that_was_stopped_says_how_far_it_is_and_what_goes_on_comes_first(
+        self, url: str, tmp_path: Path
+    ) -> None:
+        file, answers = tmp_path / "my gsm8k.jsonl", iter(range(9))
+        file.write_text('{"question": "What is 2 + 3?", "answer": "#### 5"}\n')
+        with self.opened("mine", url, YesModel()) as session:
+            data = {"gsm8k": str(file)}
+            assert session.bench(["basics", "gsm8k"], data=data, limit=4, stop=lambda: next(answers) == 2) is None
+        found, best = es.open_study(url, "mine"), f"{self.best_alpha():.4g}"
+        assert found.bench.sentences() == [
+            f"basics is not finished: 3 of 4 items answered at alpha = 0, 0 of 4 at {best}.",
+            f"GSM8K is not finished: 0 of 1 items answered at alpha = 0, 0 of 1 at {best}.",
+        ]
+        command = f"expo-search bench mine --tasks basics,gsm8k --data 'gsm8k={file}' --limit 4 --storage {url}"
+        assert found.next_steps[0][0] == command
+        assert sum("bench" in step[0] for step in found.next_steps) == 1
+        assert "asked" not in json.dumps(found.bench.as_json()), "a path is nobody's business"
+        assert [task["unfinished"] for task in found.bench.as_json()["tasks"]] == [
+            f"3 of 4 items answered at alpha = 0, 0 of 4 at {best}",
+            f"0 of 1 items answered at alpha = 0, 0 of 1 at {best}",
+        ]
+        with Store(url, "mine").owned():
+            assert "bench" not in " ".join(c for c, _ in es.open_study(url, "mine").next_steps), "it is at work"
+        with self.opened("mine", url, YesModel()) as session:
+            assert session.bench(["basics", "gsm8k"], data=data, limit=4) is not None
+            done = es.open_study(url, "mine")
+            assert "not finished" not in " ".join(done.bench.sentences())
+            assert "bench" not in " ".join(command for command, _ in done.next_steps)
+            assert session.bench(["basics"], limit=2) is not None
+            assert es.open_study(url, "mine").bench == done.bench, "fewer items are a part of what is there"
+            assert session.bench(["basics"], [0.0, 0.9], limit=4, stop=lambda: True) is None
+        [(command, _)] = [step for step in es.open_study(url, "mine").next_steps if "bench" in step[0]]
+        assert command == f"expo-search bench mine --tasks basics --limit 4 --alphas 0,0.9 --storage {url}"
+
+    def test_one_that_an_earlier_version_was_stopped_in_goes_on_by_its_task_alone(self, url: str) -> None:
+        bench = BenchStore(Store(url, "mine"))
+        bench.pin("basics", {"title": "basics", "metrics": [["right", "right answers"]]})
+        bench.add("basics", 0.0, {}, {("a", 0): {"right": Score(1.0)}})
+        found = es.open_study(url, "mine")
+        assert found.bench.sentences() == ["basics is not finished: 1 item answered at alpha = 0, none at another."]
+        assert found.next_steps[0][0] == f"expo-search bench mine --tasks basics --storage {url}"
+        bench.add("basics", 0.4, {}, {("a", 0): {"right": Score(0.0)}})
+        assert "not finished" not in " ".join(es.open_study(url, "mine").bench.sentences())
 
     def test_a_judge_leaves_the_study_to_the_process_that_holds_it(
         self, url: str, monkeypatch: pytest.MonkeyPatch

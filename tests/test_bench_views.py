@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from rich.console import Console
 from test_model_card import make_origin, metadata
 
 from expo_search.bench.comparison import compare, corrected
-from expo_search.bench.result import BenchResult, TaskResult
+from expo_search.bench.result import Asked, BenchResult, TaskResult, read_bench
 from expo_search.bench.task import Metric, generator_name
 from expo_search.cli.inspect import print_bench
 from expo_search.contracts import Completion, Prompt
@@ -115,6 +115,29 @@ def test_the_report_has_the_table(tmp_path: Path) -> None:
     assert "GSM8K &lt;b&gt;|*x*" in page
     assert "<b>|" not in page
     assert "a loss" in page
+
+
+def test_a_task_that_is_not_finished_is_said_to_be_in_table_report_and_note(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    kept = BenchStore(Store(url, "s"))
+    kept.pin("gsm8k", {"title": "GSM8K", "metrics": [[m.name, m.title] for m in METRICS]})
+    asked = Asked(["gsm8k"], {"gsm8k": "my/private.jsonl"}, None, [0.0, 0.5], 541)
+    kept.describe("gsm8k", {"asked": asdict(asked)})
+    kept.add("gsm8k", 0.0, {}, {(item, i): given for i, (item, given) in enumerate(scores(60, 154).items())})
+    of, told = read_bench(kept), "GSM8K is not finished: 154 of 541 items answered at alpha = 0, 0 of 541 at 0.5."
+    console = Console(width=60)
+    with console.capture() as captured:
+        print_bench(console, of)
+    shown = " ".join(captured.get().split())
+    assert told in shown
+    assert shown.count("not finished") == 2
+    assert told.replace("=", r"\=") in markdown_note(study(of)).replace("=", r"\=")
+    write_report(Store(url, "s", read_only=True), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert told in page
+    assert '<td data-head="">not finished</td>' in page
+    assert "expo-search bench s --tasks gsm8k --data gsm8k=my/private.jsonl --alphas 0,0.5" in page
+    assert "asked" not in of.tasks[0].settings
 
 
 class TestCard:

@@ -10,7 +10,7 @@ from expo_search.bench.asking import Asking, BenchWatcher, Key
 from expo_search.bench.task import Item, Task
 from expo_search.contracts import Model, Prompt
 from expo_search.errors import EngineDied
-from expo_search.store.bench_store import Answered, BenchStore, Scores
+from expo_search.store.bench_store import ASKED, Answered, BenchStore, Scores
 
 
 class Benchmark(Protocol):
@@ -100,8 +100,11 @@ def run(
     watcher: BenchWatcher,
     stop: Callable[[], bool] = lambda: False,
     on_failure: Callable[[EngineDied], None] = lambda _: None,
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Answer and score what is not yet: alpha by alpha, since a switch empties the cache, and task by task.
+
+    `asked`: by task, what is kept with it of what was asked for (`result.Asked`).
 
     Raises:
         Stopped: `stop` said so; everything that was answered is stored.
@@ -110,6 +113,8 @@ def run(
     """
     for benchmark in benchmarks:
         store.pin(benchmark.name, benchmark.kept())
+        if asked is not None:
+            store.describe(benchmark.name, {ASKED: asked[benchmark.name]})
     n_open = {alpha: [(each, len(_open(store, each, alpha))) for each in benchmarks] for alpha in alphas}
     watcher.planned({(each.name, alpha): n for alpha, of_alpha in n_open.items() for each, n in of_alpha if n})
     for alpha, of_alpha in n_open.items():

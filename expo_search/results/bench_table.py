@@ -44,7 +44,8 @@ def bench_rows(bench: BenchResult) -> list[dict[str, str]]:
     for task in bench.tasks:
         if not any(c.task == task.name for c in bench.compared):
             at = ", ".join(f"{alpha:.4g} ({n})" for alpha, n in task.n_items.items())
-            remark = f"answered at {at}" + ("" if task.metrics else "; it is not scored here")
+            how = "not finished" if task.unfinished else f"answered at {at}"
+            remark = how + ("" if task.metrics or not task.n_items else "; it is not scored here")
             rows.append(dict.fromkeys(HEADINGS, "") | {"task": task.title, "": remark})
     return rows
 

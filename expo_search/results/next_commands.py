@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from expo_search.bench.result import Asked
 from expo_search.config.amounts import as_time, as_tokens
 from expo_search.config.options import DEFAULT_STORAGE, DEFAULT_TRIALS, OPTIONS, TRIALS_OF_A_BUDGET, option_of
 from expo_search.config.presets import load_study, preset_names
@@ -77,6 +78,17 @@ def go_on(
     options += ["--trust-remote-code"] if spec.trust_remote_code else []
     options += ["--storage", shown(url)] if url != DEFAULT_STORAGE else []
     return shlex.join(["expo-search", *settings, *given, *options])
+
+
+def bench_on(name: str, url: str, asked: Asked, best: float | None, *, asks_consent: bool = False) -> str:
+    """The command that goes on with a benchmark that was not finished; `best`: the alpha that it takes by itself."""
+    options = [word for task, file in asked.data.items() for word in ("--data", f"{task}={file}")]
+    options += [] if asked.limit is None else ["--limit", str(asked.limit)]
+    if asked.alphas and list(asked.alphas) != [0.0, best]:
+        options += ["--alphas", ",".join(map(_written, asked.alphas))]
+    options += ["--trust-remote-code"] if asks_consent else []
+    options += ["--storage", shown(url)] if url != DEFAULT_STORAGE else []
+    return shlex.join(["expo-search", "bench", name, "--tasks", ",".join(asked.tasks), *options])
 
 
 def _limits(budget: Mapping[str, float | None]) -> list[str]:

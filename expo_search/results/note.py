@@ -35,9 +35,14 @@ def markdown_note(study: StudyResult, *, artifacts: str | None = None, old: str 
     lines = [f"## {markdown(title)}", "", markdown_spans(said), ""]
     if study.model_gains:
         lines += ["### Each reward model alone", "", *model_gain_lines(study.model_gains), "", MODEL_GAINS, ""]
-    lines += [f"{len(study.evaluations)} finished trials. The best of them:", "", *_best_table(study.evaluations, verdict), ""]
+    lines += [
+        f"{len(study.evaluations)} finished trials. The best of them:",
+        "",
+        *_best_table(study.evaluations, verdict),
+        "",
+    ]
     lines += [*(f"- {markdown(line)}" for line in [*legend(study.evaluations, verdict, _HEADINGS), _EXCESS]), ""]
-    if study.bench.compared:
+    if study.bench.sentences():
         lines += ["### Beyond the reward model", "", *(f"- {markdown(s)}" for s in study.bench.sentences()), ""]
     lines += ["### Next", ""]
     # an indented block: nothing that stands in a command can end it

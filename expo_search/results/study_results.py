@@ -16,7 +16,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.results.bench_guardrails import losses, sentences
 from expo_search.results.curve.layout import Band
-from expo_search.results.next_commands import go_on, next_steps, search_again
+from expo_search.results.next_commands import bench_on, go_on, next_steps, search_again
 from expo_search.results.reward_models import ModelGain, ensemble_sentence, read_model_gains, study_calibration
 from expo_search.results.second_judge import check_sentence, read_checks
 from expo_search.results.shapes import shape_remark
@@ -52,6 +52,7 @@ class StudyResult:
         checks: what second judges make of its trials.
         shapes: the searches for an alpha for each weight that start from its trials.
         standing: how far its search is. goes_on: the command that goes on with it, where it is known.
+        bench_goes_on: the commands that go on with benchmarks that were not finished, unless a live process is at them.
         scorer: what rates its answers in the place of a reward model, with its files' hashes; empty: a reward model.
         asks_consent: whether that runs again with consent alone.
         calibration: of a study that several reward models rate; model_gains: what each of them makes of its best alpha.
@@ -72,6 +73,7 @@ class StudyResult:
     asks_consent: bool = False
     calibration: Calibration | None = None
     model_gains: Sequence[ModelGain] = ()
+    bench_goes_on: Sequence[str] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -113,8 +115,10 @@ class StudyResult:
         """(command, purpose) of what can be done with it now."""
         has = {"has_bench": bool(self.bench.tasks), "asks_consent": self.asks_consent}
         steps = next_steps(self.name, self.url, self.verdict, **has, shapes=self.better_shapes)
-        waits = self.goes_on and not self.standing.is_running
-        return [(self.goes_on, "the search, from where it stopped"), *steps] if waits else steps
+        begun = [(command, "the benchmark, from where it stopped") for command in self.bench_goes_on]
+        if self.goes_on and not self.standing.is_running:
+            begun = [(self.goes_on, "the search, from where it stopped"), *begun]
+        return [*begun, *steps]
 
     @property
     def other_checks(self) -> list[str]:
@@ -192,6 +196,11 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
     asks = given or asks_consent(reward.get("scorer"), reward.get("judge_url"))
     calibration = study_calibration(kept)
     gains = read_model_gains(store, calibration, judged.best, judged.confirmed)
+    begun = [task.asked for task in bench.tasks if task.asked is not None]
+    if begun and not stopped and store.is_owned():
+        begun = []
+    best = None if judged.best is None else judged.best.alpha
+    bench_on_by = [bench_on(store.name, store.url, asked, best, asks_consent=asks) for asked in begun]
     return StudyResult(
         store.name,
         store.url,
@@ -208,6 +217,7 @@ def read_result(store: Store, *, untold: Evaluation | None = None, stopped: bool
         asks,
         calibration,
         gains,
+        tuple(dict.fromkeys(bench_on_by)),  # a run of several tasks has one
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from expo_search.bench.alpaca_judge import checked_judge, judge
 from expo_search.bench.harness_task import HarnessTask, is_harness
 from expo_search.bench.registry import Data, load_tasks
-from expo_search.bench.result import BenchResult, read_bench
+from expo_search.bench.result import Asked, BenchResult, read_bench
 from expo_search.bench.run import Benchmark, Chosen, is_done, run
 from expo_search.bench.task import LEAST_ROOM, WrittenTask, generator_name
 from expo_search.config.options import OF_BENCH, TaskOptions
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Tasks whose items leave room for an answer, and the alphas at which they are wanted, 0 first."""
+    """Tasks whose items leave room for an answer, and the alphas at which they are wanted, 0 first.
+
+    `asked` names them as they were typed: a name may be that of several tasks.
+    """
 
     tasks: Sequence[Benchmark]
     alphas: Sequence[float]
+    asked: Asked
 
     def files(self, store: Store) -> dict[str, bytes]:
         """The answers of tasks that another program judges, by the files' place below a folder."""
@@ -120,7 +124,9 @@ class Benchmarks:
             for task in self.tasks if again else ():
                 bench.forget(task.name)
             seed = running.checked.spec.search.seed
-            run(model, bench, self.tasks, self.alphas, seed=seed, watcher=watcher, stop=stop, on_failure=on_failure)
+            asked = {task.name: asdict(replace(self.asked, n_items=len(task.item_ids))) for task in self.tasks}
+            how: dict[str, Any] = {"watcher": watcher, "stop": stop, "on_failure": on_failure}
+            run(model, bench, self.tasks, self.alphas, seed=seed, asked=asked, **how)
 
 
 def prepare(
@@ -158,8 +164,9 @@ def prepare(
         )
     tasks = load_tasks(names, data, limit, options)
     wanted = [0.0, *dict.fromkeys(alpha for alpha in alphas if alpha != 0)]
+    asked = Asked(list(names), {task: str(file) for task, file in data.items()}, limit, wanted)
     if not own_model:
-        return Benchmarks(tasks, wanted)
+        return Benchmarks(tasks, wanted, asked)
     spec = checked.spec
     tokenizer = load_tokenizer(
         str(checked.pair.aligned.path),
@@ -174,7 +181,7 @@ def prepare(
         else task
         for task in tasks
     ]
-    return Benchmarks(fitting, wanted)
+    return Benchmarks(fitting, wanted, asked)
 
 
 def _fitting(spec: StudySpec, tokenizer: PreTrainedTokenizerBase, chosen: Chosen, say: Callable[[str], None]) -> Chosen:

@@ -21,7 +21,8 @@ from expo_search.text import storable
 
 T = TypeVar("T")
 
-_SHOWN = {"title", "metrics", "judge"}  # of a task's settings: how it is shown, which changes no answer
+ASKED = "asked"  # of a task's settings: what its last run was asked for
+_SHOWN = {"title", "metrics", "judge", ASKED}  # of them, how a task is shown, which changes no answer
 _RULES = "definition"  # a task of the harness that was begun without it was asked and scored by rules that have changed
 # Not kept by every version: a task that was begun without one of them goes on, and keeps the one it goes on under
 _LATER = {"scorer", "scorer_file"}
@@ -100,7 +101,7 @@ class BenchStore:
             )
 
     def describe(self, task: str, shown: Mapping[str, Any]) -> None:
-        """Keep more of how a task is shown: `title`, `metrics`, `judge`."""
+        """Keep more of how a task is shown: `title`, `metrics`, `judge`, `ASKED`."""
 
         def put(session: Session, _: bool) -> None:
             row = session.get_one(BenchTaskRow, (self._store.study_id, task))
@@ -231,6 +232,12 @@ class BenchStore:
         for task, alpha in sorted((task, alpha) for task, alpha in rows):
             found.setdefault(task, []).append(alpha)
         return found
+
+    def asked(self) -> list[str]:
+        """The tasks of which it is kept what they were asked for, whether or not an item is scored."""
+        query = sa.select(BenchTaskRow.task, BenchTaskRow.settings).where(BenchTaskRow.study_id == self._store.study_id)
+        rows = self._read(lambda session: session.execute(query.order_by(BenchTaskRow.task)).all()) or ()
+        return [task for task, settings in rows if ASKED in json.loads(settings)]
 
     def _are(self, table: type[BenchAnswerRow | BenchScoreRow], task: str, alpha: float) -> Sequence[Any]:
         return table.study_id == self._store.study_id, table.task == task, table.alpha == alpha
