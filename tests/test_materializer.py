@@ -105,7 +105,9 @@ def test_a_switched_engine_is_to_the_bit_a_fresh_engine_on_the_offline_checkpoin
     fresh.close()
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gemma3", "mixtral", "deepseek-v2"])
+@pytest.mark.parametrize(
+    "family", ["llama-tied", "deepseek-v2", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gemma3", "mixtral"))]
+)
 def test_the_weights_are_the_same_bits_whatever_they_are_multiplied_in(family: str, tmp_path: Path) -> None:
     """The arithmetic that this machine would not choose; also of weights that an engine always keeps in float32."""
     aligned, sft = make_pair(tmp_path, family)

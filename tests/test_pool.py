@@ -303,7 +303,7 @@ class TestAhead:
 
 
 class TestLosses:
-    @pytest.mark.parametrize("fault", ["die", "fail", "hang"])
+    @pytest.mark.parametrize("fault", ["die", pytest.param("fail", marks=pytest.mark.slow), "hang"])
     def test_a_lost_engine_gives_its_prompts_back_and_joins_anew(
         self, start: Started, tmp_path: Path, fault: str
     ) -> None:

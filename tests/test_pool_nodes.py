@@ -82,6 +82,7 @@ def test_a_node_that_goes_costs_its_prompts_and_one_that_comes_is_used(nodes: An
     assert kept is not lost
 
 
+@pytest.mark.slow  # engines and a node are started, and waited for
 def test_a_start_goes_on_without_an_engine_that_has_no_place_and_it_joins_later(nodes: Any, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=1)
     said: list[str] = []

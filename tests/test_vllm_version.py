@@ -4,51 +4,43 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
-import sys
 import tomllib
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
+import commands
 import pytest
 
+from expo_search.cli import main as command_line
+from expo_search.config.spec import EngineSpec, SamplingSpec
 from expo_search.engine import vllm_version
+from expo_search.engine.start import ModelSpec, start_engine
 from expo_search.engine.vllm_version import KNOWN, check_vllm, installed_vllm, is_known
 from expo_search.errors import EngineError
 
 ROOT = Path(__file__).parent.parent
 
-LACKS = """
-import sys
-from pathlib import Path
-import {module} as module
-del module.{name}
-import expo_search.engine.vllm_version as v
-v.installed_vllm = lambda: ("vllm", "0.34.1")
-import expo_search.cli.main as command_line
-from expo_search.config.spec import EngineSpec, SamplingSpec
-from expo_search.engine.start import ModelSpec, start_engine
-command_line.app = lambda: start_engine(ModelSpec(Path("a"), Path("s"), SamplingSpec(), EngineSpec(), 0))
-command_line.main()
-"""
+
+def lack(module: str, name: str) -> None:
+    """In the process of a command: another vLLM, without a name, is the one whose engine is started."""
+    home, _, attribute = name.rpartition(".")
+    delattr(attrgetter(home)(import_module(module)) if home else import_module(module), attribute)
+    vllm_version.installed_vllm = lambda: ("vllm", "0.34.1")
+    command_line.app = lambda: start_engine(ModelSpec(Path("a"), Path("s"), SamplingSpec(), EngineSpec(), 0))
 
 
 @pytest.mark.parametrize(
     ("module", "name", "found"),
     [
         ("vllm.utils.torch_utils", "set_default_torch_dtype", "vllm.utils.torch_utils.set_default_torch_dtype"),
-        pytest.param(
-            "vllm.v1.engine.llm_engine", "LLMEngine.set_weight_version", "LLMEngine.set_weight_version",
-            marks=pytest.mark.slow,
-        ),
-        # of the reward model's engine
-        pytest.param("vllm.envs", "disable_envs_cache", "vllm.envs.disable_envs_cache", marks=pytest.mark.slow),
+        ("vllm.v1.engine.llm_engine", "LLMEngine.set_weight_version", "LLMEngine.set_weight_version"),
+        ("vllm.envs", "disable_envs_cache", "vllm.envs.disable_envs_cache"),  # of the reward model's engine
     ],
 )  # fmt: skip
 def test_a_name_that_is_gone_is_one_line_and_code_2(tmp_path: Path, module: str, name: str, found: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LACKS.format(module=module, name=name)],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = commands.ended(tmp_path, before=partial(lack, module, name))
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("expo-search: ")]
     expected = "vLLM 0.32, which this version of expo-search knows; "
