@@ -18,6 +18,7 @@ GROUPS = {
     "all with a gain but *": tuple(k for k in WITH_A_GAIN if k not in HARD),
     "all with a gain": WITH_A_GAIN,
     "all with none": WITH_NONE,
+    "all but those of 24": tuple(k for k in KINDS if "24 prompts" not in k),
     "all": tuple(KINDS),
 }
 
