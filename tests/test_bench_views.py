@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import asdict, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from fakes import make_evaluation
+from optuna.distributions import FloatDistribution
 from rich.console import Console
 from test_model_card import make_origin, metadata
 
 from expo_search.bench.comparison import compare, corrected
 from expo_search.bench.result import Asked, BenchResult, TaskResult, read_bench
 from expo_search.bench.task import Metric, generator_name
-from expo_search.cli.inspect import print_bench
+from expo_search.cli.inspect import print_bench, print_result
 from expo_search.contracts import Completion, Prompt
 from expo_search.errors import StudyError
 from expo_search.exporting.model_card import card
@@ -26,10 +28,12 @@ from expo_search.results.bench_guardrails import losses
 from expo_search.results.curve.tax import tax_panels, tax_svg, terminal_tax
 from expo_search.results.html_report import write_report
 from expo_search.results.note import markdown_note
-from expo_search.results.study_results import StudyResult
+from expo_search.results.study_results import StudyResult, read_result
 from expo_search.results.summary_json import summary
 from expo_search.results.verdict import verdict
+from expo_search.search.loop import keep
 from expo_search.store.answer_rows import Stored
+from expo_search.store.attributes import StudyAttributes
 from expo_search.store.bench_store import Answered, BenchStore, Score, Scores
 from expo_search.store.study_store import Store
 
@@ -179,6 +183,71 @@ class TestGuardrails:
     def test_a_loss_that_is_not_shown_and_a_task_without_a_limit_rule_nothing_out(self) -> None:
         assert losses(bench(n_right=97), {"gsm8k": 0.0}) == {}
         assert losses(LOSS, {"ifeval": 0.0}) == {}
+
+
+class TestUnmeasured:
+    """A guardrail that was held to nothing rules nothing out, and says so."""
+
+    NONE = "The guardrail gsm8k was not measured at alpha = 0.5: `expo-search bench s --tasks gsm8k`."
+
+    def test_every_view_says_that_the_recommended_alpha_was_not_held_to_it(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path / 'a.db'}"
+        store = Store(url, "s")
+        trials = [make_evaluation(0, 0.0, 0.0, 0.0), make_evaluation(1, 0.5, 0.5, 0.05)]
+        for e in trials:
+            trial = store.study.ask({"alpha": FloatDistribution(e.alpha, e.alpha)})
+            keep(store, trial, e)
+            store.tell(trial, e.gain.mean)
+        store.keep(StudyAttributes(spec={"search": {}, "guardrails": {"bench": {"gsm8k": 0.02}}}))
+        result = read_result(store)
+        place = f" --storage {url}"
+        told = self.NONE.replace("gsm8k`", f"gsm8k{place}`")
+        assert result.remarks[-1] == told
+        out = io.StringIO()
+        print_result(Console(width=400, file=out), result, as_json=False)
+        assert told in out.getvalue()
+        out = io.StringIO()
+        print_result(Console(file=out), result, as_json=True)
+        assert told in json.loads(out.getvalue())["remarks"]
+        assert self.NONE.partition(":")[0].replace("=", "") in markdown_note(result).replace("\\", "").replace("=", "")
+        write_report(Store(url, "s", read_only=True), tmp_path / "r.html")
+        assert "The guardrail gsm8k was not measured at alpha = 0.5" in (tmp_path / "r.html").read_text()
+
+    def test_the_card_says_so_of_its_alpha(self, tmp_path: Path) -> None:
+        origin = make_origin(tmp_path)
+        guardrails = origin.spec.guardrails.model_copy(update={"bench": {"gsm8k": 0.02, "/home/me/own.py:rate": 1.0}})
+        origin = replace(origin, spec=origin.spec.model_copy(update={"guardrails": guardrails}))
+        text = card(origin).replace("\\", "")
+        assert (
+            "- The study's guardrails gsm8k, ./own.py:rate were not measured at this alpha (`expo-search bench`)"
+            in text
+        )
+        assert "/home/me" not in text
+        assert "guardrail ./own.py:rate was not measured" in card(replace(origin, bench=LOSS)).replace("\\", "")
+
+    def test_once_it_is_measured_nothing_is_said(self) -> None:
+        measured = bench(n_right=97)
+        assert study(measured).remarks == []
+        assert study(bench(alpha=0.7, n_right=97)).remarks == [self.NONE], "at another alpha"
+        assert replace(study(BenchResult()), limits={}).remarks == []
+        zero = replace(study(BenchResult()), verdict=verdict([make_evaluation(0, 0.0, 0.0, 0.0)]))
+        assert zero.remarks == [], "nothing is recommended"
+
+    def test_one_that_was_begun_names_the_command_that_goes_on(self) -> None:
+        of = bench(n_right=97)
+        asked = Asked(["gsm8k", "basics"], {"gsm8k": "my.jsonl"}, 300, [0.0, 0.5, 0.7], 300)
+        begun = BenchResult([replace(of.tasks[0], asked=asked, unfinished="...")], of.compared)
+        goes_on = "expo-search bench s --tasks gsm8k,basics --data gsm8k=my.jsonl --limit 300"
+        assert study(begun).remarks == [f"The guardrail gsm8k was not measured to the end at alpha = 0.5: `{goes_on}`."]
+        asked = replace(asked, n_items=200)
+        there = BenchResult([replace(of.tasks[0], asked=asked, unfinished="...")], of.compared)
+        assert study(there).remarks == [], "the items of another alpha alone are missing"
+
+    def test_several_are_one_command(self) -> None:
+        two = replace(study(BenchResult()), limits={"gsm8k": 0.02, "ifeval": 0.1})
+        assert two.remarks == [
+            "The guardrails gsm8k, ifeval were not measured at alpha = 0.5: `expo-search bench s --tasks gsm8k,ifeval`."
+        ]
 
 
 class TestFiles:

@@ -13,9 +13,11 @@ from typing import Any
 
 from expo_search.bench.result import BenchResult
 from expo_search.checkpoint.side_files import CARD, PROVENANCE
+from expo_search.config.own_scorer import shortened
 from expo_search.evaluation.result import CONTROL, Evaluation
 from expo_search.exporting.provenance import FORMULA, Origin, public
 from expo_search.inputs.source import Source
+from expo_search.results.bench_guardrails import not_measured
 from expo_search.results.bench_table import bench_rows
 from expo_search.results.legend import EQUAL_LENGTH
 from expo_search.results.reward_models import MODEL_GAINS, ensemble_sentence, model_gain_lines
@@ -240,6 +242,14 @@ def _limits(origin: Origin) -> str:
         *(
             ["The interval of a search's best alpha was not confirmed on fresh prompts (`expo-search confirm`)."]
             if origin.trial and origin.verdict.confirmed is None
+            else []
+        ),
+        *(
+            [
+                f"The study's {markdown(not_measured([shortened(task) for task in origin.unmeasured]))} at this alpha "
+                "(`expo-search bench`): whether it loses more there than they allow is not known."
+            ]
+            if origin.unmeasured
             else []
         ),
         *([f"Answers were also ended at these strings: {markdown(', '.join(map(repr, stops)))}."] if stops else []),

@@ -27,6 +27,7 @@ from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
 from expo_search.inputs.pair import pinned
 from expo_search.inputs.source import LOCAL, Pair, Source
+from expo_search.results.bench_guardrails import unmeasured
 from expo_search.results.reward_models import ModelGain
 from expo_search.results.summary_json import as_json, confirmation_json
 from expo_search.results.verdict import Verdict
@@ -94,6 +95,11 @@ class Origin:
     def compared(self) -> list[Compared]:
         """The benchmarks at this alpha, against alpha = 0."""
         return [c for c in self.bench.compared if c.alpha == self.alpha]
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The tasks of the study's `[guardrails.bench]` to which this alpha was not held."""
+        return list(unmeasured(self.bench, self.spec.guardrails.bench, self.alpha))
 
     @property
     def command(self) -> str:

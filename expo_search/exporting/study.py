@@ -33,7 +33,7 @@ from expo_search.exporting.verify import dtype_to_write, engine_dtype, verify
 from expo_search.exporting.wanted import Wanted, check_wanted, refuse
 from expo_search.inputs.chat_template import load_tokenizer
 from expo_search.inputs.pair import resolve_pair
-from expo_search.results.bench_guardrails import losses
+from expo_search.results.bench_guardrails import losses, not_measured
 from expo_search.results.reward_models import read_model_gains, study_calibration
 from expo_search.results.second_judge import read_checks
 from expo_search.results.shapes import shape_sentence
@@ -118,6 +118,8 @@ def export_study(
         say(f"uploaded: {url}")
     spread = "" if origin.shape is None else f", spread by {origin.shape},"
     say(f"alpha = {origin.alpha:.6g}{spread} of study {name} written to {wanted.out}, {_how_sure(origin, wanted)}")
+    if origin.unmeasured:
+        say(f"its {not_measured(origin.unmeasured)} at this alpha: expo-search bench measures what it loses there")
     return origin.alpha
 
 

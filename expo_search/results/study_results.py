@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from expo_search.bench.result import BenchResult, read_bench
+from expo_search.bench.result import Asked, BenchResult, read_bench
 from expo_search.config.spec import SearchSpec, asks_consent
 from expo_search.evaluation.ensemble import Calibration
 from expo_search.evaluation.judge import JUDGE
 from expo_search.evaluation.result import Evaluation
 from expo_search.evaluation.second_judge import Check
-from expo_search.results.bench_guardrails import losses, sentences
+from expo_search.results.bench_guardrails import losses, not_measured, sentences, unmeasured
 from expo_search.results.curve.layout import Band
 from expo_search.results.next_commands import bench_on, go_on, next_steps, search_again
 from expo_search.results.reward_models import ModelGain, ensemble_sentence, read_model_gains, study_calibration
@@ -80,7 +80,8 @@ class StudyResult:
         """For people, beside the verdict.
 
         What second judges make of its alpha, whether a shape of it beats it, how far an unfinished search is, what
-        rates, what a benchmark rules out, which other alphas fresh prompts show to be better than 0.
+        rates, what a benchmark rules out, which guardrails it was not held to, which other alphas fresh prompts show to
+        be better than 0.
         """
         best = None if self.best is None else self.best.trial
         checked = [check_sentence(c) for c in self.checks if c.trial == best]
@@ -91,7 +92,26 @@ class StudyResult:
         if self.calibration is not None:
             rated = ensemble_sentence(self.calibration, self.model_gains)
         ruled_out = sentences(losses(self.bench, self.limits), self.limits)
-        return [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out, *self._others_confirmed()]
+        told = [*checked, *shaped, *filter(None, [unfinished, rated]), *ruled_out, *self._unmeasured()]
+        return [*told, *self._others_confirmed()]
+
+    def _unmeasured(self) -> list[str]:
+        """For people: the `[guardrails.bench]` that the recommended alpha was not held to, with what measures them."""
+        if self.verdict.recommended is None:
+            return []
+        alpha = self.verdict.alpha
+        by_command: dict[str, list[str]] = {}
+        missing = unmeasured(self.bench, self.limits, alpha)
+        fresh = Asked([task for task, begun in missing.items() if begun is None])
+        for task, begun in missing.items():
+            asked = fresh if begun is None else replace(begun, alphas=())  # at the recommended alpha, by itself
+            command = bench_on(self.name, self.url, asked, alpha, asks_consent=self.asks_consent)
+            by_command.setdefault(command, []).append(task)
+        ends = {task: "" if begun is None else " to the end" for task, begun in missing.items()}
+        return [
+            f"The {not_measured(tasks)}{ends[tasks[0]]} at alpha = {alpha:.4g}: `{command}`."
+            for command, tasks in by_command.items()
+        ]
 
     def _others_confirmed(self) -> list[str]:
         """For people: alphas that fresh prompts show to be better than 0 where the verdict is to keep 0."""
