@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expo_search.bench import harness_package, ifeval
+from expo_search.bench.ifeval import WITHOUT_PUNKT, Ifeval
 from expo_search.bench.registry import load_tasks
 from expo_search.bench.run import Chosen
 from expo_search.bench.task import WrittenTask
@@ -170,6 +173,98 @@ class TestIfeval:
         assert len(load("ifeval", 1, ifeval=file).items) == 1, "the first item needs none"
         monkeypatch.setattr(ifeval, "has_punkt", lambda: True)
         assert len(load("ifeval", ifeval=file).items) == 2
+
+
+def need_nltks_data(*sources: str) -> set[str]:
+    """The classes, functions and variables of these modules that use nltk, if only through one another.
+
+    Its `RegexpTokenizer` needs no data.
+    """
+
+    def names(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("nltk.tokenize.RegexpTokenizer"):
+            return
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        for child in ast.iter_child_nodes(node):
+            yield from names(child)
+
+    trees = [ast.parse(source) for source in sources]
+    tainted = {"nltk"}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            of = getattr(node, "module", None) or ""
+            tainted |= {a.asname or a.name for a in node.names if f"{of}.{a.name}".lstrip(".").startswith("nltk")}
+    used: dict[str, set[str]] = {}
+    for node in (node for tree in trees for node in tree.body):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            used.setdefault(node.name, set()).update(names(node))
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                used.setdefault(ast.unparse(target), set()).update(names(node.value))
+    while more := {name for name, uses in used.items() if uses & tainted} - tainted:
+        tainted |= more
+    return tainted
+
+
+class TestPunkt:
+    """Which of IFEval's checkers cannot check without nltk's data: without them an item would be scored wrong."""
+
+    def test_they_are_those_of_the_installed_harness_that_use_nltk_if_only_through_a_helper(self) -> None:
+        from lm_eval.tasks.ifeval import instructions, instructions_registry, instructions_util
+
+        modules = [Path(module.__file__).read_text() for module in (instructions, instructions_util)]
+        using = need_nltks_data(*modules)
+        checkers = instructions_registry.INSTRUCTION_DICT
+        assert {id for id, checker in checkers.items() if checker.__name__ in using} == ifeval.NEED_PUNKT
+        assert all(f"class {checker.__name__}(" in modules[0] for checker in checkers.values())
+
+    @pytest.mark.parametrize(
+        "checker",
+        [
+            "return nltk.word_tokenize(x)",
+            "return util.nltk.sent_tokenize(x)",
+            "return cut(x)",
+            "return util.count(x)",
+            "return by_helper()(x)",
+            "return Other().check(x)",
+            "return tokens(x)",
+            "return KEPT.tokenize(x)",
+        ],
+    )
+    def test_a_new_checker_would_be_seen(self, checker: str) -> None:
+        helpers = """
+import nltk
+from nltk.tokenize import sent_tokenize as tokens
+KEPT = nltk.data.load("punkt")
+def cut(x):
+    return nltk.sent_tokenize(x)
+def count(x):
+    return len(cut(x))
+def by_helper():
+    return cut
+class Other:
+    def check(self, x):
+        return cut(x)
+def words(x):
+    return nltk.tokenize.RegexpTokenizer("w+").tokenize(x)
+"""
+        made = f"class Checker:\n    def check(self, x):\n        {checker}\n"
+        assert "Checker" in need_nltks_data(made, helpers)
+        assert "Checker" not in need_nltks_data(made.replace(checker, "return util.words(x)"), helpers)
+
+    @pytest.mark.skipif("IFEVAL" not in os.environ, reason="IFEVAL names no file with google/IFEval's 541 items")
+    def test_each_of_the_541_items_has_checkers_that_take_an_answer(self) -> None:
+        file = Path(os.environ["IFEVAL"])
+        items = {name: Ifeval(name, {"ifeval": file}).items for name in ("ifeval", WITHOUT_PUNKT)}
+        without = {item.id for item in items[WITHOUT_PUNKT]}
+        assert (len(items["ifeval"]), len(without)) == (541, 477)
+        assert sum(item.id not in without for item in items["ifeval"]) == 64
+        task = Ifeval("ifeval", {"ifeval": file})
+        checked = [item for item in task.items if item.id in without or ifeval.has_punkt()]
+        for answer in ("", "One sentence. And another, with a comma!\n\n* a point"):
+            for item in checked:
+                assert set(task.score(item, said(answer))) == {metric.name for metric in task.metrics}
 
 
 class TestOwn:
