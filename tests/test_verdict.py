@@ -6,15 +6,20 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import make_evaluation
 from rich.console import Console
+from test_model_card import make_origin
 
 from expo_search.config.spec import SearchSpec
 from expo_search.errors import StudyError
 from expo_search.evaluation.result import Evaluation
+from expo_search.exporting.model_card import card
+from expo_search.exporting.study import _choose
+from expo_search.exporting.wanted import Wanted
 from expo_search.results.curve.layout import Scene
 from expo_search.results.fitted_table import headings
 from expo_search.results.html_report import trial_table as html_table
@@ -23,7 +28,7 @@ from expo_search.results.note import markdown_note
 from expo_search.results.study_results import StudyResult
 from expo_search.results.summary_json import confirmation_json, summary
 from expo_search.results.terminal import stage_seconds, trial_table
-from expo_search.results.verdict import confirmation_sentence, trial_at, verdict
+from expo_search.results.verdict import Verdict, confirmation_sentence, trial_at, verdict
 from expo_search.search.confirm import Confirmation
 from expo_search.stats.paired import Estimate
 
@@ -378,7 +383,7 @@ class TestOneAlpha:
     @pytest.mark.parametrize(
         "found", [UNSURE, [CONTROL, JUST_BETTER], [CONTROL, JUST_NOT], [CONTROL, make_evaluation(1, 0.3, -0.5, 0.1)]]
     )
-    def test_every_view_says_the_same_alpha(self, found: list[Evaluation]) -> None:
+    def test_every_view_says_the_same_alpha(self, found: list[Evaluation], tmp_path: Path) -> None:
         judged = verdict(found)
         alpha = judged.alpha
         read = summarised(found)
@@ -394,6 +399,24 @@ class TestOneAlpha:
         assert Scene(found, judged, None).chosen[0] == alpha  # type: ignore[index]
         note = markdown_note(StudyResult("s", "sqlite:///s.db", found, {}, judged))
         assert note.splitlines()[0].endswith(f" alpha = {alpha:.4g}")
+        report = html_table(found, judged).rows
+        assert [row.cells[1] for row in report if row.cells[0].startswith("▲")] == [f"{alpha:.4g}"]
+        self.is_what_export_writes(found, judged, tmp_path)
+
+    def is_what_export_writes(self, found: list[Evaluation], judged: Verdict, folder: Path) -> None:
+        """By default; its card says it, and a card of another alpha that it is not the recommended one."""
+        by_default = Wanted(folder / "out")
+        if judged.alpha == 0:
+            with pytest.raises(StudyError, match=f"{re.escape(judged.sentence())}; expected a gain to export"):
+                _choose(found, judged, by_default, "s")
+        else:
+            assert _choose(found, judged, by_default, "s") == (judged.alpha, judged.recommended)
+        origin = make_origin(folder, evaluations=found, control=found[0], verdict=judged)
+        for e in found[1:]:
+            text = card(replace(origin, alpha=e.alpha, trial=e))
+            told = f"**not the one that the search recommends**, which is {judged.alpha:.4g}: "
+            assert judged.sentence() in text
+            assert (told in text) == (e.alpha != judged.alpha)
 
     def test_where_there_is_no_evidence_it_says_what_these_prompts_could_tell(self) -> None:
         few = replace(JUST_NOT, gain=Estimate(0.2, 0.2, 16))
