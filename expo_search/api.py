@@ -684,8 +684,8 @@ class Session:
 
         Args:
             tasks: names (`expo-search bench --help` has them).
-            alphas: beside 0; the recommended one by default. One that a trial has but for the digits that tables show
-                is that trial's.
+            alphas: beside 0; by default the recommended one, or where the verdict is to keep 0, which is said, the best
+                other. One that a trial has but for the digits that tables show is that trial's.
             data: files in the place of the Hub's data sets, by the task's name.
             limit: the first items of each task.
             again: forget what is stored of these tasks.
@@ -708,7 +708,7 @@ class Session:
         from expo_search.store.study_store import Store
 
         storage, name = self.checked.storage, self.name
-        alphas = [self._recommended().alpha] if alphas is None else [self._evaluated(alpha) for alpha in alphas]
+        alphas = [self._best_to_bench()] if alphas is None else [self._evaluated(alpha) for alpha in alphas]
         benchmarks = self._benchmarks(tasks, alphas, data, limit)
         if judge is not None:
             judge = benchmarks.checked_judge(judge)
@@ -811,6 +811,16 @@ class Session:
     def _recommended(self) -> Evaluation:
         """The trial that the verdict is about; raises `StudyError` where there is none."""
         return self.result().trial_at(None)
+
+    def _best_to_bench(self) -> float:
+        """The alpha of that trial; where it is not the recommended one, which is 0, that is said."""
+        best = self._recommended()
+        if self.result().verdict.recommended is None:
+            self.say(
+                f"study {self.name}: the verdict is to keep alpha = 0; what the best other alpha, {best.alpha:.4g}, "
+                "does is measured all the same (--alphas takes others)"
+            )
+        return best.alpha
 
     def _check_prompt(self, prompt: Prompt) -> None:
         if not prompt.text.strip():

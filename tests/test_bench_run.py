@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from bench_fakes import Recording, TurnsTask, YesModel
 from fakes import FakeScorer
+from rich.console import Console
 from twins import write_prompts
 
 import expo_search as es
@@ -403,6 +405,43 @@ class TestSession:
         assert result.verdict.n_tried == sum(e.alpha != 0 for e in result.evaluations)
         with pytest.raises(es.ExpoError, match="no trial that may win"):
             result.trial_at(None)
+
+    def test_where_the_verdict_is_to_keep_alpha_0_it_says_that_the_best_other_one_is_measured(
+        self, tmp_path: Path
+    ) -> None:
+        write_prompts(tmp_path / "prompts.jsonl", 48)
+        settings: dict[str, dict[str, Any]] = {
+            "pair": {"sft": "my/sft", "aligned": "my/aligned", "reward_model": "my/judge"},
+            "prompts": {"n": 32, "source": str(tmp_path / "prompts.jsonl")},
+            "search": {"seed": 1, "sampler": "grid", "racing": False, "alpha_max": 1.0},
+        }
+        scorer = FakeScorer(truth=lambda _: 0.0, noise=1.0)
+        spec = es.load_study(name="mine", overrides=settings)
+        url, out = f"sqlite:///{tmp_path / 'mine.db'}", io.StringIO()
+        console = Console(file=out, width=400)
+        with es.open_session(spec, url, model=YesModel(), scorer=scorer, console=console) as session:
+            verdict = session.search(n_trials=3).verdict
+            assert verdict.recommended is None
+            assert verdict.best is not None
+            best = verdict.best.alpha
+            measured = session.bench(["basics"], limit=3)
+            told = f"the verdict is to keep alpha = 0; what the best other alpha, {best:.4g}, does is measured"
+            assert out.getvalue().count(told) == 1
+            assert "(--alphas takes others)" in out.getvalue()
+            session.bench(["basics"], [best], limit=3)
+            assert out.getvalue().count(told) == 1, "who names an alpha knows which"
+        assert measured is not None
+        assert {c.alpha for c in measured.compared} == {best}
+
+    @pytest.mark.usefixtures("turns")
+    def test_a_search_whose_benchmark_was_left_out_says_that_its_guardrail_was_not_measured(self, url: str) -> None:
+        self.limited(url, 0.1)
+        told = f"The guardrail turns was not measured at alpha = {self.best_alpha():.4g}: "
+        command = f"`expo-search bench mine --tasks turns --storage {url}`."
+        assert es.open_study(url, "mine").remarks == [told + command]
+        with self.opened("mine", url, YesModel(share=lambda _: 0.9)) as session:
+            session.bench(["turns"])
+        assert es.open_study(url, "mine").remarks == []
 
     @pytest.mark.usefixtures("turns")
     def test_a_loss_within_the_limit_rules_nothing_out(self, url: str) -> None:
