@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fakes
@@ -548,6 +550,28 @@ class TestClusters:
         (tmp_path / "no checkpoint").touch()
         with pytest.raises(EngineError, match="aligned: no folder; expected one; copy it"):
             cluster.survey(recipe, Place(cpus=1), {node.id: 2})
+
+    @pytest.mark.parametrize("lacks", ["a module", "a class", "a module that is imported late"])
+    def test_a_node_that_lacks_what_this_machine_has_of_expo_search_is_named(
+        self, cluster: Cluster, lacks: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Newer:  # by value, as long as no module has it
+            def survey(self, _: int) -> None:
+                importlib.import_module("expo_search.pool.newer")
+
+            def start(self, share: Share) -> Any: ...
+
+        if "late" not in lacks:  # pickled by its name, which another version of the package does not have
+            name = "expo_search.pool.newer" if lacks == "a module" else "expo_search.version"
+            Newer.__module__, Newer.__qualname__ = name, "Newer"
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+            monkeypatch.setattr(sys.modules[name], "Newer", Newer, raising=False)
+        (node,) = cluster.nodes()
+        missing = "Can't get attribute 'Newer'" if lacks == "a class" else "No module named 'expo_search.pool.newer'"
+        said = rf"^node {node.name}: expo-search cannot be imported there \({missing}.*; install the same version"
+        with pytest.raises(EngineError, match=said) as fault:
+            cluster.survey(Newer(), Place(cpus=1), {node.id: 1})
+        assert len(str(fault.value).splitlines()) == 1
 
     def test_room_is_what_is_free(self) -> None:
         nodes = [Node("a", "a", 8, 64, 8, 64), Node("b", "b", 8, 64, 3, 64), Node("head", "head", 0, 8, 0, 8)]

@@ -21,6 +21,7 @@ from expo_search.errors import EngineError, ExpoError
 from expo_search.pool.actor import EngineActor, Recipe
 
 INSTALL = 'pip install "expo-search[ray]"'
+UPDATE = "install the same version of expo-search and vLLM on every node"
 _REACH_S = 5.0  # until an address that does not answer is given up
 _SURVEY_S = 3600.0  # for reading checkpoints whole, once a node
 _OBJECTS_BYTES = 256 << 20  # of Ray's shared memory on a node of our own: prompts, answers and rewards are small
@@ -160,8 +161,9 @@ class Cluster:
 
         Raises:
             ExpoError: what it raises on the first node that has a fault.
-            EngineError: a node does not answer.
+            EngineError: a node does not answer, or lacks the modules of this machine.
         """
+        from ray.exceptions import RaySystemError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         def survey(recipe: Recipe, n: int) -> Any:
@@ -181,11 +183,19 @@ class Cluster:
         names = {node.id: node.name for node in self.nodes()}
         answers = {}
         for node, ref in asked.items():
+            where = f"node {names.get(node, node)}"
             try:
                 answers[node] = self.result(ref, _SURVEY_S)
+            except (ImportError, RaySystemError) as fault:  # the latter: the recipe could not be unpickled there
+                raise EngineError(
+                    where=where,
+                    found=f"expo-search cannot be imported there ({first_line(fault).removeprefix('System error: ')})",
+                    expected="what this machine has",
+                    do=UPDATE,
+                ) from fault
             except (EngineLost, NotYet) as fault:
                 raise EngineError(
-                    where=f"node {names.get(node, node)}",
+                    where=where,
                     found=f"it does not answer ({fault})",
                     expected="a node that says what it has",
                     do="see `ray status`, and run the same command again",
@@ -194,7 +204,7 @@ class Cluster:
                 if len(asked) == 1:
                     raise
                 raise type(fault)(
-                    where=f"node {names.get(node, node)}: {fault.where}",
+                    where=f"{where}: {fault.where}",
                     found=fault.found,
                     expected=fault.expected,
                     do=fault.do,

@@ -8,11 +8,9 @@ from typing import Any
 from expo_search.engine.machine import has_gpu, measure_machine
 from expo_search.errors import EngineError, ExpoError
 from expo_search.pool.actor import Share, Started
-from expo_search.pool.cluster import Cluster, Node, Place
-from expo_search.session.fact import Fact, gib, short
+from expo_search.pool.cluster import UPDATE, Cluster, Node, Place
+from expo_search.session.fact import Fact, gib
 from expo_search.session.site import versions_here
-
-_UPDATE = "install the same version of expo-search and vLLM on every node"
 
 
 class NodeProbe:
@@ -66,13 +64,11 @@ def _node(cluster: Cluster, node: Node, here: dict[str, str]) -> Fact:
         probe = cluster.survey(NodeProbe(), Place(gpus=min(1, node.free_gpus)), {node.id: 1})[node.id]
     except ExpoError as fault:
         return Fact(name, f"{text}; {fault.found}", "missing", fault.do)
-    except ImportError as fault:  # whatever else the node lacks of expo-search
-        return Fact(name, f"{text}; expo-search cannot be imported there ({short(fault)})", "missing", _UPDATE)
     text += f"; {gib(probe['host'])} of memory free"
     if probe["gpu"]:
         text += f"; {probe['gpu']}, {gib(probe['gpu_free'])} of {gib(probe['gpu_total'])} free"
     there = probe["versions"]
     others = [f"{package} {there[package] or 'not installed'}" for package in here if there[package] != here[package]]
     if others:
-        return Fact(name, f"{text}; {', '.join(others)}, where this machine has others", "missing", _UPDATE)
+        return Fact(name, f"{text}; {', '.join(others)}, where this machine has others", "missing", UPDATE)
     return Fact(name, text)
