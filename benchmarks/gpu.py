@@ -218,7 +218,6 @@ def run_one(part: str, folder: Path, device: torch.device, *, small: bool) -> in
 def without_vllm(part: str, device: torch.device, say: Callable[[str], None], *, small: bool) -> int:
     """Wrong results of a part without vLLM."""
     if part == "bits":
-        say(f"Triton kernel: {'gives the bits of torch' if gpu_kernel(device) else 'NOT USED'}")
         return bits(device, say)
     if part == "graphs":
         return graphs(device, say)
@@ -239,11 +238,18 @@ def bits(device: torch.device, say: Callable[[str], None]) -> int:
             wrong += not same(found, expected)
             n += 1
         wrong += Fingerprinter().tensor_sum(on_device) != Fingerprinter().tensor_sum(on_device.cpu())
-    kernel = gpu_kernel(device)
-    for alpha in ALPHAS if kernel is not None else ():
-        wrong += not kernel_agrees(kernel, device, alpha)
-        n += 1
     say(f"bits: {n} comparisons of {len(inputs(DTYPES[0]))} elements and their fingerprints, {wrong} differ")
+    return wrong + kernel_bits(device, say)
+
+
+def kernel_bits(device: torch.device, say: Callable[[str], None]) -> int:
+    """The same of the Triton kernel, bfloat16 alone. A GPU on which it is not used is a wrong result: nothing was tried."""
+    kernel = gpu_kernel(device)
+    if kernel is None:
+        say(f"Triton kernel: NOT USED: {why_no_kernel(device)}")
+        return int(device.type == "cuda")
+    wrong = sum(not kernel_agrees(kernel, device, alpha) for alpha in ALPHAS)
+    say(f"Triton kernel: {len(ALPHAS)} comparisons, {wrong} differ")
     return wrong
 
 
@@ -408,6 +414,14 @@ def gpu_kernel(device: torch.device) -> Any:
     except ImportError:
         return None
     return load_gpu_kernel(device)
+
+
+def why_no_kernel(device: torch.device) -> str:
+    try:
+        from expo_search.weights.gpu_kernel import gpu_kernel_fault
+    except ImportError as fault:
+        return str(fault)
+    return gpu_kernel_fault(device) or ""
 
 
 class Layer(nn.Module):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,14 @@ def test_a_kernel_with_other_bits_is_not_used_and_says_so(monkeypatch: pytest.Mo
     device = torch.device("meta")  # asked for by no other test: answers are kept
     assert gpu_kernel.load_gpu_kernel(device) is None
     assert gpu_kernel.gpu_kernel_fault(device) == "on meta its bits are not those of torch"
+
+
+@pytest.mark.parametrize(("device", "n_wrong"), [("cuda:99", 1), ("cpu", 0)])
+def test_the_check_of_a_gpu_fails_where_the_kernel_is_not_used_and_says_why(
+    device: str, n_wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is one that no GPU has. On a CPU it is the script that is tried."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    said: list[str] = []
+    assert import_module("gpu").kernel_bits(torch.device(device), said.append) == n_wrong
+    assert re.fullmatch(r"Triton kernel: NOT USED: \w.+", "\n".join(said))
