@@ -4,9 +4,11 @@ Without vLLM:
 
 1. Bits: weights and fingerprints on the device against the CPU, over random and extreme inputs.
 2. Speed: a switch of a 7B-shaped set of bfloat16 weights, sources on the device, against a copy on the device: by torch
-   operations, and by the Triton kernel where it gives their bits (`gpu_kernel.py`), which sums the fingerprint too.
+   operations, and as an engine does it, with the fingerprint, by the Triton kernel where it gives torch's bits
+   (`gpu_kernel.py`). What one switch launches, and how often it waits for the device, is counted.
 3. Graphs: a captured CUDA graph computes with what a switch wrote, and would not with weights that moved.
-4. Host: the same switch with its sources streamed from pinned host memory, against the rate of plain copies from there.
+4. Host: an engine's switch with its sources streamed from pinned host memory, against the rate of plain copies from
+   there; counted as well.
 
 With vLLM, where it is installed, the parts of `gpu_engine.py`, on real engines: canary and switches with sources on
 either side, captured graphs, a trial with and without barriers, the reward model at 16,384 tokens, an engine that is
@@ -29,7 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -54,6 +57,8 @@ COPY_BYTES = 4 << 30  # of the largest buffer that the rate of copies is measure
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 REPEATS = 7
+GOAL = "goal 90 %"
+WAITS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"})
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def bits(device: torch.device, say: Callable[[str], None]) -> int:
 
 
 def kernel_bits(device: torch.device, say: Callable[[str], None]) -> int:
-    """The same of the Triton kernel, bfloat16 alone. A GPU on which it is not used is a wrong result: nothing was tried."""
+    """The same of the Triton kernel, in bfloat16. A GPU on which it is not used is a wrong result: nothing is tried."""
     kernel = gpu_kernel(device)
     if kernel is None:
         say(f"Triton kernel: NOT USED: {why_no_kernel(device)}")
@@ -333,13 +338,24 @@ class Switch:
             self._extrapolator.into(weight.out.view(-1)[start : start + len(aligned)], aligned, sft, alpha)
 
     def write_and_sum(self, alpha: float) -> list[int]:
-        """By the Triton kernel, which must be there."""
-        assert self.kernel is not None
+        """As an engine does it: each piece by the Triton kernel, or by torch where that is not used; sums read once."""
         sums = {id(w): torch.zeros((), dtype=torch.int64, device=w.out.device) for w in self.weights}
         for weight, start, aligned, sft in self._reader.read(self.weights):
-            part = weight.out.view(-1)[start : start + len(aligned)]
-            self.kernel.switch(part, aligned, sft, alpha, sums[id(weight)], start // (2 * WORDS_PER_BLOCK))
+            part, total = weight.out.view(-1)[start : start + len(aligned)], sums[id(weight)]
+            block = start // (2 * WORDS_PER_BLOCK)
+            if self.kernel is not None and self.kernel.takes(part, aligned, sft):
+                self.kernel.switch(part, aligned, sft, alpha, total, block)
+            else:
+                self._extrapolator.into(part, aligned, sft, alpha)
+                total += self._fingerprinter.device_sum(part, block)
         return [number & MASK for number in torch.stack(list(sums.values())).tolist()]
+
+    def by(self) -> str:
+        """What writes and sums."""
+        return "torch" if self.kernel is None else "Triton"
+
+    def n_pieces(self) -> int:
+        return sum(1 for _ in self._reader.read(self.weights))
 
     def fingerprint(self) -> list[int]:
         return [self._fingerprinter.tensor_sum(weight.out) for weight in self.weights]
@@ -368,10 +384,10 @@ def switch(device: torch.device, say: Callable[[str], None], *, small: bool) -> 
     say(f"  copy on the device             {rate / 1e9:8.1f} GB/s, read and written")
     say(f"  write                          {write_s:8.4f} s   {3 * n_bytes / write_s / rate:6.1%} of the copy's speed")
     say(f"  fingerprint                    {sum_s:8.4f} s   {n_bytes / sum_s / rate:6.1%} of the copy's speed")
-    if live.kernel is not None:
-        fused_s = timer.seconds(lambda: live.write_and_sum(0.7))
-        share = 3 * n_bytes / fused_s / rate
-        say(f"  write and fingerprint, Triton  {fused_s:8.4f} s   {share:6.1%} of the copy's speed")
+    switch_s = timer.seconds(lambda: live.write_and_sum(0.7))
+    share = 3 * n_bytes / switch_s / rate
+    say(f"  write and fingerprint, {live.by():7} {switch_s:8.4f} s   {share:6.1%} of the copy's speed, {GOAL}")
+    say_counts(live, say)
     return check_weights(live, say)
 
 
@@ -380,11 +396,49 @@ def host(device: torch.device, say: Callable[[str], None], *, small: bool) -> in
     timer, live = Timer(device), Switch(device, make_weights(device, small, on_host=True), stage=True)
     read_bytes = sum(w.aligned.nbytes + w.sft.nbytes for w in live.weights)
     rate = copy_rate(timer, max((w.aligned for w in live.weights), key=lambda t: t.numel()), device)
-    write_s = timer.seconds(lambda: live.write(0.7), 3)
+    switch_s = timer.seconds(lambda: live.write_and_sum(0.7), 3)
+    share = read_bytes / switch_s / rate
     say(f"switch of {read_bytes / 2e9:.2f} GB, sources streamed from pinned host memory")
     say(f"  copy from there                {rate / 1e9:8.1f} GB/s")
-    say(f"  write                          {write_s:8.4f} s   {read_bytes / write_s / rate:6.1%} of the copy's speed")
+    say(f"  write and fingerprint, {live.by():7} {switch_s:8.4f} s   {share:6.1%} of the copy's speed, {GOAL}")
+    say_counts(live, say)
     return check_weights(live, say)
+
+
+def say_counts(live: Switch, say: Callable[[str], None]) -> None:
+    """What one switch asks of a device; nothing where there is none. It has run before: no key is made any more."""
+    if live.weights[0].out.device.type != "cuda":
+        return
+    counts = profiled(lambda: live.write_and_sum(0.7))
+    counts.subtract(profiled(lambda: None))  # the profiler waits for the device itself
+    say(
+        f"  one switch: {counts['kernels']} kernels and {counts['copies']} copies for {live.n_pieces()} pieces of "
+        f"{len(live.weights)} weights; waits for the device {counts['waits']} times, goal 1"
+    )
+
+
+def profiled(call: Callable[[], Any]) -> Counter[str]:
+    """Counts, by `tally`, of what a call does on a GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+    on_host = torch.autograd.DeviceType.CPU
+    return tally((event.name, event.device_type != on_host) for event in profiler.events())
+
+
+def tally(events: Iterable[tuple[str, bool]]) -> Counter[str]:
+    """Kernels, copies and waits among the events of a profile: each by its name, and whether the device did it.
+
+    Kernels and copies are counted where they ran: what launches them has several names, Triton's and torch's.
+    """
+    counts = Counter[str]()
+    for name, on_device in events:
+        if on_device:
+            counts["copies" if name.startswith(("Memcpy", "Memset")) else "kernels"] += 1
+        elif name in WAITS:
+            counts["waits"] += 1
+    return counts
 
 
 def copy_rate(timer: Timer, source: torch.Tensor, device: torch.device) -> float:
@@ -400,9 +454,8 @@ def check_weights(live: Switch, say: Callable[[str], None]) -> int:
         expected = live.expected(alpha)
         live.write(alpha)
         wrong += live.fingerprint() != expected
-        if live.kernel is not None:
-            live.write(25.0)
-            wrong += live.write_and_sum(alpha) != expected or live.fingerprint() != expected
+        live.write(25.0)
+        wrong += live.write_and_sum(alpha) != expected or live.fingerprint() != expected
     say(f"  weights against the formula, A -> B -> 0 -> A: {wrong} switches wrong")
     return wrong
 

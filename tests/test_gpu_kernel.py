@@ -15,6 +15,7 @@ import torch
 
 from expo_search.weights.fingerprint import WORDS_PER_BLOCK
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 CHECK = """
 import sys, torch
 from expo_search.weights.formula import plain_theta
@@ -105,7 +106,15 @@ def test_the_check_of_a_gpu_fails_where_the_kernel_is_not_used_and_says_why(
     device: str, n_wrong: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its number is one that no GPU has. On a CPU it is the script that is tried."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     said: list[str] = []
     assert import_module("gpu").kernel_bits(torch.device(device), said.append) == n_wrong
     assert re.fullmatch(r"Triton kernel: NOT USED: \w.+", "\n".join(said))
+
+
+def test_what_a_profile_of_a_switch_holds_is_counted_by_where_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    on_device = ["_switch", "_switch", "Memcpy HtoD (Pinned -> Device)", "Memset (Device)", "CatArrayBatched"]
+    on_host = ["cuLaunchKernelEx", "cudaLaunchKernel", "cudaMemcpyAsync", "cudaStreamSynchronize", "aten::_to_copy"]
+    counts = import_module("gpu").tally([(name, True) for name in on_device] + [(name, False) for name in on_host])
+    assert counts == {"kernels": 3, "copies": 2, "waits": 1}
