@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from commands import ended
 from expo_search.cli.doctor import lines
 from expo_search.engine.machine import installed_version
 from expo_search.errors import EngineError
-from expo_search.session import installation
+from expo_search.pool.cluster import Node, Place
+from expo_search.session import cluster_facts, installation
+from expo_search.session.cluster_facts import NodeProbe
 from expo_search.session.fact import Fact
 from expo_search.session.installation import TESTED, check_can_search, inspect_installation
 
@@ -115,6 +118,61 @@ def test_without_the_packages_of_database_and_hub_it_still_says_the_rest(tmp_pat
         done = doctor(tmp_path, without=package)
         assert "C kernel" in done.stdout, done.stderr
         assert "Traceback" not in done.stderr
+
+
+class ClusterOfFour:
+    """As `Cluster`, of nodes without GPUs: as this machine, of another version, without the package, and lost."""
+
+    def __init__(self, _: str) -> None: ...
+
+    def nodes(self) -> list[Node]:
+        return [Node(name, name, 0, 2, 0, 1) for name in ("same", "older", "bare", "lost")]
+
+    def survey(self, recipe: NodeProbe, _: Place, n_engines: dict[str, int]) -> dict[str, Any]:
+        [node] = n_engines
+        if node in ("bare", "lost"):
+            found = "expo-search cannot be imported there (No module named 'x')" if node == "bare" else "no answer"
+            raise EngineError(where=f"node {node}", found=found, expected="one", do="mend it")
+        there = recipe.survey(1)
+        return {node: there | ({"versions": there["versions"] | {"vllm": "vllm 0.1"}} if node == "older" else {})}
+
+    def close(self) -> None: ...
+
+
+def in_a_cluster() -> None:
+    vars(cluster_facts)["Cluster"] = ClusterOfFour
+
+
+def test_a_node_of_a_cluster_that_cannot_take_an_engine_is_a_line_and_code_2(tmp_path: Path) -> None:
+    done = ended(tmp_path, "doctor", "--ray-address", "head:6379", before=in_a_cluster)
+    assert done.returncode == 2
+    told = {line[9:].split("  ")[0]: line for line in done.stdout.splitlines()}
+    assert told["cluster"].startswith("ok")
+    assert "head:6379, 4 nodes; no GPU: an engine on each node's cores, 4 in all" in told["cluster"]
+    assert told["node same"].startswith("ok")
+    assert re.search("1 of 2 cores free; .* GiB of memory free$", told["node same"])
+    assert told["node older"].startswith("missing")
+    assert "vllm 0.1, where this machine has others; install the same version of" in told["node older"]
+    assert told["node bare"].startswith("missing")
+    assert told["node bare"].endswith("expo-search cannot be imported there (No module named 'x'); mend it")
+    assert told["node lost"].endswith("1 of 2 cores free; no answer; mend it")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("expo-search: this installation: node older ")
+    assert "node bare " in line
+    assert "node same" not in line
+
+
+def test_a_cluster_that_cannot_be_reached_is_a_line_and_code_2(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    done = doctor(tmp_path, "--json", "--ray-address", "127.0.0.1:1")
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert told["can_search"] is False
+    [cluster] = [f for f in told["facts"] if f["name"] == "cluster"]
+    assert cluster["status"] == "missing"
+    assert cluster["text"].startswith("it cannot be reached (")
+    assert done.stderr.startswith("expo-search: this installation: cluster it cannot be reached (")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_version_that_was_not_tested_names_the_one_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
