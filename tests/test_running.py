@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,18 @@ import pytest
 from test_preflight import checked
 from twins import edit, write_prompts
 
+from expo_search.checkpoint.folder import open_checkpoint
 from expo_search.config.presets import load_study
 from expo_search.engine import model
 from expo_search.engine.canary import Noise
 from expo_search.engine.start import SourcesReport
-from expo_search.errors import RewardError, SettingsChanged
+from expo_search.errors import EngineError, ExpoError, RewardError, SettingsChanged
 from expo_search.pool.actor import Share
 from expo_search.session import running, site
 from expo_search.session.preflight import Checked, check
 from expo_search.session.running import pin, start
 from expo_search.session.site import SiteRecipe, Survey
+from expo_search.session.sites import same_everywhere
 from expo_search.store.settings import Settings, WeightsSettings
 from expo_search.store.study_store import Store
 
@@ -122,6 +125,34 @@ def test_engines_that_rate_nothing_load_no_reward_model_and_want_neither_room_no
     unrated.recipe.start(Share())
     assert (loaded, started) == (["reward models"], ["engine", "engine"])
     assert planned(rated) - planned(unrated) == {"reward model"}
+
+
+@pytest.mark.usefixtures("started")
+def test_a_node_whose_files_are_others_by_one_byte_or_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of one path, as the first node has it and as another one does."""
+    monkeypatch.setattr(site, "set_defaults_of_libraries", lambda **_: None)
+    sites, spec = Here(), checked().spec
+    sites.reads_whole = True
+    recipe = check(spec, "sqlite:///test.db", lambda _: None, sites=sites).recipe  # type: ignore[arg-type]
+    assert recipe is not None
+    sampled = replace(recipe, reads_whole=False)
+    surveys = [[r.survey(1)] for r in (recipe, sampled)]
+    largest = max(open_checkpoint(Path("sft"), role="sft").tensors.values(), key=lambda t: t.n_bytes)
+    assert largest.n_bytes > 4096 + 2, "its first byte is outside the middle 4 KiB, which are the sample"
+    with largest.file.open("r+b") as file:
+        file.seek(largest.offset)
+        (byte,) = file.read(1)
+        file.seek(largest.offset)
+        file.write(bytes([byte ^ 1]))
+    for r, of_nodes in zip((recipe, sampled), surveys, strict=True):
+        of_nodes.append(r.survey(1))
+    same_everywhere(list(zip("ab", surveys[1], strict=True)))
+    with pytest.raises(EngineError, match="^nodes a and b: other content of sft's files; expected the same") as other:
+        same_everywhere(list(zip("ab", surveys[0], strict=True)))
+    shutil.rmtree("sft")
+    with pytest.raises(ExpoError, match="^sft .*: no such folder") as missing:
+        recipe.survey(1)
+    assert [len(str(fault.value).splitlines()) for fault in (other, missing)] == [1, 1]
 
 
 @pytest.mark.usefixtures("started")
