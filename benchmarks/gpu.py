@@ -423,8 +423,7 @@ def profiled(call: Callable[[], Any]) -> Counter[str]:
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
-    on_host = torch.autograd.DeviceType.CPU
-    return tally((event.name, event.device_type != on_host) for event in profiler.events())
+    return tally((event.name, event.device_type.name != "CPU") for event in profiler.events())
 
 
 def tally(events: Iterable[tuple[str, bool]]) -> Counter[str]:
