@@ -147,10 +147,10 @@ def test_a_node_whose_files_are_others_by_one_byte_or_missing_is_one_line(monkey
     for r, of_nodes in zip((recipe, sampled), surveys, strict=True):
         of_nodes.append(r.survey(1))
     same_everywhere(list(zip("ab", surveys[1], strict=True)))
-    with pytest.raises(EngineError, match="^nodes a and b: other content of sft's files; expected the same") as other:
+    with pytest.raises(EngineError, match=r"^nodes a and b: other content of sft's files; expected the same") as other:
         same_everywhere(list(zip("ab", surveys[0], strict=True)))
     shutil.rmtree("sft")
-    with pytest.raises(ExpoError, match="^sft .*: no such folder") as missing:
+    with pytest.raises(ExpoError, match=r"^sft .*: no such folder") as missing:
         recipe.survey(1)
     assert [len(str(fault.value).splitlines()) for fault in (other, missing)] == [1, 1]
 
