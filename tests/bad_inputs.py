@@ -352,7 +352,7 @@ CASES = [
          write("mine.toml", PAIR + "[prompts]\nsource = 3\n")),
     Case("a key that is left empty", STUDY, ["mine.toml: pair.sft_revision: ''; expected a text that is not empty"],
          write("mine.toml", PAIR + 'sft_revision = ""\n')),
-    Case("a name that is left empty", STUDY, ["mine.toml: pair.adapter: an empty name; expected a folder or a Hub id"],
+    Case("a name that is left empty", STUDY, ["mine.toml: pair.adapter: an empty name (found ''); expected a folder"],
          write("mine.toml", PAIR + 'adapter = ""\n')),
     Case("a value for a table", STUDY, ["search: 3; expected a table"], write("mine.toml", "search = 3\n" + PAIR)),
     Case("a preset that is no name", STUDY, ["preset: 3"], write("mine.toml", "preset = 3\n")),
