@@ -215,6 +215,11 @@ def begun(_: Path, __: pytest.MonkeyPatch) -> None:
     store.close()
 
 
+def without_template(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    begun(folder, patch)
+    template(None)(folder, patch)
+
+
 def no_harness(folder: Path, patch: pytest.MonkeyPatch) -> None:
     begun(folder, patch)
     patch.setattr(harness_package, "find_spec", lambda _: None)
@@ -560,6 +565,8 @@ CASES = [
     Case("a limit of no task of a search", search(bench_limit=4), ["--bench-limit: no --bench; expected --bench A,B"]),
     Case("data of a task that has its own", bench("--data", "basics=prompts.jsonl"),
          ["--data basics=prompts.jsonl: data of a task that has items of its own", "leave it out"], begun),
+    Case("a benchmark of a model whose chat template is gone", bench(),
+         ["no chat template", "[pair] table"], without_template),
     Case("no items", bench("--limit", "0"), ["--limit: 0; expected at least 1"]),
     Case("a task's data that are no file", bench("--tasks", "gsm8k", "--data", "gsm8k=no.jsonl"),
          ["--data gsm8k=no.jsonl: no such file"], begun),
