@@ -28,7 +28,8 @@ def lack(module: str, name: str) -> None:
     home, _, attribute = name.rpartition(".")
     delattr(attrgetter(home)(import_module(module)) if home else import_module(module), attribute)
     vllm_version.installed_vllm = lambda: ("vllm", "0.34.1")
-    command_line.app = lambda: start_engine(ModelSpec(Path("a"), Path("s"), SamplingSpec(), EngineSpec(), 0))
+    spec = ModelSpec(Path("a"), Path("s"), SamplingSpec(), EngineSpec(), 0)
+    command_line.app = lambda: start_engine(spec)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREFIX, CHAT_PREFIX = "lm_eval:", "lm_eval_chat:"
-_LEADERBOARD = "openllm"  # a group of unlike tasks, each with a number of shots of its own
+LEADERBOARD = "openllm"  # a group of unlike tasks, each with a number of shots of its own
 # What of a member the leaderboard counts, where that is not all: of TruthfulQA's three tasks this one
 _COUNTED = {"truthfulqa": "truthfulqa_mc2"}
 _SHOTS_SEED = 1234  # `lm_eval.defaults.DEFAULT_OTHER_SEED`, which `simple_evaluate` sets; `evaluate` alone sets none
@@ -177,7 +177,7 @@ def load_harness(name: str, limit: int | None, option: str = "--tasks") -> list[
             expected=f"one of {', '.join(prefix + n for n in near)}" if near else "a task of lm-evaluation-harness",
             do=f"did you mean {prefix}{near[0]}?" if near else "see `lm-eval ls tasks`, or give a task's YAML file",
         )
-    of_leaderboard = list(members) if wanted == _LEADERBOARD else [wanted] if wanted in members else []
+    of_leaderboard = list(members) if wanted == LEADERBOARD else [wanted] if wanted in members else []
     try:
         units = {name: _with_shots(manager, *members[name]) for name in of_leaderboard} or {
             _short(wanted): manager.load([wanted])["tasks"]
@@ -227,10 +227,10 @@ def _leaderboard(manager: TaskManager) -> dict[str, tuple[str, int]]:
     The members are loaded by their own names and given their shots. Where the group is loaded as one, the harness
     (0.4.13) gives every task within a member that member's name, of which one is then left: of MMLU a single subject.
     """
-    entry = manager.task_index.get(_LEADERBOARD)
+    entry = manager.task_index.get(LEADERBOARD)
     listed: Sequence[Mapping[str, Any]] = (entry.cfg or {})["task"] if entry else ()
     members = [(_COUNTED.get(of["task"], of["task"]), int(of["num_fewshot"])) for of in listed]
-    return {f"{_LEADERBOARD}/{member}": (member, shots) for member, shots in members}
+    return {f"{LEADERBOARD}/{member}": (member, shots) for member, shots in members}
 
 
 def _with_shots(manager: TaskManager, member: str, shots: int) -> dict[str, Task]:

@@ -11,7 +11,7 @@ from expo_search.bench.alpaca_eval import AlpacaEval
 from expo_search.bench.basics import Basics
 from expo_search.bench.data import check_file
 from expo_search.bench.gsm8k import N_SHOTS, SHOTS, Gsm8k
-from expo_search.bench.harness_task import PREFIX, is_harness, load_harness
+from expo_search.bench.harness_task import CHAT_PREFIX, LEADERBOARD, PREFIX, is_harness, load_harness
 from expo_search.bench.ifeval import WITHOUT_PUNKT, Ifeval
 from expo_search.bench.mt_bench import MtBench
 from expo_search.bench.own_task import OwnTask, is_own
@@ -153,3 +153,21 @@ def check_names(names: Collection[str], where: str = "--tasks") -> None:
             expected=f"one of {', '.join(near)}" if near else f"one of {known()}",
             do=f"did you mean {near[0]}?" if near else "see `expo-search bench --help`",
         )
+
+
+def check_limits(names: Collection[str]) -> None:
+    """Check the names of `[guardrails.bench]`: one of no task would rule nothing out.
+
+    Raises:
+        StudyError: one that is unknown, or that stands for several tasks.
+    """
+    where = "guardrails.bench"
+    check_names(names, where)
+    for prefix in (PREFIX, CHAT_PREFIX):
+        if f"{prefix}{LEADERBOARD}" in names:
+            raise StudyError(
+                where=where,
+                found=f"{prefix}{LEADERBOARD}, whose tasks are compared one by one",
+                expected="one of them",
+                do=f"name it, as {prefix}{LEADERBOARD}/gsm8k",
+            )

@@ -141,9 +141,9 @@ def check(
             raise EngineError(where="vllm", found="not installed", expected="vllm beside expo-search", do=INSTALL)
         check_batch_invariant(spec.engine)
     if spec.guardrails.bench:
-        from expo_search.bench.registry import check_names
+        from expo_search.bench.registry import check_limits
 
-        check_names(spec.guardrails.bench, "guardrails.bench")  # one of no task would rule nothing out
+        check_limits(spec.guardrails.bench)
     if spec.rewards and not own_scorer:
         raise StudyError(
             where="scorer",
