@@ -33,6 +33,7 @@ from expo_search.evaluation.own_scorer import FunctionScorer
 from expo_search.evaluation.result import Evaluation
 from expo_search.search.loop import search
 from expo_search.session.forecast import forecast
+from expo_search.session.installation import TESTED
 from expo_search.store.bench_store import Answered, BenchStore
 from expo_search.store.study_store import Store
 
@@ -57,6 +58,14 @@ def commands() -> list[str]:
     """Of the pages' indented blocks: page, and each command that stands there."""
     asked = r"^    (?:\.venv/bin/)?(expo-search .*?)(?: +#.*)?$"
     return [f"{p.name}: {line}" for p in PAGES for line in re.findall(asked, p.read_text("utf-8"), re.MULTILINE)]
+
+
+def test_the_page_on_versions_names_those_that_doctor_calls_tested() -> None:
+    page = (ROOT / "docs" / "vllm.md").read_text("utf-8")
+    [table] = re.findall(r"^\| package \| tested with \|\n\| --- \| --- \|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    told = dict(re.findall(r"^\| (\S+) \| (\S+) \|$", table, re.MULTILINE))
+    assert re.fullmatch(r"3\.\d+", told.pop("Python"))
+    assert told == TESTED
 
 
 @pytest.mark.slow
