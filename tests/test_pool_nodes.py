@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_prompts
+from fakes import FakeModel, FakeScorer, FakeWatcher, make_prompts
 from pool_fakes import FakeRecipe, noted
-from test_pool import answered, by_prompt, sent_by_value, texts, wait_for
+from test_pool import answered, by_prompt, searched, sent_by_value, texts, wait_for
 
 from expo_search.contracts import Completion
 from expo_search.dtypes import Dtypes
@@ -80,6 +83,55 @@ def test_a_node_that_goes_costs_its_prompts_and_one_that_comes_is_used(nodes: An
             assert by_prompt(answered(pool, prompts)) == texts(0.25, prompts)
             assert {pid for _, _, pid in noted(tmp_path / "asked")} - before
     assert kept is not lost
+
+
+class LosingNode(FakeWatcher):
+    """A node goes after so many answers."""
+
+    def __init__(self, n_answers: int, lose: Callable[[], object]) -> None:
+        super().__init__()
+        self._n_answers, self._lose = n_answers, lose
+
+    def generated(self, n_tokens: int, n_completions: int) -> None:
+        super().generated(n_tokens, n_completions)
+        if self.n_completions >= self._n_answers > self.n_completions - n_completions:
+            self._lose()
+
+
+def answers_of(folder: Path) -> list[tuple[Any, ...]]:
+    """The rated answers that `searched` left; how many others a trial has that was broken off depends on the moment."""
+    with closing(sqlite3.connect(folder / "study.db")) as database:
+        return database.execute(
+            "SELECT trial, part, position, text, n_tokens, finish_reason, reward FROM expo_completions"
+            " WHERE reward IS NOT NULL ORDER BY trial, part, position"
+        ).fetchall()
+
+
+@pytest.mark.slow  # engines and nodes are started, and waited for
+def test_a_search_that_loses_a_node_in_a_trial_ends_as_an_undisturbed_one_and_asks_nothing_twice(
+    nodes: Any, tmp_path: Path
+) -> None:
+    for name in ("alone", "lost"):
+        (tmp_path / name).mkdir()
+    alone = searched(tmp_path / "alone", FakeModel(), FakeScorer())
+    nodes.add_node(num_cpus=1)
+    lost = nodes.add_node(num_cpus=1)
+    said: list[str] = []
+    with (
+        closing(Cluster(nodes.address)) as cluster,
+        closing(Pool(cluster, FakeRecipe(tmp_path, step_s=0.01), A_CORE, 2, say=said.append)) as pool,
+    ):
+        watcher = LosingNode(200, lambda: nodes.remove_node(lost))
+        assert searched(tmp_path / "lost", pool, pool, watcher=watcher) == alone
+        wait_for(lambda: any("is lost" in line for line in said))
+    assert answers_of(tmp_path / "lost") == answers_of(tmp_path / "alone")
+    [n_back] = [int(n) for line in said for n in re.findall(r"is lost: .*; its (\d+) prompts go back", line)]
+    asked = noted(tmp_path / "asked")
+    by_engine, requests = Counter(map(tuple, asked)), Counter((alpha, id) for alpha, id, _ in asked)
+    assert set(by_engine.values()) == {1}
+    assert set(requests.values()) <= {1, 2}
+    again = [request for request, n in requests.items() if n == 2]  # answered as the node went, and not handed over
+    assert len(again) <= n_back
 
 
 @pytest.mark.slow  # engines and a node are started, and waited for
