@@ -589,7 +589,7 @@ CASES = [
     Case("a guardrail of no task", STUDY, ["guardrails.bench: unknown task 'gsmk8'", "did you mean gsm8k?"],
          write("mine.toml", PAIR + "[prompts]\nsource = \"prompts.jsonl\"\n[guardrails.bench]\ngsmk8 = 0.02\n")),
     Case("a guardrail of several tasks", STUDY, ["lm_eval:openllm, whose tasks are", "as lm_eval:openllm/gsm8k"],
-         write("mine.toml", PAIR + '[prompts]\nsource = "prompts.jsonl"\n[guardrails.bench]\n"lm_eval:openllm" = 0.02\n')),
+         write("mine.toml", PAIR + '[prompts]\nsource = "prompts.jsonl"\n[guardrails.bench]\n"lm_eval:openllm" = 1\n')),
     Case("a judge of nothing", bench("--judge", "gpt4"), ["--judge gpt4: the tasks basics", "alpaca_eval"], begun),
     Case("a judge that is not there",
          bench("--tasks", "alpaca_eval", "--data", "alpaca_eval=items.jsonl", "--judge", "gpt4"),
