@@ -80,7 +80,7 @@ def test_what_prompts_and_database_tell_is_told_before_a_checkpoint_is_read(monk
     store = Store("sqlite:///test.db", "custom")
     pin(store, checked(15))
     monkeypatch.setattr(preflight, "resolve_pair", read)
-    with store.owned(), pytest.raises(StoreError, match="another search by this process"):
+    with store.owned(), pytest.raises(StoreError, match="another session of this process"):
         checked(15)
     store.close()
     overrides: dict[str, dict[str, Any]] = {

@@ -387,7 +387,7 @@ class TestShown:
         assert "search's own reward model's alone" in text
         assert provenance(origin)["checks"] == [checked.as_json()]
         agreed = replace(checked, gain=checked.own)
-        assert "alone" not in card(make_origin(tmp_path, checks=[agreed]))
+        assert "reward model's alone" not in card(make_origin(tmp_path, checks=[agreed]))
 
     def test_another_trials_check_is_named_with_its_alpha(self, spec: es.StudySpec, url: str, checked: Check) -> None:
         other = next(e for e in es.open_study(url, "mine").evaluations if e.trial not in (0, checked.trial))
