@@ -162,7 +162,6 @@ class Session:
         self.say = say_on(self._console, quiet)  # shows a line where progress is shown
         self._own_model, self._fetch = model is None, fetch
         self._judge: SecondJudge | None = None
-        own: dict[str, Any] = {"own_model": self._own_model, "own_scorer": scorer is None, "rates": rates}
         try:
             self._artifacts = self._checked_place(artifacts)
             sites = sites_for(engines, ray_address)
@@ -173,33 +172,20 @@ class Session:
                     )
                 self._at_end.callback(sites.close)
             with self.working("checking prompts, checkpoints and settings") as doing:
+                how: dict[str, Any] = {
+                    "adds": adds,
+                    "own_model": self._own_model,
+                    "own_scorer": scorer is None,
+                    "rates": rates,
+                    "sites": sites,
+                    "doing": doing,
+                    "fetch": fetch,
+                    "to_confirm": to_confirm,
+                }
                 if isinstance(study, str):
-                    trust = {"trust_remote_code": trust_remote_code}
-                    checked = check_stored(
-                        storage,
-                        study,
-                        self.say,
-                        adds=adds,
-                        sites=sites,
-                        doing=doing,
-                        fetch=fetch,
-                        to_confirm=to_confirm,
-                        **trust,
-                        **own,
-                    )
-                else:
-                    checked = check(
-                        study,
-                        storage,
-                        self.say,
-                        adds=adds,
-                        sites=sites,
-                        doing=doing,
-                        fetch=fetch,
-                        to_confirm=to_confirm,
-                        with_judge=scorer is None,  # one that the database names is found when it is asked for
-                        **own,
-                    )
+                    checked = check_stored(storage, study, self.say, trust_remote_code=trust_remote_code, **how)
+                else:  # a judge that the database names is found when it is asked for
+                    checked = check(study, storage, self.say, with_judge=scorer is None, **how)
         except BaseException:
             self._at_end.close()
             raise
@@ -444,7 +430,7 @@ class Session:
 
         fresh = self.checked.confirm_prompts(n_prompts)
         if trial is None:
-            trial = self._recommended()
+            trial = self.result().trial_at(None)
         there = self.confirmed(trial, n_prompts)
         if there is not None:
             self.say(f"study {self.name}: alpha = {trial.alpha:.4g} was measured on these {there.n} fresh prompts")
@@ -808,14 +794,11 @@ class Session:
         near = min((e.alpha for e in self.result().evaluations), key=lambda a: abs(a - alpha), default=alpha)
         return near if abs(near - alpha) < 1e-3 * abs(alpha) else alpha
 
-    def _recommended(self) -> Evaluation:
-        """The trial that the verdict is about; raises `StudyError` where there is none."""
-        return self.result().trial_at(None)
-
     def _best_to_bench(self) -> float:
-        """The alpha of that trial; where it is not the recommended one, which is 0, that is said."""
-        best = self._recommended()
-        if self.result().verdict.recommended is None:
+        """The alpha of the trial that the verdict is about; where the verdict is to keep 0, that is said."""
+        result = self.result()
+        best = result.trial_at(None)
+        if result.verdict.recommended is None:
             self.say(
                 f"study {self.name}: the verdict is to keep alpha = 0; what the best other alpha, {best.alpha:.4g}, "
                 "does is measured all the same (--alphas takes others)"
@@ -948,7 +931,10 @@ def export(
         SettingsChanged: the checkpoints are not those that were searched.
         CheckpointError: weights that are not finite, or `verify` found other ones than the trial's.
     """
-    from expo_search.exporting.wanted import Wanted, check_wanted
+    from expo_search.exporting.study import export_study
+    from expo_search.exporting.wanted import Wanted
+    from expo_search.session.process_state import process_left_as_it_was
+    from expo_search.session.working import unseen
 
     wanted = Wanted(
         out=user_path(out),
@@ -963,10 +949,5 @@ def export(
         private=private,
         trust_remote_code=trust_remote_code,
     )
-    check_wanted(wanted)  # before what exports is imported
-    from expo_search.exporting.study import export_study
-    from expo_search.session.process_state import process_left_as_it_was
-    from expo_search.session.working import unseen
-
     with process_left_as_it_was():
         return export_study(study.url, study.name, wanted, say, on_bytes, working or unseen, give_up)

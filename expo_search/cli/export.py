@@ -85,7 +85,7 @@ def export_model(
         "private": private,
         "trust_remote_code": trust_remote_code,
     }
-    check_wanted(Wanted(out, **options))  # before the study is read
+    check_wanted(Wanted(out, **options))  # before the study is read, and what exports it imported
     with terminal(log) as (printed, err):
         export_to(out, open_study(storage, known_study(study, storage)), printed, err, quiet=quiet, **options)
 

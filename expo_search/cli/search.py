@@ -331,8 +331,6 @@ def _forecast(
             **where,
         ) as session,
     ):
-        if n_confirm is not None:
-            session.checked.confirm_prompts(n_confirm, "--confirm")
         if bench is not None:
             session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
         judge = session.find_judge()
@@ -402,8 +400,6 @@ def _search(
         from expo_search.results.trackers.tracking import Tracking  # what is wrong with the input is said by now
 
         with session, Tracking(track, session.say) as tracking:
-            if n_confirm is not None:
-                session.checked.confirm_prompts(n_confirm, "--confirm")  # too few are found before the engine starts
             if bench is not None:
                 session.check_bench(bench.tasks, data=bench.data, limit=bench.limit)
             session.find_judge()

@@ -68,8 +68,7 @@ def content_hash(file: Path) -> str:
 def _module(name: str) -> ModuleType:
     known = sys.modules.get(name)
     with _looking_in(os.getcwd()):  # noqa: PTH109  a string, as Python's path has it
-        stale = known is not None and _is_stale(known)
-        module = importlib.reload(known) if known is not None and stale else importlib.import_module(name)
+        module = importlib.import_module(name) if known is None or not _is_stale(known) else importlib.reload(known)
     _ran[name] = _hash_of(module)
     return module
 

@@ -228,7 +228,7 @@ def check(
     if memory is not None:
         say(memory.sentence())
     members = _members(spec, judges, each) if spec.rewards else None
-    return Checked(
+    checked = Checked(
         spec,
         storage,
         pair,
@@ -247,10 +247,13 @@ def check(
         members,
         rates,
     )
+    if to_confirm is not None:
+        checked.confirm_prompts(*to_confirm)  # those that fit the context
+    return checked
 
 
 def _check_to_confirm(spec: StudySpec, prompts: Sequence[Prompt], to_confirm: tuple[int, str] | None) -> None:
-    """Refuse more fresh prompts than there are beside the search's, whichever fit the context: that is told later."""
+    """Refuse more fresh prompts than there are beside the search's; which of them fit the context is not known yet."""
     if to_confirm is not None:
         n, option = to_confirm
         confirm_part(prompts, _n_of_search(spec, prompts), n, where=f"prompts {spec.prompts.source}", option=option)
